@@ -48,6 +48,11 @@ class EncoderAdapter:
         """Returns the adapter as nested dictionaries and lists that JSON can hold."""
         return {"blocks": self.blocks, "sublayers": [asdict(sublayer) for sublayer in self.sublayers]}
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "EncoderAdapter":
+        """Returns the adapter that `to_dict` wrote."""
+        return cls(data["blocks"], tuple(SublayerAdapter(**sublayer) for sublayer in data["sublayers"]))
+
 
 BERT = EncoderAdapter(
     blocks="encoder.layer",

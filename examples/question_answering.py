@@ -1,0 +1,93 @@
+"""Prunes an extractive question answering model and compares exact match, F1, size and speed.
+
+python examples/question_answering.py --model distilbert/distilbert-base-uncased-distilled-squad \
+    --dataset rajpurkar/squad --output_dir squad-pruned
+"""
+
+from collections.abc import Sequence
+
+import common
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from optimum_kprune import KPruner
+
+MAX_LENGTH = 256
+STRIDE = 96
+LONGEST_ANSWER = 30
+
+
+def best_span(
+    start_logits: torch.Tensor, end_logits: torch.Tensor, in_context: torch.Tensor
+) -> tuple[float, int, int]:
+    """Returns score, first and last token of the most likely answer within the context of one window."""
+    length = len(in_context)
+    scores = start_logits[:length, None] + end_logits[None, :length]
+    allowed = in_context[:, None] & in_context[None, :]
+    allowed &= allowed.new_ones(scores.shape).triu() & allowed.new_ones(scores.shape).tril(LONGEST_ANSWER - 1)
+    place = int(scores.masked_fill(~allowed, -torch.inf).argmax())
+    start, end = divmod(place, length)
+    return float(scores[start, end]), start, end
+
+
+def predict_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], contexts: Sequence[str]
+) -> list[str]:
+    """Returns the best answer of every question over all windows of its context."""
+    # Questions may begin with blanks, which would take the place of context.
+    questions = [question.strip() for question in questions]
+    windows = common.encode(
+        tokenizer,
+        questions,
+        contexts,
+        truncation="only_second",
+        max_length=min(MAX_LENGTH, tokenizer.model_max_length),
+        stride=STRIDE,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    questions_of_windows, offsets = windows.pop("overflow_to_sample_mapping"), windows.pop("offset_mapping")
+    best = [(-np.inf, "")] * len(questions)
+    for window, outputs in common.predict(model, tokenizer, windows):
+        in_context = torch.tensor([part == 1 for part in windows.sequence_ids(window)])
+        score, start, end = best_span(outputs["start_logits"], outputs["end_logits"], in_context)
+        question = questions_of_windows[window]
+        answer = contexts[question][offsets[window][start][0] : offsets[window][end][1]]
+        best[question] = max(best[question], (score, answer))
+    return [answer for _, answer in best]
+
+
+def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> np.ndarray:
+    """Returns exact match and F1 in percent."""
+    answers = predict_answers(model, tokenizer, list(rows["question"]), list(rows["context"]))
+    scores = [
+        common.answer_scores(answer, gold["text"]) for answer, gold in zip(answers, rows["answers"], strict=True)
+    ]
+    return 100 * np.mean(scores, axis=0)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Loads, evaluates, prunes and saves, evaluates again."""
+    args = common.parse_arguments(__doc__, ["question", "context"], "answers", arguments)
+    pruner = KPruner.from_pretrained(args.model, task="question-answering")
+    dense, tokenizer = pruner.teacher, pruner.processing_class
+
+    rows = common.load_validation(args)
+    before = evaluate(dense, tokenizer, rows)
+    print(f"dense exact match {before[0]:.2f}, F1 {before[1]:.2f} on {len(rows):,} questions")
+
+    calibration = pruner.get_calibration_dataset(
+        args.dataset, **common.calibration_options(args), max_length=MAX_LENGTH
+    )
+    result = pruner.prune(common.make_config(args), calibration, save_directory=args.output_dir)
+    print(result)
+
+    after = evaluate(pruner.model, tokenizer, rows)
+    table = {name: (float(before[i]), float(after[i])) for i, name in enumerate(("exact match [%]", "F1 [%]"))}
+    common.print_table(table | common.measure(dense, pruner.model, result))
+
+
+if __name__ == "__main__":
+    main()

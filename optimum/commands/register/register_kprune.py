@@ -1,0 +1,47 @@
+"""The `optimum-cli kprune` command. It is read at every start of the CLI, so that `run` holds the imports."""
+
+from argparse import ArgumentParser
+
+from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
+
+
+class KPruneCommand(BaseOptimumCLICommand):
+    """Prunes a fine-tuned encoder without retraining and without labels."""
+
+    COMMAND = CommandInfo(name="kprune", help="Prune a fine-tuned encoder without retraining and without labels.")
+
+    @staticmethod
+    def parse_args(parser: ArgumentParser) -> None:
+        """Declares the arguments."""
+        required = parser.add_argument_group("Required arguments")
+        required.add_argument("--model", required=True, help="Local folder or Hub name of the fine-tuned model.")
+        required.add_argument(
+            "--dataset", required=True, help="Calibration data: a Hub name, a folder, or a file or pattern of files."
+        )
+        required.add_argument("output_dir", metavar="OUTPUT_DIR", help="New or empty folder for the pruned model.")
+        model = parser.add_argument_group("Model")
+        model.add_argument("--task", help="Task as in pipelines, by default that of the checkpoint.")
+        model.add_argument("--revision", help="Branch, tag or commit of the model on the Hub.")
+        model.add_argument("--dtype", help="Type of the weights, for example float32; by default that of the config.")
+        model.add_argument("--device", default=None, help="Device to prune on, for example cuda; by default the CPU.")
+        data = parser.add_argument_group("Calibration data")
+        data.add_argument("--dataset_config", help="Configuration of the data set.")
+        data.add_argument("--dataset_split", default="train", help="Split of the data set.")
+        data.add_argument("--text_columns", nargs="+", help="Columns of the texts, in the order the model reads them.")
+        data.add_argument("--max_length", type=int, help="Tokens at which texts are cut.")
+        data.add_argument("--num_tokens", type=int, help="Budget of calibration tokens.")
+        data.add_argument("--batch_size", type=int, default=32, help="Samples in a batch.")
+        prune = parser.add_argument_group("Pruning")
+        prune.add_argument("--config", help="kprune_config.json, or a folder or Hub repository that has one.")
+        prune.add_argument("--compression_rate", type=float, help="Share of the FLOPs to remove, in [0, 1).")
+        prune.add_argument("--seed", type=int, help="Seed of what is drawn.")
+        parser.add_argument("--push_to_hub", metavar="REPO_ID", help="Upload the pruned model to this repository.")
+
+    def run(self) -> None:
+        """Runs the command."""
+        from optimum_kprune.command import run
+
+        run(self.args)
+
+
+REGISTER_COMMANDS = [KPruneCommand]

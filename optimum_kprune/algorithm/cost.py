@@ -1,0 +1,17 @@
+"""FLOPs of the units (METHOD section 1)."""
+
+
+def unit_flops(kind: str, unit_weights: int, unit_size: int, sequence_length: float) -> float:
+    """FLOPs of one unit on a sequence of T tokens, at 2 FLOPs per multiply-accumulate.
+
+        head    8 T d d_h + 4 T^2 d_h       (four projections, scores and context)
+        neuron  4 T d, or 6 T d when gated  (two projections, or three)
+
+    Args:
+        kind: `"attention"` or `"ffn"`.
+        unit_weights: weights of the unit in its input and output projections (4 d d_h; 2 d or 3 d).
+        unit_size: d_h for a head, 1 for a neuron.
+        sequence_length: T.
+    """
+    mixing = 4 * sequence_length**2 * unit_size if kind == "attention" else 0.0
+    return 2 * sequence_length * unit_weights + mixing

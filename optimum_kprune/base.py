@@ -1,0 +1,24 @@
+"""The abstract pruner, in the shape of Optimum's quantizers (Optimum itself has no pruning interface)."""
+
+from abc import ABC, abstractmethod
+from os import PathLike
+from typing import Any
+
+from optimum.configuration_utils import BaseConfig
+
+
+class OptimumPruner(ABC):
+    """What a pruner offers: load a model, prune it, save or publish the smaller one."""
+
+    @classmethod
+    def from_pretrained(cls, model_or_path: Any, **kwargs: Any) -> "OptimumPruner":
+        """Returns a pruner for a loaded model, a local folder or a model on the Hub."""
+        raise NotImplementedError(f"{cls.__name__} must define how to load a model to prune.")
+
+    @abstractmethod
+    def prune(self, config: BaseConfig, calibration_dataset: Any, **kwargs: Any) -> Any:
+        """Prunes the model and returns a result that says what was kept."""
+
+    @abstractmethod
+    def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
+        """Writes the pruned model and what is needed to use it into a folder."""

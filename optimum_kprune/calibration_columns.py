@@ -1,0 +1,156 @@
+"""Which columns of a data set hold the texts: as named by the user, or as names and types give away."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset, Features
+
+
+@dataclass(frozen=True)
+class TextColumns:
+    """The text columns that a task reads: their allowed numbers, and the same in words."""
+
+    counts: range
+    allowed: str
+
+
+_ONE_OR_PAIR = TextColumns(range(1, 3), "one text column or two for a pair")
+TEXT_COLUMNS = {
+    "text-classification": _ONE_OR_PAIR,
+    "question-answering": TextColumns(range(2, 3), "two text columns, question and context"),
+    "token-classification": TextColumns(range(1, 2), "one column of texts or of lists of words"),
+    "fill-mask": _ONE_OR_PAIR,
+    "multiple-choice": TextColumns(range(3, 1000), "the text column of the prompt and those of two or more choices"),
+    "feature-extraction": TextColumns(range(1, 1000), "one or more text columns"),
+}
+
+PAIRS = (
+    ("question", "context"),
+    ("question", "passage"),
+    ("question", "paragraph"),
+    ("question", "sentence"),
+    ("question1", "question2"),
+    ("query", "passage"),
+    ("query", "document"),
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("sentence_a", "sentence_b"),
+    ("sentence_A", "sentence_B"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("anchor", "positive"),
+)
+PREFERRED = ("text", "sentence")
+WORDS = ("tokens", "words")
+SWAG = ("sent1", "sent2", "ending0", "ending1", "ending2", "ending3")
+NOT_TEXT = frozenset(
+    {"id", "idx", "index", "guid", "uid", "uuid", "key", "title", "url", "uri", "link", "source", "split"}
+    | {"lang", "language", "date", "timestamp", "category", "class", "target", "label", "labels", "label_text"}
+)
+NOT_TEXT_SUFFIXES = ("_id", "-id", "_idx", "_uuid", "_url", "_label")
+
+
+def dataset_from_texts(items: Sequence[Any], task: str) -> Dataset:
+    """Puts a list of texts, of pairs of texts, or of (prompt, choice, choice, ...) into columns, in that order.
+
+    For token classification, lists of strings are the words of one text.
+
+    Raises:
+        ValueError: if the list mixes types, or its items hold too few or too many texts for the task.
+    """
+    are_texts = isinstance(items[0], str)
+    for item in items:
+        is_sequence = isinstance(item, list | tuple) and all(isinstance(text, str) for text in item)
+        if not (isinstance(item, str) if are_texts else is_sequence):
+            raise ValueError(
+                "A list of calibration data must hold texts only, or tuples of texts only (batches must be mappings "
+                f"with `input_ids`). Got one that begins with {_described(items[0])} and holds {_described(item)}."
+            )
+    if task == "token-classification":
+        return Dataset.from_dict({"text": [item if are_texts else list(item) for item in items]})
+    rows = [(item,) if are_texts else tuple(item) for item in items]
+    widths = {len(row) for row in rows}
+    if len(widths) > 1 or not widths <= set(TEXT_COLUMNS[task].counts):
+        raise ValueError(
+            f"The items of a list of calibration data for {task} must stand for {TEXT_COLUMNS[task].allowed}: a text "
+            f"or a tuple of texts, all of one length. Got items of {' and '.join(map(str, sorted(widths)))} texts."
+        )
+    return Dataset.from_dict({f"text_{index}": list(texts) for index, texts in enumerate(zip(*rows, strict=True))})
+
+
+def find_text_columns(features: Features, task: str, text_columns: Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the columns that hold the texts: the ones given, else the ones that names and types give away.
+
+    Raises:
+        ValueError: if a given column is absent or holds no text, or if the columns cannot be told.
+    """
+    if text_columns is not None:
+        return _checked(features, task, tuple(text_columns))
+    found = _guessed(features, task)
+    if found is None:
+        candidates = _candidates(features)
+        reason = f"{_quoted(candidates)} could be meant" if candidates else "none of them looks like text"
+        raise ValueError(
+            f"Cannot tell which columns hold the text. For {task} there must be {TEXT_COLUMNS[task].allowed}. Got the "
+            f"columns {_quoted(features)}; {reason}. Name them in order: text_columns=[...] or --text_columns a b."
+        )
+    return found
+
+
+def _checked(features: Features, task: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    absent = [name for name in names if name not in features]
+    if absent:
+        raise ValueError(f"`text_columns` must be among {_quoted(features)}. Got {_quoted(absent)} instead.")
+    if len(names) not in TEXT_COLUMNS[task].counts:
+        given = _quoted(names) or "none"
+        raise ValueError(f"`text_columns` for {task} must be {TEXT_COLUMNS[task].allowed}. Got {given} instead.")
+    for name in names:
+        if not _holds_text(features[name]) and not (task == "token-classification" and _holds_words(features[name])):
+            texts = _quoted(name for name, feature in features.items() if _holds_text(feature))
+            raise ValueError(
+                f"`text_columns` must hold strings. Got the column {name!r} of type {features[name]} instead. "
+                f"The columns of strings are: {texts or 'none'}."
+            )
+    return names
+
+
+def _guessed(features: Features, task: str) -> tuple[str, ...] | None:
+    if task == "multiple-choice":
+        return SWAG if set(SWAG) <= set(features) else None
+    counts, candidates = TEXT_COLUMNS[task].counts, _candidates(features)
+    words = [name for name in WORDS if name in features and _holds_words(features[name])]
+    if task == "token-classification" and len(words) == 1:
+        return tuple(words)
+    pairs = [pair for pair in PAIRS if set(pair) <= set(candidates)] if 2 in counts else []
+    if pairs:
+        return pairs[0] if len(pairs) == 1 else None
+    if 1 not in counts:
+        return None
+    preferred = [name for name in PREFERRED if name in candidates]
+    return next((tuple(names) for names in (candidates, preferred) if len(names) == 1), None)
+
+
+def _candidates(features: Features) -> list[str]:
+    """The columns of strings, without identifiers, labels and the like as their names tell."""
+    texts = [name for name, feature in features.items() if _holds_text(feature)]
+    return [name for name in texts if name.lower() not in NOT_TEXT and not name.lower().endswith(NOT_TEXT_SUFFIXES)]
+
+
+def _holds_text(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("string", "large_string", "string_view")
+
+
+def _holds_words(feature: Any) -> bool:
+    """Whether a feature is a list of strings, in the ways that versions of `datasets` write it."""
+    return _holds_text(feature[0] if isinstance(feature, list) else getattr(feature, "feature", None))
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _described(item: Any) -> str:
+    if isinstance(item, list | tuple):
+        return f"a {type(item).__name__} of {', '.join(sorted({type(part).__name__ for part in item})) or 'nothing'}"
+    return f"an item of type {type(item).__name__}"

@@ -1,0 +1,64 @@
+"""What `optimum-cli kprune` does: the arguments -> load, calibrate, prune, save."""
+
+import logging
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from .configuration import KPruneConfig
+from .hub import require_free
+from .pruner import KPruner
+
+
+logger = logging.getLogger("optimum_kprune")
+
+
+def run(arguments: Namespace) -> None:
+    """Runs the command; what the user can mend is said in one line, with exit status 1."""
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.INFO)
+    try:
+        _prune(arguments)
+    except (ValueError, OSError) as error:
+        sys.exit(f"optimum-cli kprune: {error}")
+    except KeyboardInterrupt:
+        sys.exit("optimum-cli kprune: interrupted; nothing was written.")
+
+
+def _prune(arguments: Namespace) -> None:
+    config = _config(arguments)
+    require_free(arguments.output_dir)
+    pruner = KPruner.from_pretrained(arguments.model, task=arguments.task, **_given(arguments, "revision", "dtype"))
+    if arguments.device is not None:
+        pruner.teacher.to(arguments.device)
+    calibration = pruner.get_calibration_dataset(
+        arguments.dataset,
+        num_tokens=config.num_tokens,
+        dataset_config_name=arguments.dataset_config,
+        dataset_split=arguments.dataset_split,
+        text_columns=arguments.text_columns,
+        max_length=arguments.max_length,
+        seed=config.seed,
+    )
+    result = pruner.prune(
+        config, calibration, batch_size=arguments.batch_size, save_directory=arguments.output_dir
+    )
+    logger.info("%s\nSaved to %s", result, arguments.output_dir)
+    if arguments.push_to_hub is not None:
+        logger.info("Uploaded: %s", pruner.push_to_hub(arguments.push_to_hub))
+
+
+def _config(arguments: Namespace) -> KPruneConfig:
+    """The settings of --config, with those of the command line on top."""
+    overrides = _given(arguments, "compression_rate", "num_tokens", "seed")
+    if arguments.config is None:
+        return KPruneConfig(**overrides)
+    source = Path(arguments.config)
+    saved = KPruneConfig.from_json_file(source) if source.is_file() else KPruneConfig.from_pretrained(arguments.config)
+    return KPruneConfig(**{**saved.to_dict(), **overrides})
+
+
+def _given(arguments: Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}

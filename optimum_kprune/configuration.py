@@ -1,0 +1,153 @@
+"""The settings of a prune: one validated object, saved as kprune_config.json."""
+
+import json
+import math
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from optimum.configuration_utils import BaseConfig
+from optimum.version import __version__ as optimum_version
+
+
+GRADIENTS = ("sample", "batch")
+BIASES = ("refit", "keep", "drop")
+
+
+class KPruneConfig(BaseConfig):
+    """Settings of knowledge-preserving pruning (Park, Choi and Kang, ICLR 2024).
+
+    Args:
+        compression_rate (`float`, defaults to 0.5): share of the FLOPs of all units to remove, in [0, 1). At least
+            this share is removed.
+        temperature (`float`, defaults to 2.0): temperature gamma of the softmax in the predictive knowledge.
+        lambda_rep (`float`, defaults to 0.1): weight lambda of the representational against the predictive knowledge.
+        mu (`float`, *optional*): factor on the score of a head, whose knowledge is averaged over the dimensions of
+            the head. `None` takes the head dimension, which makes the average a sum.
+        gradient (`str`, defaults to `"sample"`): `"sample"` squares the gradient of every sample, so that batching
+            cannot matter; `"batch"` squares the gradient of the batch mean, as the authors' program does.
+        num_tokens (`int`, *optional*, defaults to 100 000): budget of calibration tokens, padding not counted.
+            `None` uses all calibration data.
+        sequence_length (`int`, *optional*): number of tokens T at which FLOPs are counted. `None` takes the mean
+            length of the calibration data, rounded.
+        tuning (`bool`, defaults to `True`): whether to refit the output projections of the pruned sublayers.
+        ridge (`float`, defaults to 1e-4): strength rho of the pull towards the model's own weights in the fit,
+            relative to the mean square of the features.
+        bias (`str`, defaults to `"refit"`): `"refit"` fits the bias of the output projection with its weights;
+            `"keep"` leaves it; `"drop"` leaves it, but drops it with the last unit of a sublayer, as the authors'
+            program does.
+        span_padding (`bool`, defaults to `False`): whether the start and end distributions of question answering run
+            over padded positions too, as in the authors' program. Padding then moves the scores.
+        seed (`int`, defaults to 0): seed of whatever is drawn (calibration samples, masked tokens).
+
+    Raises:
+        ValueError: if a value is out of its range or a setting does not exist.
+    """
+
+    CONFIG_NAME = "kprune_config.json"
+    FULL_CONFIGURATION_FILE = "kprune_config.json"
+
+    compression_rate: float = 0.5
+    temperature: float = 2.0
+    lambda_rep: float = 0.1
+    mu: float | None = None
+    gradient: str = "sample"
+    num_tokens: int | None = 100_000
+    sequence_length: int | None = None
+    tuning: bool = True
+    ridge: float = 1e-4
+    bias: str = "refit"
+    span_padding: bool = False
+    seed: int = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Validates every setting."""
+        unknown = sorted(set(kwargs) - {"optimum_version", "model_type"})
+        if unknown:
+            raise ValueError(
+                f"KPruneConfig has no setting {', '.join(map(repr, unknown))}. The settings are: {', '.join(SETTINGS)}."
+            )
+        super().__post_init__()
+        _require_number(self, "compression_rate", "in [0, 1)", lambda value: 0 <= value < 1)
+        _require_number(self, "temperature", "above 0", lambda value: value > 0)
+        _require_number(self, "lambda_rep", "0 or above", lambda value: value >= 0)
+        _require_number(self, "mu", "above 0, or None", lambda value: value > 0, optional=True)
+        _require_number(self, "num_tokens", "1 or above, or None", lambda value: value >= 1, optional=True)
+        _require_number(self, "sequence_length", "1 or above, or None", lambda value: value >= 1, optional=True)
+        _require_number(self, "ridge", "0 or above", lambda value: value >= 0)
+        _require_number(self, "seed", "0 or above", lambda value: value >= 0)
+        _require_choice(self, "gradient", GRADIENTS)
+        _require_choice(self, "bias", BIASES)
+        _require_choice(self, "tuning", (True, False))
+        _require_choice(self, "span_padding", (True, False))
+
+    @classmethod
+    def paper(cls, **overrides: Any) -> "KPruneConfig":
+        """Returns the published settings (and those of the authors' program), with `overrides` on top."""
+        published: dict[str, Any] = {
+            "temperature": 2.0,
+            "lambda_rep": 2.5e-4,
+            "gradient": "batch",
+            "ridge": 0.0,
+            "bias": "drop",
+            "span_padding": True,
+        }
+        return cls(**{**published, **overrides})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the settings alone: what an inherited model config would add says nothing about a prune."""
+        return {name: getattr(self, name) for name in SETTINGS} | {"optimum_version": optimum_version}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Returns all settings: a saved prune should not depend on the defaults of the version that reads it."""
+        return self.to_dict()
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """Returns the settings as JSON."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def save_pretrained(self, save_directory: str | PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Writes kprune_config.json into `save_directory` and, if asked, uploads it.
+
+        Args:
+            save_directory: folder to write to; made if it does not exist.
+            push_to_hub: whether to upload the file as well.
+            kwargs: `repo_id` (by default the folder's name), `token`, `private`, `commit_message`.
+
+        Raises:
+            ValueError: if `save_directory` is a file.
+        """
+        folder = Path(save_directory)
+        if folder.is_file():
+            raise ValueError(f"`save_directory` must be a folder. Got the file {str(folder)!r} instead.")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.to_json_file(folder / self.CONFIG_NAME)
+        if push_to_hub:
+            api = HfApi(token=kwargs.get("token"))
+            repo = api.create_repo(kwargs.get("repo_id", folder.name), private=kwargs.get("private"), exist_ok=True)
+            api.upload_file(
+                path_or_fileobj=folder / self.CONFIG_NAME,
+                path_in_repo=self.CONFIG_NAME,
+                repo_id=repo.repo_id,
+                commit_message=kwargs.get("commit_message", "Upload kprune_config.json"),
+            )
+
+
+SETTINGS = tuple(name for name in KPruneConfig.__annotations__ if not name.isupper())
+
+
+def _require_number(config: KPruneConfig, name: str, allowed: str, is_allowed: Any, optional: bool = False) -> None:
+    value = getattr(config, name)
+    if value is None and optional:
+        return
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not is_allowed(value):
+        raise ValueError(f"The setting {name!r} of KPruneConfig must be a number {allowed}. Got {value!r} instead.")
+
+
+def _require_choice(config: KPruneConfig, name: str, choices: tuple[Any, ...]) -> None:
+    value = getattr(config, name)
+    if value not in choices:
+        allowed = ", ".join(map(repr, choices))
+        raise ValueError(f"The setting {name!r} of KPruneConfig must be one of {allowed}. Got {value!r} instead.")

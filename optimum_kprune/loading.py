@@ -1,0 +1,77 @@
+"""Loading what is to be pruned: the model with the head of its task, and its tokenizer."""
+
+import logging
+from os import PathLike
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .tasks import Task, get_task, task_of_class
+
+
+logger = logging.getLogger(__name__)
+
+# Arguments that say where files come from; the tokenizer and the config need them as well as the model.
+SOURCE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+
+def load_model(path: str | PathLike, task: str | None, **model_kwargs: Any) -> PreTrainedModel:
+    """Loads a checkpoint with the head of its task.
+
+    Args:
+        path: local folder or name on the Hub.
+        task: name of the task; None takes that of the architecture that the checkpoint was saved as.
+        model_kwargs: arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: if the task cannot be told or does not fit the checkpoint's head.
+    """
+    source = {name: model_kwargs[name] for name in SOURCE_ARGUMENTS if name in model_kwargs}
+    if "trust_remote_code" in model_kwargs:
+        source["trust_remote_code"] = model_kwargs["trust_remote_code"]
+    config = AutoConfig.from_pretrained(path, **source)
+    auto_class = getattr(transformers, _choose_task(path, config, task).auto_class)
+    model, info = auto_class.from_pretrained(path, output_loading_info=True, **model_kwargs)
+    # A pooler is no head: encoders are published without it, and embeddings are not read from it.
+    fresh = sorted(name for name in info["missing_keys"] if "pooler" not in name)
+    if fresh:
+        logger.warning(
+            f"The checkpoint {str(path)!r} has no weights for {', '.join(fresh)}: they were freshly initialised, and "
+            "what such a model predicts is not worth preserving. Fine-tune it on its task before you prune it."
+        )
+    return model
+
+
+def load_processing_class(path: str | PathLike, **model_kwargs: Any) -> PreTrainedTokenizerBase | None:
+    """Loads the tokenizer of a checkpoint; returns None, with a warning, if there is none."""
+    source = {name: model_kwargs[name] for name in SOURCE_ARGUMENTS if name in model_kwargs}
+    try:
+        return AutoTokenizer.from_pretrained(path, **source)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning(
+            f"No tokenizer could be loaded from {str(path)!r} ({type(error).__name__}: {error}). Pass "
+            "`processing_class=...` to calibrate on text and to save the tokenizer with the pruned model."
+        )
+        return None
+
+
+def _choose_task(path: str | PathLike, config: Any, name: str | None) -> Task:
+    """The task asked for, or else the task of the architecture that the checkpoint was saved as."""
+    architecture = (getattr(config, "architectures", None) or [None])[0]
+    if name is None:
+        if architecture is None:
+            raise ValueError(
+                f"The config of {str(path)!r} does not say which task the model is for. Pass `task`, for example "
+                "task='text-classification'."
+            )
+        return task_of_class(architecture)
+    task = get_task(name)
+    heads = ("ForSequenceClassification", "ForQuestionAnswering", "ForTokenClassification", "ForMultipleChoice")
+    has_other_head = any(architecture.endswith(head) for head in heads) if architecture else False
+    if has_other_head and task.name != "feature-extraction" and task != task_of_class(architecture):
+        raise ValueError(
+            f"The checkpoint {str(path)!r} was fine-tuned as {architecture}, for {task_of_class(architecture).name!r}. "
+            f"Got task={name!r}. Leave `task` out, or choose a checkpoint that was fine-tuned for it."
+        )
+    return task

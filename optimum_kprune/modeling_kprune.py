@@ -1,0 +1,288 @@
+"""Pruned encoders: the classes that load, run and save a model whose heads and neurons were removed by K-prune.
+
+This file needs torch and transformers only. The `optimum_kprune` plugin imports it, and every saved pruned model
+holds a copy, so that `trust_remote_code=True` loads the model where the plugin is not installed. The field `kprune`
+of the config names the units that are left; a model is built in its dense shape and shrunk to them:
+
+    {"adapter": {"blocks": ..., "sublayers": [...]},
+     "kept": [{"layer": 0, "kind": "attention", "kept": "0-3,7", "total": 12}, ...]}     one entry per sublayer
+
+`KPrune<class>` is here for every encoder class of transformers, as in `KPruneBertForSequenceClassification`.
+"""
+
+import functools
+import reprlib
+import sys
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+
+def format_units(indices: list[int]) -> str:
+    """Writes unit indices as ranges: `[0, 1, 2, 3, 7]` is `"0-3,7"`, and none is `""`."""
+    ranges: list[list[int]] = []
+    for index in sorted(set(indices)):
+        if ranges and index == ranges[-1][1] + 1:
+            ranges[-1][1] = index
+        else:
+            ranges.append([index, index])
+    return ",".join(f"{first}-{last}" if first < last else f"{first}" for first, last in ranges)
+
+
+def parse_units(text: str) -> list[int]:
+    """Reads unit indices that `format_units` wrote.
+
+    Raises:
+        ValueError: if the text is not what `format_units` writes.
+    """
+    indices: list[int] = []
+    for part in text.split(",") if text else []:
+        first, _, last = part.partition("-")
+        if first.isdecimal() and (last or first).isdecimal():
+            indices.extend(range(int(first), int(last or first) + 1))
+    if format_units(indices) != text:
+        raise ValueError(f"Kept units must be increasing ranges such as '0-3,7,9-11', or '' for none. Got {text!r}.")
+    return indices
+
+
+class Constant(nn.Module):
+    """The output projection of a sublayer without units: its bias, whatever the input."""
+
+    def __init__(self, projection: Any) -> None:
+        super().__init__()
+        self.in_features, self.out_features = 0, projection.out_features
+        bias = projection.bias
+        self.bias = nn.Parameter(projection.weight.new_zeros(self.out_features)) if bias is None else bias
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Returns the bias, once per token of `features`."""
+        return self.bias.expand(*features.shape[:-1], self.out_features)
+
+
+class Bypass(nn.Module):
+    """The unit computation of a sublayer without units: hands the hidden states on.
+
+    Attributes:
+        constant: name of the `Constant` that lies inside and is the output instead, "" if it lies outside.
+        returns_tuple: whether the output is the first of a tuple, as that of attention modules.
+    """
+
+    def __init__(self, constant: str, returns_tuple: bool) -> None:
+        super().__init__()
+        self.constant, self.returns_tuple = constant, returns_tuple
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
+        """Returns the hidden states or the constant."""
+        output = self.get_submodule(self.constant)(hidden_states) if self.constant else hidden_states
+        return (output, None) if self.returns_tuple else output
+
+
+def shrink_sublayer(block: nn.Module, sublayer: dict[str, Any], kept: list[int], total: int) -> None:
+    """Removes the units of a sublayer that are not kept, in place; without any unit the sublayer is bypassed.
+
+    Args:
+        block: the block that holds the sublayer.
+        sublayer: names of the sublayer's modules: a `SublayerAdapter` as a dictionary.
+        kept: increasing indices of the units to keep.
+        total: number of units that the sublayer has now.
+
+    Raises:
+        ValueError: if `kept` or `total` does not fit the sublayer.
+    """
+    name = f"{sublayer['kind']} sublayer with output {sublayer['output']!r}"
+    if kept != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < total):
+        raise ValueError(
+            f"The units to keep in the {name} must be increasing indices below {total}. Got {reprlib.repr(kept)}."
+        )
+    if len(kept) == total:
+        return
+    output: Any = block.get_submodule(sublayer["output"])
+    unit_size, remainder = divmod(output.in_features, total)
+    if remainder or not unit_size:
+        raise ValueError(
+            f"The {name} has {output.in_features} features, which {total} units do not share equally. "
+            "Give the number of units that the sublayer has now."
+        )
+    if kept:
+        for projection, parts in sublayer["inputs"].items():
+            _keep_units(block.get_submodule(projection), 0, parts, kept, total)
+        _keep_units(output, 1, 1, kept, total)
+    else:
+        _bypass(block, sublayer)
+    for count, unit in sublayer["counts"].items():
+        module, _, attribute = count.rpartition(".")
+        setattr(block.get_submodule(module), attribute, len(kept) * (unit_size if unit == "features" else 1))
+
+
+def _keep_units(linear: Any, dim: int, parts: int, kept: list[int], total: int) -> None:
+    """Keeps units along a dimension of the parameters that holds parts x total units x entries of a unit."""
+    for name, parameter in list(linear.named_parameters()):
+        if dim < parameter.dim():
+            # Models are loaded under a default device that holds no data, so the index must name its own.
+            index = torch.tensor(kept, device=parameter.device)
+            units = parameter.detach().unflatten(dim, (parts, total, -1)).index_select(dim + 1, index)
+            data = units.flatten(dim, dim + 2).contiguous()
+            setattr(linear, name, nn.Parameter(data, requires_grad=parameter.requires_grad))
+    linear.out_features, linear.in_features = linear.weight.shape
+
+
+def _bypass(block: nn.Module, sublayer: dict[str, Any]) -> None:
+    output, inside = sublayer["output"], f"{sublayer['bypass']}."
+    constant = Constant(block.get_submodule(output))
+    inner = output.removeprefix(inside) if output.startswith(inside) else ""
+    _place(block, sublayer["bypass"], Bypass(inner, sublayer["returns_tuple"]))
+    _place(block, output, constant)
+
+
+def _place(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts a submodule in its place, in the mode of the model; parents that are gone become empty modules."""
+    *parents, leaf = name.split(".")
+    for parent in parents:
+        if not hasattr(root, parent):
+            setattr(root, parent, nn.Module())
+        root = getattr(root, parent)
+    setattr(root, leaf, module.train(root.training))
+
+
+def shrink_model(model: PreTrainedModel, kprune: dict[str, Any]) -> None:
+    """Shrinks a model of dense shape to the units that the config field `kprune` keeps, in place.
+
+    Raises:
+        ValueError: if the entries do not match the sublayers of the model one by one.
+    """
+    adapter, entries = kprune["adapter"], kprune["kept"]
+    blocks: Any = model.base_model.get_submodule(adapter["blocks"])
+    sublayers = [(layer, sublayer) for layer in range(len(blocks)) for sublayer in adapter["sublayers"]]
+    expected = [(layer, sublayer["kind"]) for layer, sublayer in sublayers]
+    given = [(entry["layer"], entry["kind"]) for entry in entries]
+    if given != expected:
+        raise ValueError(
+            "The list `kept` in the config field `kprune` must have one entry per sublayer, bottom to top: "
+            f"{len(expected)} entries {expected}. Got {len(given)} entries {given}. Use the config.json that was "
+            "saved with the weights."
+        )
+    for (layer, sublayer), entry in zip(sublayers, entries, strict=True):
+        shrink_sublayer(blocks[layer], sublayer, parse_units(entry["kept"]), entry["total"])
+
+
+def pruned_model_from(model: PreTrainedModel, kprune: dict[str, Any]) -> PreTrainedModel:
+    """Returns a shrunk model as an instance of its pruned class, which saves and loads like any other model.
+
+    Args:
+        model: a model whose sublayers were shrunk by `shrink_sublayer`, of a dense or a pruned class. It is not
+            changed and shares no tensor with the result.
+        kprune: the config field, for all sublayers and relative to the dense architecture.
+
+    Returns:
+        The pruned model in evaluation mode, on the device and in the dtype of the given one.
+    """
+    model_class = pruned_class(type(model))
+    fields = model.config.to_dict() | {
+        "model_type": model_class.config_class.model_type,
+        "architectures": [model_class.__name__],
+        "attn_implementation": model.config._attn_implementation,
+        "kprune": kprune,
+    }
+    # Tokenizer files that do not name their class are read by the model type, which is a new one.
+    fields["tokenizer_class"] = fields.get("tokenizer_class") or TOKENIZER_MAPPING_NAMES.get(model.config.model_type)
+    with torch.device(model.device), no_init_weights():
+        pruned = model_class._from_config(model_class.config_class(**fields), dtype=model.dtype)
+    pruned.tie_weights()
+    pruned.load_state_dict(model.state_dict())
+    pruned.model_tags = model.model_tags
+    return pruned.eval()
+
+
+def register_auto_classes(model_type: str) -> None:
+    """Makes the Auto classes and the pipelines load the pruned models of a dense model type from this file.
+
+    Raises:
+        ValueError: if transformers does not know the model type.
+    """
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"Expected a `config.model_type` that transformers {transformers.__version__} knows. Got {model_type!r}."
+        )
+    dense_config: Any = CONFIG_MAPPING[model_type]
+    config_class = pruned_class(dense_config)
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    for auto_class, dense in _auto_classes(dense_config).items():
+        getattr(modeling_auto, auto_class).register(config_class, pruned_class(dense), exist_ok=True)
+
+
+def pruned_class(dense: type) -> Any:
+    """Returns the pruned class of a config or model class; that of a pruned class, also a remote one, is its equal."""
+    return getattr(sys.modules[__name__], f"KPrune{dense.__name__.removeprefix('KPrune')}")
+
+
+def __getattr__(name: str) -> type:
+    dense: Any = getattr(transformers, name.removeprefix("KPrune"), None) if name.startswith("KPrune") else None
+    if isinstance(dense, type) and issubclass(dense, PreTrainedConfig):
+        made: Any = _make_config_class(dense)
+    elif dense in _auto_classes(getattr(dense, "config_class", None) or PreTrainedConfig).values():
+        made = _make_model_class(dense)
+    else:
+        raise AttributeError(
+            f"Module {__name__!r} has no {name!r}, only `KPrune<class>` for the config classes of transformers and "
+            "for those of its encoder classes that the Auto classes load."
+        )
+    made.__name__ = made.__qualname__ = name
+    return globals().setdefault(name, made)
+
+
+@functools.cache
+def _auto_classes(config_class: Any) -> dict[str, Any]:
+    """The model class that each Auto class gives for a dense config.
+
+    Not those that generate: their cache relies on every attention sublayer, also on bypassed ones.
+    """
+    auto_classes = {name: value for name, value in vars(modeling_auto).items() if name.startswith("AutoModel")}
+    models = {name: value._model_mapping.get(config_class, None) for name, value in auto_classes.items()}
+    return {
+        name: model for name, model in models.items() if hasattr(model, "can_generate") and not model.can_generate()
+    }
+
+
+def _make_config_class(dense: Any) -> type[PreTrainedConfig]:
+    class PrunedConfig(dense):
+        """A config with the field `kprune`: the units that are left."""
+
+        kprune: dict[str, Any] | None = None
+        model_type = f"kprune-{dense.model_type}"
+        _auto_class = "AutoConfig"
+
+    return PrunedConfig
+
+
+def _make_model_class(dense: Any) -> type[PreTrainedModel]:
+    auto_classes = _auto_classes(dense.config_class)
+    # A class can stand under several Auto classes: its own is the one that ends like it.
+    own = max(
+        (auto_class for auto_class, model_class in auto_classes.items() if model_class is dense),
+        key=lambda auto_class: (dense.__name__.endswith(auto_class.removeprefix("AutoModel")), len(auto_class)),
+    )
+    loadable = {name: auto_classes[name] for name in ("AutoModel", own) if name in auto_classes}
+
+    class PrunedModel(dense):
+        """A model that has only the units named by `config.kprune`."""
+
+        config_class = pruned_class(dense.config_class)
+        _auto_class = own
+
+        def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+            super().__init__(config, *args, **kwargs)
+            file = __name__.rpartition(".")[2]
+            classes = {"AutoConfig": dense.config_class} | loadable
+            config.auto_map = {name: f"{file}.KPrune{value.__name__}" for name, value in classes.items()}
+            if getattr(config, "kprune", None) is not None:
+                shrink_model(self, config.kprune)
+                self.post_init()
+
+    return PrunedModel

@@ -1,0 +1,151 @@
+"""Context managers that record, stop and re-enter the forward pass of a model, and always leave it as it was."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from .sublayers import Encoder, Sublayer
+
+
+class _Stop(Exception):
+    """Ends a forward pass whose rest is not needed."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a model in evaluation mode and every module back into the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden states among the arguments of a module, by convention the first."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+@contextmanager
+def hooks(*handles: Any) -> Iterator[None]:
+    """Removes the given hooks at the end."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def entered_at(blocks: nn.ModuleList, index: int, hidden: Tensor | None) -> Iterator[None]:
+    """Makes the stack of blocks start at block `index` on the given hidden states (rows, tokens, d).
+
+    The blocks below hand the hidden states on without computing anything; what comes before and after the stack
+    (embeddings, masks, positions, head) runs as ever, so that no forward pass has to be known or copied.
+    """
+    skipped = list(blocks[:index])
+    replaced = [block.__dict__.get("forward") for block in skipped]
+    try:
+        for block in skipped:
+            block.__dict__["forward"] = lambda *args, **kwargs: hidden
+        yield
+    finally:
+        for block, forward in zip(skipped, replaced, strict=True):
+            if forward is None:
+                block.__dict__.pop("forward", None)
+            else:
+                block.__dict__["forward"] = forward
+
+
+def run(encoder: Encoder, batch: dict[str, Tensor], start: int = 0, hidden: Tensor | None = None) -> Any:
+    """Runs a model from block `start` on; returns its outputs, or None if a recorder stopped it."""
+    with entered_at(encoder.blocks, start, hidden):
+        try:
+            return encoder.model(**batch)
+        except _Stop:
+            return None
+
+
+class SublayerRecord:
+    """What one forward pass showed of a sublayer.
+
+    Attributes:
+        residual: X, (rows, tokens, d): the residual stream that enters.
+        features: A, (rows, tokens, features): the input of the output projection.
+        output: Sub(X), (rows, tokens, d): the output of the output projection.
+    """
+
+    residual: Tensor
+    features: Tensor
+    output: Tensor
+
+
+@contextmanager
+def recorded(sublayer: Sublayer) -> Iterator[SublayerRecord]:
+    """Records a sublayer in the forward passes inside, and stops them behind its output projection."""
+    record = SublayerRecord()
+
+    def at_residual(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        record.residual = first_input(args, kwargs)
+
+    def at_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        record.features, record.output = args[0], output
+        raise _Stop
+
+    with hooks(
+        sublayer.residual.register_forward_pre_hook(at_residual, with_kwargs=True),
+        sublayer.output.register_forward_hook(at_output),
+    ):
+        yield record
+
+
+@contextmanager
+def recorded_output(block: nn.Module, stop: bool = False) -> Iterator[list[Tensor]]:
+    """Records the hidden states that leave a block, and stops the forward passes there if asked."""
+    outputs: list[Tensor] = []
+
+    def at_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        outputs.append(output)
+        if stop:
+            raise _Stop
+
+    with hooks(block.register_forward_hook(at_output)):
+        yield outputs
+
+
+@contextmanager
+def observed_units(
+    sublayers: list[Sublayer], on_features: Callable[[int, Tensor], None], on_gradients: Callable[[int, Tensor], None]
+) -> Iterator[None]:
+    """Shows the features of sublayers in the forward pass, and the gradients of masks on them in the backward pass.
+
+    The gradient of the loss in a mask m on a feature, at m = 1, is the sum over tokens of feature x gradient of
+    the feature, so that one backward pass gives it for every row, sublayer and feature. The lowest sublayer's
+    features become leaves: the backward pass ends there.
+
+    Args:
+        sublayers: bottom to top.
+        on_features: called with the index of a sublayer and its features, (rows, tokens, features).
+        on_gradients: called with the index of a sublayer and the gradients, (rows, features).
+    """
+
+    def before_projection(index: int) -> Callable[..., tuple[Tensor, ...]]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            features = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
+            values = features.detach()
+            on_features(index, values)
+            features.register_hook(
+                lambda gradient: on_gradients(index, (values.float() * gradient.float()).sum(dim=1))
+            )
+            return (features, *args[1:])
+
+        return hook
+
+    with ExitStack() as stack:
+        for index, sublayer in enumerate(sublayers):
+            stack.enter_context(hooks(sublayer.output.register_forward_pre_hook(before_projection(index))))
+        yield

@@ -1,0 +1,294 @@
+"""KPruner: the interface, and the one place that joins the stages of a prune."""
+
+import copy
+import inspect
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from . import hub
+from .adapters import EncoderAdapter
+from .base import OptimumPruner
+from .calibration import InputSpec, load_calibration_dataset, prepare_batches
+from .configuration import KPruneConfig
+from .frontier import Frontier
+from .kept import adapter_of, kprune_field
+from .loading import load_model, load_processing_class
+from .modeling_kprune import pruned_model_from
+from .observe import evaluating
+from .pruning import SublayerPruner
+from .report import KPruneResult
+from .sublayers import Encoder
+from .tasks import get_task, task_of, with_padded_spans
+
+
+logger = logging.getLogger(__name__)
+
+
+class KPruner(OptimumPruner):
+    """Prunes a fine-tuned encoder without retraining and without labels (Park, Choi and Kang, ICLR 2024).
+
+    Args:
+        model: a loaded model with the head of its task. It is never changed.
+        processing_class: its tokenizer, needed to calibrate on text and saved with the pruned model.
+        task: name of the task, as in `transformers.pipeline`; None takes that of the model's class.
+
+    Attributes:
+        teacher: the model as it was given. Every prune starts from it.
+        model: the pruned model of the last prune that succeeded, the teacher before.
+        result: the result of the last prune that succeeded, or None.
+
+    Raises:
+        ValueError: if the model's type has no adapter, its class is for no known task, or `task` is another one.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        task: str | None = None,
+    ) -> None:
+        self.adapter: EncoderAdapter = adapter_of(model)
+        self.task = task_of(model)
+        if task is not None and get_task(task) != self.task:
+            raise ValueError(
+                f"`task` must fit the model: a {type(model).__name__} is for {self.task.name!r}. Got {task!r} instead. "
+                "Leave `task` out, or load the checkpoint with the Auto class of the task."
+            )
+        self.teacher = model
+        self.model = model
+        self.processing_class = processing_class
+        self.config: KPruneConfig | None = None
+        self.result: KPruneResult | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_or_path: PreTrainedModel | str | PathLike,
+        task: str | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        **model_kwargs: Any,
+    ) -> "KPruner":
+        """Loads a model to prune.
+
+        Args:
+            model_or_path: a loaded model, a local folder or a name on the Hub.
+            task: name of the task; None takes that of the architecture the checkpoint was saved as.
+            processing_class: the tokenizer; None loads it from the same place.
+            model_kwargs: arguments of the model's `from_pretrained`, such as `dtype`, `device_map` or `revision`.
+
+        Raises:
+            ValueError: if the architecture is not supported or the task does not fit the head.
+        """
+        if isinstance(model_or_path, PreTrainedModel):
+            if model_kwargs:
+                raise ValueError(
+                    f"Arguments for loading go with a path. Got a loaded model and {', '.join(sorted(model_kwargs))}."
+                )
+            return cls(model_or_path, processing_class, task)
+        model = load_model(model_or_path, task, **model_kwargs)
+        if processing_class is None:
+            processing_class = load_processing_class(model_or_path, **model_kwargs)
+        return cls(model, processing_class)
+
+    def get_calibration_dataset(
+        self,
+        dataset_name: str | PathLike | Sequence[str | PathLike],
+        num_tokens: int | None = 100_000,
+        dataset_config_name: str | None = None,
+        dataset_split: str = "train",
+        text_columns: Sequence[str] | None = None,
+        preprocess_function: Callable[[dict[str, list]], dict[str, Any]] | None = None,
+        max_length: int | None = None,
+        seed: int = 0,
+    ) -> Dataset:
+        """Draws and tokenizes unlabelled calibration data.
+
+        Args:
+            dataset_name: a name on the Hub; a local folder; a parquet, csv, json or txt file, a pattern or a list.
+            num_tokens: budget of tokens, padding not counted; None takes the whole split.
+            dataset_config_name: configuration of the data set.
+            dataset_split: split of the data set.
+            text_columns: columns that hold the texts, in the order in which the model reads them; None finds them.
+            preprocess_function: maps a chunk of raw rows to model inputs, instead of the tokenization here.
+            max_length: tokens at which texts are cut; None takes the limit of the model, at most 512.
+            seed: seed of the choice of samples.
+
+        Returns:
+            the tokenized samples, without labels.
+
+        Raises:
+            FileNotFoundError: if there is no such data set.
+            ValueError: if the data or an argument cannot be used; the message says why and what to do.
+        """
+        spec = self._input_spec(seed, text_columns, preprocess_function, max_length)
+        return load_calibration_dataset(
+            dataset_name,
+            spec,
+            num_tokens=num_tokens,
+            dataset_config_name=dataset_config_name,
+            dataset_split=dataset_split,
+        )
+
+    def prune(
+        self,
+        config: KPruneConfig,
+        calibration_dataset: Dataset | Iterable[Any],
+        data_collator: Callable[[list[Any]], Any] | None = None,
+        batch_size: int = 32,
+        save_directory: str | PathLike | None = None,
+    ) -> KPruneResult:
+        """Prunes a copy of the teacher, which becomes `model` when the prune has succeeded.
+
+        Args:
+            config: the settings.
+            calibration_dataset: a data set, raw or tokenized; texts or pairs of texts; or an iterable of batches,
+                which are taken as they are. Labels are not needed and not looked at.
+            data_collator: makes a batch of a list of tokenized samples; None pads with the tokenizer.
+            batch_size: samples in a batch. Without effect on the result, except with `gradient="batch"`.
+            save_directory: folder to save the pruned model to, new or empty.
+
+        Returns:
+            what was kept, sublayer by sublayer.
+
+        Raises:
+            ValueError: if the data cannot be used, or weights or activations are not finite.
+            FileExistsError: if `save_directory` is not empty.
+        """
+        if save_directory is not None:
+            hub.require_free(save_directory)
+        _require_finite_weights(self.teacher)
+        batches = prepare_batches(
+            calibration_dataset,
+            self._input_spec(config.seed),
+            num_tokens=config.num_tokens,
+            batch_size=batch_size,
+            data_collator=data_collator,
+            keep_order=config.gradient == "batch",
+        )
+        self.model, self.result = self._prune(config, batches)
+        self.config = config
+        if save_directory is not None:
+            self.save_pretrained(save_directory)
+        return self.result
+
+    def _prune(self, config: KPruneConfig, batches: list[dict[str, torch.Tensor]]) -> tuple[Any, KPruneResult]:
+        started = time.perf_counter()
+        student = copy.deepcopy(self.teacher).requires_grad_(False)
+        with evaluating(self.teacher), evaluating(student), torch.no_grad():
+            task = with_padded_spans(self.task) if config.span_padding else self.task
+            frontier = Frontier(Encoder(self.teacher, self.adapter), Encoder(student, self.adapter), batches, task)
+            _warn_if_few_tokens(frontier)
+            passes = 1 + 2 * len(frontier.student.sublayers()) + len(frontier.student.blocks) - 1
+            with tqdm(total=passes * len(batches), desc="Pruning", unit="batch") as bar:
+                pruning = SublayerPruner(frontier, config, lambda batches: _counted(batches, bar))
+                sublayers = pruning.run()
+            kprune = kprune_field(self.teacher, self.adapter, sublayers)
+            pruned = pruned_model_from(student, kprune)
+        result = KPruneResult(
+            sublayers=sublayers,
+            sequence_length=pruning.sequence_length,
+            samples=frontier.samples,
+            tokens=frontier.tokens,
+            parameters_before=self.teacher.num_parameters(),
+            parameters_after=pruned.num_parameters(),
+            seconds=time.perf_counter() - started,
+        )
+        return pruned, result
+
+    def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
+        """Saves the pruned model, its tokenizer, the settings and a report of what was kept.
+
+        Args:
+            save_directory: a new or empty folder; it appears whole or not at all.
+            kwargs: arguments of the model's `save_pretrained`, such as `max_shard_size`.
+
+        Raises:
+            ValueError: if nothing was pruned yet.
+            FileExistsError: if the folder is not empty.
+        """
+        if self.result is None or self.config is None:
+            raise ValueError("There is no pruned model to save yet. Call `prune` first.")
+        with hub.written_whole(save_directory) as folder:
+            self.model.save_pretrained(folder, **kwargs)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+            self.config.save_pretrained(folder)
+            hub.write_report(folder, self.result.to_dict())
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        token: str | None = None,
+        private: bool | None = None,
+        commit_message: str = "Upload a model pruned by K-prune",
+    ) -> str:
+        """Uploads what `save_pretrained` writes to a model repository, which is made if it does not exist.
+
+        Returns:
+            the address of the commit.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            self.save_pretrained(folder)
+            return hub.upload(folder, repo_id, token, private, commit_message)
+
+    def _input_spec(
+        self,
+        seed: int,
+        text_columns: Sequence[str] | None = None,
+        preprocess_function: Callable[[dict[str, list]], dict[str, Any]] | None = None,
+        max_length: int | None = None,
+    ) -> InputSpec:
+        return InputSpec(
+            task=self.task.name,
+            processing_class=self.processing_class,
+            text_columns=text_columns,
+            preprocess_function=preprocess_function,
+            max_length=max_length,
+            max_positions=_max_positions(self.teacher),
+            model_inputs=list(inspect.signature(self.teacher.forward).parameters),
+            seed=seed,
+        )
+
+
+def _max_positions(model: PreTrainedModel) -> int | None:
+    """The longest input of a model; positions of the RoBERTa family start behind the padding index."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    embedding = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    reserved = 0 if getattr(embedding, "padding_idx", None) is None else embedding.padding_idx + 1
+    return None if positions is None else positions - reserved
+
+
+def _require_finite_weights(model: PreTrainedModel) -> None:
+    broken = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"The model has weights that are not finite: {', '.join(broken)}. Load an intact checkpoint, in a type "
+            "that is wide enough."
+        )
+
+
+def _warn_if_few_tokens(frontier: Frontier) -> None:
+    widest = max(sublayer.features for sublayer in frontier.teacher.sublayers())
+    if frontier.tokens < widest:
+        logger.warning(
+            f"The calibration data has {frontier.tokens} tokens, but the widest sublayer has {widest} features to fit. "
+            "Use more calibration data: some tens of thousands of tokens give a reliable prune."
+        )
+
+
+def _counted(batches: Iterable[Any], bar: tqdm) -> Iterator[Any]:
+    """Yields the batches and moves the bar on behind each."""
+    for batch in batches:
+        yield batch
+        bar.update()

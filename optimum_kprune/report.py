@@ -1,0 +1,104 @@
+"""The result of a prune: what was kept and what it cost, as data and as a table."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class SublayerResult:
+    """What became of one sublayer.
+
+    Attributes:
+        layer: index of the block.
+        kind: `"attention"` or `"ffn"`.
+        kept: indices of the kept heads or neurons.
+        total: number of heads or neurons before.
+        flops: FLOPs of the kept units on one sequence.
+        flops_before: FLOPs of all units on one sequence.
+        parameters: parameters of the projections after the prune.
+        parameters_before: and before.
+        error: reconstruction error, the squared distance of the student's hidden states behind the sublayer from
+            the teacher's, relative to the square of what the sublayer had to add.
+        seconds: time spent on the sublayer.
+    """
+
+    layer: int
+    kind: str
+    kept: list[int]
+    total: int
+    flops: float
+    flops_before: float
+    parameters: int
+    parameters_before: int
+    error: float
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class KPruneResult:
+    """What a prune kept, sublayer by sublayer from the bottom; printing it shows a table.
+
+    Attributes:
+        sublayers: one entry per sublayer.
+        sequence_length: tokens at which FLOPs are counted.
+        samples: calibration samples used.
+        tokens: calibration tokens used, padding not counted.
+        parameters_before: parameters of the model as it was given.
+        parameters_after: parameters of the pruned model.
+        seconds: time of the whole prune.
+    """
+
+    sublayers: list[SublayerResult]
+    sequence_length: int
+    samples: int
+    tokens: int
+    parameters_before: int
+    parameters_after: int
+    seconds: float
+
+    @property
+    def kept(self) -> list[dict[str, Any]]:
+        """One entry per sublayer: its layer, its kind, the kept indices and how many units there were."""
+        return [
+            {"layer": entry.layer, "kind": entry.kind, "kept": entry.kept, "total": entry.total}
+            for entry in self.sublayers
+        ]
+
+    @property
+    def flops_before(self) -> float:
+        """FLOPs of all units on one sequence, before."""
+        return sum(entry.flops_before for entry in self.sublayers)
+
+    @property
+    def flops_after(self) -> float:
+        """FLOPs of all units on one sequence, after."""
+        return sum(entry.flops for entry in self.sublayers)
+
+    @property
+    def flops_removed(self) -> float:
+        """Share of the FLOPs that was removed."""
+        return 1 - self.flops_after / self.flops_before
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the result as JSON can hold it."""
+        totals = {
+            "flops_before": self.flops_before,
+            "flops_after": self.flops_after,
+            "flops_removed": self.flops_removed,
+        }
+        return asdict(self) | totals
+
+    def __str__(self) -> str:
+        lines = [f"{'layer':>5} {'kind':<9} {'kept':>11} {'MFLOPs':>8} {'parameters':>10} {'error':>7} {'seconds':>7}"]
+        for entry in self.sublayers:
+            kept = f"{len(entry.kept)} of {entry.total}"
+            lines.append(
+                f"{entry.layer:>5} {entry.kind:<9} {kept:>11} {entry.flops / 1e6:>8.1f} {entry.parameters:>10,} "
+                f"{entry.error:>7.4f} {entry.seconds:>7.1f}"
+            )
+        lines.append(
+            f"FLOPs removed: {self.flops_removed:.2%} of {self.flops_before / 1e6:.1f} MFLOPs at "
+            f"{self.sequence_length} tokens; parameters: {self.parameters_before:,} -> {self.parameters_after:,}; "
+            f"{self.samples:,} samples, {self.tokens:,} tokens, {self.seconds:.1f} seconds"
+        )
+        return "\n".join(lines)

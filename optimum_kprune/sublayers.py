@@ -1,0 +1,117 @@
+"""The prunable sublayers of a loaded model, read through its adapter."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .adapters import EncoderAdapter, SublayerAdapter
+from .algorithm.cost import unit_flops
+from .algorithm.tuning import Projection
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """One residual sublayer X -> X + Sub(X) of a model; the model's modules are looked up when they are asked for.
+
+    Attributes:
+        block: the block of the encoder that holds the sublayer.
+        layer: index of that block.
+        adapter: names of the sublayer's modules in its block.
+        units: number of heads or neurons, 0 when an earlier prune took them all.
+        unit_size: features in a unit (the head dimension, or 1).
+    """
+
+    block: nn.Module
+    layer: int
+    adapter: SublayerAdapter
+    units: int
+    unit_size: int
+
+    @property
+    def name(self) -> str:
+        """The sublayer's name in messages."""
+        return f"layer {self.layer} {self.adapter.kind}"
+
+    @property
+    def features(self) -> int:
+        """Number of columns of the output projection."""
+        return self.units * self.unit_size
+
+    @property
+    def output(self) -> nn.Module:
+        """The output projection."""
+        return self.block.get_submodule(self.adapter.output)
+
+    @property
+    def residual(self) -> nn.Module:
+        """The module whose first input is the residual stream."""
+        return self.block.get_submodule(self.adapter.residual)
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters in the sublayer's projections."""
+        names = [*self.adapter.inputs, self.adapter.output] if self.units else [self.adapter.output]
+        return sum(p.numel() for name in names for p in self.block.get_submodule(name).parameters())
+
+    def unit_flops(self, sequence_length: float) -> float:
+        """FLOPs of one unit on a sequence of that many tokens (METHOD section 1)."""
+        if not self.units:
+            return 0.0
+        projections = [self.block.get_submodule(name) for name in (*self.adapter.inputs, self.adapter.output)]
+        unit_weights = sum(projection.weight.numel() for projection in projections) // self.units
+        return unit_flops(self.adapter.kind, unit_weights, self.unit_size, sequence_length)
+
+    def feature_indices(self, kept: Tensor) -> Tensor:
+        """Indices of the features of the units whose entry in `kept`, (units,) boolean, is true."""
+        return kept.repeat_interleave(self.unit_size).nonzero().flatten()
+
+    def projection(self, features: Tensor) -> Projection:
+        """The output projection from the given feature indices, as (features, d) and (d,) in float64."""
+        weight = self.output.weight.detach()[:, features].T.double()
+        bias = self.output.bias
+        return Projection(weight, weight.new_zeros(weight.shape[1]) if bias is None else bias.detach().double())
+
+
+class Encoder:
+    """A model whose stack of blocks can be entered anywhere, with an adapter that names its sublayers.
+
+    Attributes:
+        model: the model, with its head.
+        blocks: its blocks, bottom to top.
+    """
+
+    def __init__(self, model: PreTrainedModel, adapter: EncoderAdapter) -> None:
+        self.model = model
+        self.adapter = adapter
+        self.blocks: nn.ModuleList = model.base_model.get_submodule(adapter.blocks)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model's parameters."""
+        return self.model.device
+
+    def sublayers(self) -> list[Sublayer]:
+        """Returns the sublayers as they are now, bottom to top."""
+        return [
+            self._sublayer(layer, position)
+            for layer in range(len(self.blocks))
+            for position in range(len(self.adapter.sublayers))
+        ]
+
+    def _sublayer(self, layer: int, position: int) -> Sublayer:
+        adapter, block = self.adapter.sublayers[position], self.blocks[layer]
+        unit_size = self._head_dimension if adapter.kind == "attention" else 1
+        features = getattr(block.get_submodule(adapter.output), "in_features", 0)
+        if features % unit_size:
+            raise ValueError(
+                f"The output projection of layer {layer} {adapter.kind} has {features} features, no multiple of the "
+                f"head dimension {unit_size}. Check the adapter of {self.model.config.model_type!r}."
+            )
+        return Sublayer(block, layer, adapter, features // unit_size, unit_size)
+
+    @property
+    def _head_dimension(self) -> int:
+        config = self.model.config
+        return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -1,0 +1,126 @@
+"""What must be preserved, by task: model outputs -> predictions that the algorithm can compare."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .algorithm.divergence import Prediction
+
+
+# A finite stand-in for -inf: exp() of it is 0 at any temperature, and its products with 0 stay finite.
+MASKED_LOGIT = -1e9
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of encoders: its pipeline name, how its model classes are called, and what to preserve.
+
+    Attributes:
+        name: the name of the task in `transformers.pipeline`, the command line and the model card.
+        auto_class: name of the Auto class that loads its models.
+        class_suffix: what the names of its model classes end with.
+        predict: maps the outputs of a model, its config and a boolean (rows, tokens) mask of real tokens to the
+            prediction to preserve.
+    """
+
+    name: str
+    auto_class: str
+    class_suffix: str
+    predict: Callable[[Any, Any, Tensor], Prediction]
+
+
+def _one_position(values: Tensor, family: str) -> Prediction:
+    return Prediction(values[:, None, :], values.new_ones(values.shape[0], 1), family)
+
+
+def _classes(outputs: Any, config: Any, mask: Tensor) -> Prediction:
+    """Single label: one distribution; several labels: one yes-or-no distribution each; regression: the values."""
+    logits = outputs.logits
+    if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):
+        return _one_position(logits, "gaussian")
+    if config.problem_type == "multi_label_classification":
+        yes_or_no = torch.stack([logits, torch.zeros_like(logits)], dim=-1)
+        return Prediction(yes_or_no, torch.ones_like(logits), "categorical")
+    return _one_position(logits, "categorical")
+
+
+def _choices(outputs: Any, config: Any, mask: Tensor) -> Prediction:
+    return _one_position(outputs.logits, "categorical")
+
+
+def _span(outputs: Any, config: Any, mask: Tensor) -> Prediction:
+    """The mean over the distributions of start and end, each over the real tokens."""
+    logits = torch.stack([outputs.start_logits, outputs.end_logits], dim=1).float()
+    logits = logits.masked_fill(~mask[:, None, :], MASKED_LOGIT)
+    return Prediction(logits, logits.new_full(logits.shape[:2], 0.5), "categorical")
+
+
+def _padded_span(outputs: Any, config: Any, mask: Tensor) -> Prediction:
+    return _span(outputs, config, torch.ones_like(mask))
+
+
+def _tokens(outputs: Any, config: Any, mask: Tensor) -> Prediction:
+    """The mean over the real tokens of a sample."""
+    weights = mask.float() / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return Prediction(outputs.logits, weights, "categorical")
+
+
+def _embedding(outputs: Any, config: Any, mask: Tensor) -> Prediction:
+    """The mean-pooled embedding of the real tokens, of unit length: what similarity search compares."""
+    weights = mask.float()[:, :, None]
+    pooled = (outputs.last_hidden_state.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    return _one_position(torch.nn.functional.normalize(pooled, dim=-1), "gaussian")
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("text-classification", "AutoModelForSequenceClassification", "ForSequenceClassification", _classes),
+        Task("question-answering", "AutoModelForQuestionAnswering", "ForQuestionAnswering", _span),
+        Task("token-classification", "AutoModelForTokenClassification", "ForTokenClassification", _tokens),
+        Task("fill-mask", "AutoModelForMaskedLM", "ForMaskedLM", _tokens),
+        Task("multiple-choice", "AutoModelForMultipleChoice", "ForMultipleChoice", _choices),
+        Task("feature-extraction", "AutoModel", "Model", _embedding),
+    )
+}
+
+
+def with_padded_spans(task: Task) -> Task:
+    """Returns the task with start and end distributions over padded positions too, as in the authors' program."""
+    return replace(task, predict=_padded_span) if task.predict is _span else task
+
+
+def get_task(name: str) -> Task:
+    """Returns the task of that name.
+
+    Raises:
+        ValueError: if there is none; the message names the tasks.
+    """
+    if name not in TASKS:
+        raise ValueError(f"`task` must be one of {', '.join(TASKS)}. Got {name!r} instead.")
+    return TASKS[name]
+
+
+def task_of_class(class_name: str) -> Task:
+    """Returns the task that a model class of that name is for.
+
+    Raises:
+        ValueError: if the class is for none of the tasks.
+    """
+    for task in TASKS.values():
+        if class_name.endswith(task.class_suffix):
+            return task
+    heads = ", ".join(task.class_suffix for task in TASKS.values())
+    raise ValueError(
+        f"Cannot tell what a model of class {class_name!r} must preserve. The class must end with one of: {heads}. "
+        "Load the checkpoint with the Auto class of its task."
+    )
+
+
+def task_of(model: PreTrainedModel) -> Task:
+    """Returns the task of a loaded model; see `task_of_class`."""
+    return task_of_class(type(model).__name__)
