@@ -4,6 +4,7 @@ python examples/question_answering.py --model distilbert/distilbert-base-uncased
     --dataset rajpurkar/squad --output_dir squad-pruned
 """
 
+import argparse
 from collections.abc import Sequence
 
 import common
@@ -59,13 +60,14 @@ def predict_answers(
     return [answer for _, answer in best]
 
 
-def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> np.ndarray:
+def evaluate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset, args: argparse.Namespace
+) -> np.ndarray:
     """Returns exact match and F1 in percent."""
-    answers = predict_answers(model, tokenizer, list(rows["question"]), list(rows["context"]))
-    scores = [
-        common.answer_scores(answer, gold["text"]) for answer, gold in zip(answers, rows["answers"], strict=True)
-    ]
-    return 100 * np.mean(scores, axis=0)
+    questions, contexts = (list(rows[column]) for column in args.text_columns)
+    references = [answers["text"] for answers in rows[args.label_column]]
+    answers = predict_answers(model, tokenizer, questions, contexts)
+    return 100 * np.mean([common.answer_scores(*pair) for pair in zip(answers, references, strict=True)], axis=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -75,16 +77,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dense, tokenizer = pruner.teacher, pruner.processing_class
 
     rows = common.load_validation(args)
-    before = evaluate(dense, tokenizer, rows)
+    before = evaluate(dense, tokenizer, rows, args)
     print(f"dense exact match {before[0]:.2f}, F1 {before[1]:.2f} on {len(rows):,} questions")
 
-    calibration = pruner.get_calibration_dataset(
-        args.dataset, **common.calibration_options(args), max_length=MAX_LENGTH
-    )
+    options = common.calibration_options(args) | {"max_length": MAX_LENGTH}
+    calibration = pruner.get_calibration_dataset(args.dataset, **options)
     result = pruner.prune(common.make_config(args), calibration, save_directory=args.output_dir)
     print(result)
 
-    after = evaluate(pruner.model, tokenizer, rows)
+    after = evaluate(pruner.model, tokenizer, rows, args)
     table = {name: (float(before[i]), float(after[i])) for i, name in enumerate(("exact match [%]", "F1 [%]"))}
     common.print_table(table | common.measure(dense, pruner.model, result))
 

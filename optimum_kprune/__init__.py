@@ -9,7 +9,6 @@ from typing import Any
 from .adapters import supported_model_types
 from .modeling_kprune import register_auto_classes
 
-
 __version__ = "0.1.0"
 
 _PUBLIC = {

@@ -88,9 +88,7 @@ DISTILBERT = EncoderAdapter(
             returns_tuple=True,
             counts={"attention.n_heads": "units"},
         ),
-        SublayerAdapter(
-            kind="ffn", inputs={"ffn.lin1": 1}, output="ffn.lin2", residual="ffn.lin1", bypass="ffn"
-        ),
+        SublayerAdapter(kind="ffn", inputs={"ffn.lin1": 1}, output="ffn.lin2", residual="ffn.lin1", bypass="ffn"),
     ),
 )
 

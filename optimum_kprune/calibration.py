@@ -1,8 +1,9 @@
 """Calibration data: a data set, texts or batches, and a budget of tokens -> batches of the model's inputs."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from os import PathLike
 from typing import Any
@@ -16,12 +17,25 @@ from .calibration_columns import dataset_from_texts
 from .calibration_source import read_split
 from .calibration_text import InputSpec, Sample, iterate_samples
 
-__all__ = ["InputSpec", "load_calibration_dataset", "prepare_batches"]
+__all__ = ["CalibrationBatches", "InputSpec", "load_calibration_dataset", "prepare_batches"]
 
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
 DataCollator = Callable[[list[Sample]], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class CalibrationBatches:
+    """Batches of calibration data.
+
+    Attributes:
+        batches: all batches, of CPU tensors.
+        measured: how many of them, from the first, hold the samples on which knowledge is measured.
+    """
+
+    batches: list[Batch]
+    measured: int
 
 
 def load_calibration_dataset(
@@ -60,10 +74,11 @@ def prepare_batches(
     spec: InputSpec,
     *,
     num_tokens: int | None = 100_000,
+    measure_tokens: int | None = None,
     batch_size: int = 32,
     data_collator: DataCollator | None = None,
     keep_order: bool = False,
-) -> list[Batch]:
+) -> CalibrationBatches:
     """Makes batches of calibration data.
 
     Samples are taken in the order given until the budget is reached, sorted by length and batched, so that there is
@@ -76,6 +91,8 @@ def prepare_batches(
             which are mappings of tensors, arrays or lists of shape (batch, tokens).
         spec: what the model reads, and how texts become it.
         num_tokens: budget of real tokens; the sample (or batch) that reaches it is the last one. `None` takes all.
+        measure_tokens: real tokens in the batches on which knowledge is measured, spread evenly over the lengths.
+            `None` takes all.
         batch_size: samples per batch; the last batch may be smaller.
         data_collator: makes a batch from a list of samples; gets the label columns of tokenized data too, as in
             training. `None` pads with the tokenizer.
@@ -89,21 +106,42 @@ def prepare_batches(
         ValueError: if the data or an argument cannot be used; the message says why and what to do.
     """
     _check_count("num_tokens", num_tokens)
+    _check_count("measure_tokens", measure_tokens)
     _check_count("batch_size", batch_size, optional=False)
     if not isinstance(calibration_dataset, Dataset):
         first, items = _peek(calibration_dataset)
         if isinstance(first, Mapping):
-            return _take_batches(items, spec, num_tokens)
+            batches = _take_batches(items, spec, num_tokens)
+            measured, others = _spread(batches, _batch_tokens, measure_tokens)
+            return CalibrationBatches(measured + others, len(measured))
         calibration_dataset = dataset_from_texts(list(items), spec.task)
         spec = replace(spec, text_columns=calibration_dataset.column_names)
     collate = _default_collator(spec) if data_collator is None else data_collator
     samples = iterate_samples(calibration_dataset, spec, with_labels=data_collator is not None)
     taken = _take_samples(samples, num_tokens)
     if not keep_order:
-        taken.sort(key=_width)
-    groups = [taken[start : start + batch_size] for start in range(0, len(taken), batch_size)]
-    batches = [_trim_padding(_to_tensors(_collate(group, collate), spec)) for group in groups]
-    return [_for_model(batch, spec) for batch in batches]
+        # By content where lengths are equal: what is measured must not depend on the order of the data.
+        taken.sort(key=lambda sample: (_width(sample), sample["input_ids"]))
+    measured, others = [
+        [_collated(group[start : start + batch_size], collate, spec) for start in range(0, len(group), batch_size)]
+        for group in _spread(taken, _sample_tokens, measure_tokens)
+    ]
+    return CalibrationBatches(measured + others, len(measured))
+
+
+def _spread(items: list[Any], tokens_of: Callable[[Any], int], budget: int | None) -> tuple[list[Any], list[Any]]:
+    """Splits items in those on which knowledge is measured and the others; the former lie evenly among the items."""
+    total = sum(map(tokens_of, items))
+    share = 1.0 if budget is None else min(1.0, budget / total)
+    measured: list[Any] = []
+    others: list[Any] = []
+    for index, item in enumerate(items):
+        (measured if math.ceil((index + 1) * share) > math.ceil(index * share) else others).append(item)
+    return measured, others
+
+
+def _collated(samples: list[Sample], collate: DataCollator, spec: InputSpec) -> Batch:
+    return _for_model(_trim_padding(_to_tensors(_collate(samples, collate), spec)), spec)
 
 
 def _check_count(name: str, value: int | None, optional: bool = True) -> None:
@@ -157,12 +195,20 @@ def _width(sample: Sample) -> int:
     return max(_row_lengths(sample))
 
 
+def _sample_tokens(sample: Sample) -> int:
+    return sum(_row_lengths(sample))
+
+
+def _batch_tokens(batch: Batch) -> int:
+    return int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).count_nonzero())
+
+
 def _take_samples(samples: Iterator[Sample], num_tokens: int | None) -> list[Sample]:
     """Takes samples until `num_tokens` real tokens are reached; leaves out what is all padding."""
     taken, total = [], 0
     with tqdm(total=num_tokens, desc="Reading calibration data", unit=" tokens", leave=False) as progress:
         for sample in samples:
-            count = sum(_row_lengths(sample))
+            count = _sample_tokens(sample)
             if count:
                 taken.append(sample)
             total += count
@@ -284,14 +330,13 @@ def _to_tensor(name: str, values: Any) -> Tensor:
 
 
 def _trim_padding(batch: Batch) -> Batch:
-    """Cuts off the leading and trailing positions that are padding in every row."""
+    """Cuts off the trailing positions that are padding in every row; leading ones shift the positions of the text."""
     mask = batch["attention_mask"]
     if any(tensor.dim() >= mask.dim() and tensor.shape != mask.shape for tensor in batch.values()):
         return batch
-    used = mask.flatten(0, -2).any(dim=0).nonzero()
-    window = slice(int(used.min()), int(used.max()) + 1)
+    end = int(mask.flatten(0, -2).any(dim=0).nonzero().max()) + 1
     return {
-        name: tensor[..., window].contiguous() if tensor.shape == mask.shape else tensor
+        name: tensor[..., :end].contiguous() if tensor.shape == mask.shape else tensor
         for name, tensor in batch.items()
     }
 

@@ -10,7 +10,6 @@ from .configuration import KPruneConfig
 from .hub import require_free
 from .pruner import KPruner
 
-
 logger = logging.getLogger("optimum_kprune")
 
 
@@ -42,9 +41,7 @@ def _prune(arguments: Namespace) -> None:
         max_length=arguments.max_length,
         seed=config.seed,
     )
-    result = pruner.prune(
-        config, calibration, batch_size=arguments.batch_size, save_directory=arguments.output_dir
-    )
+    result = pruner.prune(config, calibration, batch_size=arguments.batch_size, save_directory=arguments.output_dir)
     logger.info("%s\nSaved to %s", result, arguments.output_dir)
     if arguments.push_to_hub is not None:
         logger.info("Uploaded: %s", pruner.push_to_hub(arguments.push_to_hub))

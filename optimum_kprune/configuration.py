@@ -10,7 +10,6 @@ from huggingface_hub import HfApi
 from optimum.configuration_utils import BaseConfig
 from optimum.version import __version__ as optimum_version
 
-
 GRADIENTS = ("sample", "batch")
 BIASES = ("refit", "keep", "drop")
 
@@ -29,6 +28,9 @@ class KPruneConfig(BaseConfig):
             cannot matter; `"batch"` squares the gradient of the batch mean, as the authors' program does.
         num_tokens (`int`, *optional*, defaults to 100 000): budget of calibration tokens, padding not counted.
             `None` uses all calibration data.
+        measure_tokens (`int`, *optional*, defaults to 25 000): calibration tokens on which knowledge is measured,
+            spread evenly over the lengths of the samples: scores need fewer than the fit, which takes all. `None`
+            takes all.
         sequence_length (`int`, *optional*): number of tokens T at which FLOPs are counted. `None` takes the mean
             length of the calibration data, rounded.
         tuning (`bool`, defaults to `True`): whether to refit the output projections of the pruned sublayers.
@@ -54,6 +56,7 @@ class KPruneConfig(BaseConfig):
     mu: float | None = None
     gradient: str = "sample"
     num_tokens: int | None = 100_000
+    measure_tokens: int | None = 25_000
     sequence_length: int | None = None
     tuning: bool = True
     ridge: float = 1e-4
@@ -66,7 +69,8 @@ class KPruneConfig(BaseConfig):
         unknown = sorted(set(kwargs) - {"optimum_version", "model_type"})
         if unknown:
             raise ValueError(
-                f"KPruneConfig has no setting {', '.join(map(repr, unknown))}. The settings are: {', '.join(SETTINGS)}."
+                f"KPruneConfig has no setting {', '.join(map(repr, unknown))}. "
+                f"The settings are: {', '.join(SETTINGS)}."
             )
         super().__post_init__()
         _require_number(self, "compression_rate", "in [0, 1)", lambda value: 0 <= value < 1)
@@ -74,6 +78,7 @@ class KPruneConfig(BaseConfig):
         _require_number(self, "lambda_rep", "0 or above", lambda value: value >= 0)
         _require_number(self, "mu", "above 0, or None", lambda value: value > 0, optional=True)
         _require_number(self, "num_tokens", "1 or above, or None", lambda value: value >= 1, optional=True)
+        _require_number(self, "measure_tokens", "1 or above, or None", lambda value: value >= 1, optional=True)
         _require_number(self, "sequence_length", "1 or above, or None", lambda value: value >= 1, optional=True)
         _require_number(self, "ridge", "0 or above", lambda value: value >= 0)
         _require_number(self, "seed", "0 or above", lambda value: value >= 0)
@@ -91,6 +96,7 @@ class KPruneConfig(BaseConfig):
             "gradient": "batch",
             "ridge": 0.0,
             "bias": "drop",
+            "measure_tokens": None,
             "span_padding": True,
         }
         return cls(**{**published, **overrides})

@@ -2,18 +2,17 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .algorithm.divergence import Prediction
+from .calibration import Batch, CalibrationBatches
 from .observe import recorded_output, run
 from .sublayers import Encoder
 from .tasks import Task
-
-
-Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -46,14 +45,16 @@ class Frontier:
         samples: number of calibration samples, |D|.
         tokens: number of real tokens, N.
         rows: number of sequences (more than samples in multiple choice).
+        measured: number of batches, from the first, on which knowledge is measured.
     """
 
-    def __init__(self, teacher: Encoder, student: Encoder, batches: list[Batch], task: Task) -> None:
+    def __init__(self, teacher: Encoder, student: Encoder, calibration: CalibrationBatches, task: Task) -> None:
         self.teacher = teacher
         self.student = student
         self.task = task
         self.layer = 0
-        self._batches = batches
+        batches = self._batches = calibration.batches
+        self.measured = calibration.measured
         self._masks = [token_mask(batch) for batch in batches]
         self.samples = sum(len(batch["input_ids"]) for batch in batches)
         self.tokens = sum(int(mask.sum()) for mask in self._masks)
@@ -77,8 +78,9 @@ class Frontier:
         for batch, mask, teacher, student, teacher_last in states:
             yield Step(_to_device(batch, self.teacher), mask.to(self.teacher.device), teacher, student, teacher_last)
 
-    def __len__(self) -> int:
-        return len(self._batches)
+    def measured_steps(self) -> Iterator[Step]:
+        """Yields the batches on which knowledge is measured."""
+        return islice(iter(self), self.measured)
 
     def run_teacher(self, step: Step) -> None:
         """Runs the teacher from the frontier on, for a recorder."""

@@ -11,7 +11,6 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-
 REPORT_NAME = "kprune_report.json"
 
 

@@ -9,7 +9,6 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from .tasks import Task, get_task, task_of_class
 
-
 logger = logging.getLogger(__name__)
 
 # Arguments that say where files come from; the tokenizer and the config need them as well as the model.
@@ -71,7 +70,8 @@ def _choose_task(path: str | PathLike, config: Any, name: str | None) -> Task:
     has_other_head = any(architecture.endswith(head) for head in heads) if architecture else False
     if has_other_head and task.name != "feature-extraction" and task != task_of_class(architecture):
         raise ValueError(
-            f"The checkpoint {str(path)!r} was fine-tuned as {architecture}, for {task_of_class(architecture).name!r}. "
-            f"Got task={name!r}. Leave `task` out, or choose a checkpoint that was fine-tuned for it."
+            f"The checkpoint {str(path)!r} was fine-tuned as {architecture}, for "
+            f"{task_of_class(architecture).name!r}. Got task={name!r}. Leave `task` out, or choose a checkpoint that "
+            "was fine-tuned for it."
         )
     return task

@@ -285,4 +285,18 @@ def _make_model_class(dense: Any) -> type[PreTrainedModel]:
                 shrink_model(self, config.kprune)
                 self.post_init()
 
+        @classmethod
+        def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+            """Loads the model into memory of its own.
+
+            Weights that stay where the file was mapped are not aligned, which changes the last bits of products:
+            a model must give the same outputs before it is saved and after it is loaded.
+            """
+            loaded = super().from_pretrained(*args, **kwargs)
+            model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
+            for parameter in model.parameters():
+                if parameter.device.type == "cpu":
+                    parameter.data = parameter.data.clone()
+            return loaded
+
     return PrunedModel

@@ -14,7 +14,6 @@ from .frontier import Frontier
 from .observe import observed_units, recorded
 from .sublayers import Sublayer
 
-
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
@@ -34,9 +33,11 @@ def measure_knowledge(
     """
     device = frontier.student.device
     statistics = [UnitStatistics(sublayer.features, config.gradient, device) for sublayer in sublayers]
-    for step in progress(frontier):
+    samples_seen = tokens_seen = 0
+    for step in progress(frontier.measured_steps()):
         teacher = frontier.teacher_prediction(step)
         samples = len(step.batch["input_ids"])
+        samples_seen, tokens_seen = samples_seen + samples, tokens_seen + int(step.mask.sum())
 
         def add_features(index: int, features: Tensor, mask: Tensor = step.mask) -> None:
             statistics[index].add_features(features[mask])
@@ -50,7 +51,7 @@ def measure_knowledge(
     for sublayer, sums in zip(sublayers, statistics, strict=True):
         require_finite(sublayer.name, sums.squared_features, sums.squared_gradients)
     return [
-        sums.importance(sublayer.output.weight, sublayer.unit_size, frontier.samples, frontier.tokens)
+        sums.importance(sublayer.output.weight, sublayer.unit_size, samples_seen, tokens_seen)
         for sublayer, sums in zip(sublayers, statistics, strict=True)
     ]
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from . import hub
 from .adapters import EncoderAdapter
 from .base import OptimumPruner
-from .calibration import InputSpec, load_calibration_dataset, prepare_batches
+from .calibration import CalibrationBatches, InputSpec, load_calibration_dataset, prepare_batches
 from .configuration import KPruneConfig
 from .frontier import Frontier
 from .kept import adapter_of, kprune_field
@@ -29,7 +29,6 @@ from .pruning import SublayerPruner
 from .report import KPruneResult
 from .sublayers import Encoder
 from .tasks import get_task, task_of, with_padded_spans
-
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +60,8 @@ class KPruner(OptimumPruner):
         self.task = task_of(model)
         if task is not None and get_task(task) != self.task:
             raise ValueError(
-                f"`task` must fit the model: a {type(model).__name__} is for {self.task.name!r}. Got {task!r} instead. "
-                "Leave `task` out, or load the checkpoint with the Auto class of the task."
+                f"`task` must fit the model: a {type(model).__name__} is for {self.task.name!r}. Got {task!r} "
+                "instead. Leave `task` out, or load the checkpoint with the Auto class of the task."
             )
         self.teacher = model
         self.model = model
@@ -167,35 +166,37 @@ class KPruner(OptimumPruner):
         if save_directory is not None:
             hub.require_free(save_directory)
         _require_finite_weights(self.teacher)
-        batches = prepare_batches(
+        calibration = prepare_batches(
             calibration_dataset,
             self._input_spec(config.seed),
             num_tokens=config.num_tokens,
+            measure_tokens=config.measure_tokens,
             batch_size=batch_size,
             data_collator=data_collator,
             keep_order=config.gradient == "batch",
         )
-        self.model, self.result = self._prune(config, batches)
+        self.model, self.result = self._prune(config, calibration)
         self.config = config
         if save_directory is not None:
             self.save_pretrained(save_directory)
         return self.result
 
-    def _prune(self, config: KPruneConfig, batches: list[dict[str, torch.Tensor]]) -> tuple[Any, KPruneResult]:
+    def _prune(self, config: KPruneConfig, calibration: CalibrationBatches) -> tuple[Any, KPruneResult]:
         started = time.perf_counter()
         student = copy.deepcopy(self.teacher).requires_grad_(False)
         with evaluating(self.teacher), evaluating(student), torch.no_grad():
             task = with_padded_spans(self.task) if config.span_padding else self.task
-            frontier = Frontier(Encoder(self.teacher, self.adapter), Encoder(student, self.adapter), batches, task)
+            frontier = Frontier(Encoder(self.teacher, self.adapter), Encoder(student, self.adapter), calibration, task)
             _warn_if_few_tokens(frontier)
-            passes = 1 + 2 * len(frontier.student.sublayers()) + len(frontier.student.blocks) - 1
-            with tqdm(total=passes * len(batches), desc="Pruning", unit="batch") as bar:
+            sublayers, blocks = len(frontier.teacher.sublayers()), len(frontier.teacher.blocks)
+            total = sublayers * calibration.measured + (sublayers + blocks) * len(calibration.batches)
+            with tqdm(total=total, desc="Pruning", unit="batch") as bar:
                 pruning = SublayerPruner(frontier, config, lambda batches: _counted(batches, bar))
-                sublayers = pruning.run()
-            kprune = kprune_field(self.teacher, self.adapter, sublayers)
+                results = pruning.run()
+            kprune = kprune_field(self.teacher, self.adapter, results)
             pruned = pruned_model_from(student, kprune)
         result = KPruneResult(
-            sublayers=sublayers,
+            sublayers=results,
             sequence_length=pruning.sequence_length,
             samples=frontier.samples,
             tokens=frontier.tokens,
@@ -282,8 +283,8 @@ def _warn_if_few_tokens(frontier: Frontier) -> None:
     widest = max(sublayer.features for sublayer in frontier.teacher.sublayers())
     if frontier.tokens < widest:
         logger.warning(
-            f"The calibration data has {frontier.tokens} tokens, but the widest sublayer has {widest} features to fit. "
-            "Use more calibration data: some tens of thousands of tokens give a reliable prune."
+            f"The calibration data has {frontier.tokens} tokens, but the widest sublayer has {widest} features to "
+            "fit. Use more calibration data: some tens of thousands of tokens give a reliable prune."
         )
 
 

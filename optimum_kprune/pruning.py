@@ -35,7 +35,9 @@ class SublayerPruner:
         self.config = config
         self.progress = progress
         self.sequence_length = config.sequence_length or max(1, round(frontier.tokens / frontier.rows))
-        total = sum(sublayer.units * sublayer.unit_flops(self.sequence_length) for sublayer in frontier.teacher.sublayers())
+        total = sum(
+            sublayer.units * sublayer.unit_flops(self.sequence_length) for sublayer in frontier.teacher.sublayers()
+        )
         self.budget = total - math.ceil(config.compression_rate * total)
 
     def run(self) -> list[SublayerResult]:

@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 from .algorithm.divergence import Prediction
 
-
 # A finite stand-in for -inf: exp() of it is 0 at any temperature, and its products with 0 stay finite.
 MASKED_LOGIT = -1e9
 

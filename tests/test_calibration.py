@@ -23,6 +23,10 @@ WORDS = [f"w{index}" for index in range(60)]
 PAD, CLS, SEP, MASK = 0, 2, 3, 4
 
 
+def batches_of(*args, **kwargs):
+    return prepare_batches(*args, **kwargs).batches
+
+
 def word_id(word):
     return len(SPECIAL) + WORDS.index(word)
 
@@ -89,7 +93,7 @@ def tokenized(texts, tokenizer, **columns):
 
 
 def test_texts_become_padded_tensors(spec):
-    (batch,) = prepare_batches(["w1 w2 w3", "w4"], spec, num_tokens=None, keep_order=True)
+    (batch,) = batches_of(["w1 w2 w3", "w4"], spec, num_tokens=None, keep_order=True)
     assert batch["input_ids"].tolist() == [
         [CLS, word_id("w1"), word_id("w2"), word_id("w3"), SEP],
         [CLS, word_id("w4"), SEP, PAD, PAD],
@@ -101,12 +105,12 @@ def test_texts_become_padded_tensors(spec):
 
 def test_padding_side_of_the_tokenizer_is_kept():
     spec = InputSpec("text-classification", make_tokenizer(padding_side="left"))
-    (batch,) = prepare_batches(["w1 w2 w3", "w4"], spec, num_tokens=None, keep_order=True)
+    (batch,) = batches_of(["w1 w2 w3", "w4"], spec, num_tokens=None, keep_order=True)
     assert batch["attention_mask"][1].tolist() == [0, 0, 1, 1, 1]
 
 
 def test_pairs_of_texts(spec):
-    (batch,) = prepare_batches([("w1", "w2 w3"), ["w4 w5", "w6"]], spec, num_tokens=None, keep_order=True)
+    (batch,) = batches_of([("w1", "w2 w3"), ["w4 w5", "w6"]], spec, num_tokens=None, keep_order=True)
     assert batch["input_ids"][0].tolist() == [CLS, word_id("w1"), SEP, word_id("w2"), word_id("w3"), SEP]
     assert batch["token_type_ids"].tolist() == [[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1]]
 
@@ -124,15 +128,15 @@ def test_forms_of_texts_agree(spec, form):
         "transformed": raw.with_transform(lambda rows: {"nothing": rows["label"]}),
     }[form]
     expected = tokenized(texts, spec.processing_class)["input_ids"]
-    assert real_samples(prepare_batches(data, spec, num_tokens=None, keep_order=True)) == list(expected)
+    assert real_samples(batches_of(data, spec, num_tokens=None, keep_order=True)) == list(expected)
 
 
 def test_tokenized_dataset_needs_no_text_columns(spec):
     texts = make_texts()
     data = tokenized(texts, spec.processing_class, idx=list(range(len(texts))), sentence=texts)
-    by_text = prepare_batches(texts, spec, num_tokens=100)
+    by_text = batches_of(texts, spec, num_tokens=100)
     for form in (data, data.with_format("torch")):
-        batches = prepare_batches(form, spec, num_tokens=100)
+        batches = batches_of(form, spec, num_tokens=100)
         assert real_samples(batches) == real_samples(by_text)
         assert all(set(batch) == {"input_ids", "token_type_ids", "attention_mask"} for batch in batches)
 
@@ -142,7 +146,7 @@ def test_batches_are_used_as_they_are(spec, convert):
     texts = make_texts()
     encodings = [spec.processing_class(texts[i : i + 4], padding=True, return_tensors="pt") for i in range(0, 40, 4)]
     given = ({**{name: convert(tensor) for name, tensor in e.items()}, "labels": None} for e in encodings)
-    batches = prepare_batches(given, spec, num_tokens=None, batch_size=1)
+    batches = batches_of(given, spec, num_tokens=None, batch_size=1)
     assert len(batches) == len(encodings)
     for batch, encoding in zip(batches, encodings, strict=True):
         assert all(torch.equal(batch[name], encoding[name]) for name in encoding)
@@ -152,26 +156,26 @@ def test_batch_encodings_and_data_loaders(spec):
     data = tokenized(make_texts(), spec.processing_class, labels=[1] * 40)
     collate = DataCollatorWithPadding(spec.processing_class)
     loader = torch.utils.data.DataLoader(data, batch_size=8, collate_fn=collate)
-    batches = prepare_batches(loader, spec, num_tokens=None)
+    batches = batches_of(loader, spec, num_tokens=None)
     assert [len(batch["input_ids"]) for batch in batches] == [8] * 5
     assert real_samples(batches) == list(data["input_ids"])
     assert "labels" not in batches[0]
     encoding = spec.processing_class(["w1"], return_tensors="pt")
-    assert torch.equal(prepare_batches([encoding], spec)[0]["input_ids"], encoding["input_ids"])
+    assert torch.equal(batches_of([encoding], spec)[0]["input_ids"], encoding["input_ids"])
 
 
 def test_a_batch_without_mask_gets_one_of_ones(spec):
-    (batch,) = prepare_batches([{"input_ids": [[CLS, 5, SEP]]}], spec, num_tokens=None)
+    (batch,) = batches_of([{"input_ids": [[CLS, 5, SEP]]}], spec, num_tokens=None)
     assert batch["attention_mask"].tolist() == [[1, 1, 1]]
 
 
 def test_a_model_without_mask_gets_none_but_padding_is_not_counted(tokenizer):
     spec = InputSpec("text-classification", tokenizer, model_inputs={"input_ids", "labels"})
-    batches = prepare_batches(["w1 w2 w3", "w4", "w5"], spec, num_tokens=8)
+    batches = batches_of(["w1 w2 w3", "w4", "w5"], spec, num_tokens=8)
     assert [set(batch) for batch in batches] == [{"input_ids"}]
     assert len(batches[0]["input_ids"]) == 2
     given = [{"input_ids": [[CLS, 5, PAD]], "attention_mask": [[1, 1, 0]]}] * 3
-    assert len(prepare_batches(given, spec, num_tokens=3)) == 2
+    assert len(batches_of(given, spec, num_tokens=3)) == 2
 
 
 # Budget, order, padding
@@ -179,7 +183,7 @@ def test_a_model_without_mask_gets_none_but_padding_is_not_counted(tokenizer):
 
 @pytest.mark.parametrize("num_tokens", [1, 3, 4, 50, 100])
 def test_budget_stops_after_the_sample_that_reaches_it(spec, num_tokens):
-    samples = real_samples(prepare_batches(make_texts(), spec, num_tokens=num_tokens, batch_size=3, keep_order=True))
+    samples = real_samples(batches_of(make_texts(), spec, num_tokens=num_tokens, batch_size=3, keep_order=True))
     lengths = [len(sample) for sample in samples]
     assert sum(lengths) >= num_tokens > sum(lengths[:-1])
     assert samples == list(tokenized(make_texts(), spec.processing_class)["input_ids"])[: len(samples)]
@@ -187,8 +191,8 @@ def test_budget_stops_after_the_sample_that_reaches_it(spec, num_tokens):
 
 def test_budget_counts_no_padding(spec):
     padded = Dataset.from_dict(spec.processing_class(make_texts(), padding="max_length", max_length=30))
-    assert real_samples(prepare_batches(padded, spec, num_tokens=50)) == real_samples(
-        prepare_batches(make_texts(), spec, num_tokens=50)
+    assert real_samples(batches_of(padded, spec, num_tokens=50)) == real_samples(
+        batches_of(make_texts(), spec, num_tokens=50)
     )
 
 
@@ -197,12 +201,12 @@ def test_budget_of_batches_takes_whole_batches_and_no_more(spec):
         while True:
             yield spec.processing_class(["w1 w2", "w3"], padding=True, return_tensors="pt")
 
-    assert len(prepare_batches(endless(), spec, num_tokens=14)) == 2
-    assert len(prepare_batches(endless(), spec, num_tokens=15)) == 3
+    assert len(batches_of(endless(), spec, num_tokens=14)) == 2
+    assert len(batches_of(endless(), spec, num_tokens=15)) == 3
 
 
 def test_a_short_supply_is_used_up_and_said(spec, caplog):
-    assert real_tokens(prepare_batches(["w1", "w2 w3"], spec, num_tokens=100)) == 7
+    assert real_tokens(batches_of(["w1", "w2 w3"], spec, num_tokens=100)) == 7
     assert "holds 7 tokens, less than the budget of 100" in caplog.text
 
 
@@ -210,28 +214,55 @@ def test_sorting_leaves_nearly_no_padding(spec):
     texts = make_texts(200)
     sizes = {}
     for keep_order in (False, True):
-        batches = prepare_batches(texts, spec, num_tokens=None, batch_size=8, keep_order=keep_order)
+        batches = batches_of(texts, spec, num_tokens=None, batch_size=8, keep_order=keep_order)
         sizes[keep_order] = sum(batch["input_ids"].numel() for batch in batches)
         assert [len(batch["input_ids"]) for batch in batches] == [8] * 25
     real = real_tokens(batches)
     assert sizes[False] < 1.1 * real < 1.4 * real < sizes[True]
 
 
-def test_sorting_is_stable_and_loses_nothing(spec):
+def test_sorting_depends_on_the_samples_alone_and_loses_nothing(spec):
     texts = make_texts()
-    in_order = real_samples(prepare_batches(texts, spec, num_tokens=None, keep_order=True))
-    assert real_samples(prepare_batches(texts, spec, num_tokens=None, batch_size=4)) == sorted(in_order, key=len)
+    in_order = real_samples(batches_of(texts, spec, num_tokens=None, keep_order=True))
+    expected = sorted(in_order, key=lambda ids: (len(ids), ids))
+    assert real_samples(batches_of(texts, spec, num_tokens=None, batch_size=4)) == expected
+    assert real_samples(batches_of(texts[::-1], spec, num_tokens=None)) == expected
+
+
+@pytest.mark.parametrize("measure_tokens", [1, 60, 10_000, None])
+def test_the_measured_part_is_spread_over_the_lengths_whatever_the_batches(spec, measure_tokens):
+    texts = make_texts()
+    everything = batches_of(texts, spec, num_tokens=None)
+    parts = []
+    for given, batch_size in ((texts, 3), (texts[::-1], 16)):
+        split = prepare_batches(given, spec, num_tokens=None, measure_tokens=measure_tokens, batch_size=batch_size)
+        parts.append(real_samples(split.batches[: split.measured]))
+        assert sorted(real_samples(split.batches)) == sorted(real_samples(everything))
+    assert parts[0] == parts[1]
+    if measure_tokens == 60:
+        assert 0.7 * 60 < sum(map(len, parts[0])) < 1.4 * 60
+        longest = max(map(len, real_samples(everything)))
+        assert max(map(len, parts[0])) > longest / 2 > min(map(len, parts[0]))
+    elif measure_tokens != 1:
+        assert len(parts[0]) == len(texts)
+
+
+def test_batches_given_ready_are_measured_in_part(spec):
+    given = [{"input_ids": torch.full((1, 4), number)} for number in range(8)]
+    split = prepare_batches(given, spec, num_tokens=None, measure_tokens=16)
+    assert [int(batch["input_ids"][0, 0]) for batch in split.batches[: split.measured]] == [0, 2, 4, 6]
+    assert len(split.batches) == 8
 
 
 def test_padding_that_all_samples_share_is_cut_off(tokenizer):
     padded = Dataset.from_dict(tokenizer(make_texts(), padding="max_length", max_length=30))
     for spec in (InputSpec("text-classification", tokenizer), InputSpec("text-classification")):
         for collator in (None, default_data_collator):
-            batches = prepare_batches(padded, spec, num_tokens=None, batch_size=4, data_collator=collator)
+            batches = batches_of(padded, spec, num_tokens=None, batch_size=4, data_collator=collator)
             assert sum(batch["input_ids"].numel() for batch in batches) < 1.2 * real_tokens(batches)
     left = Dataset.from_dict(tokenizer(["w1 w2", "w3"], padding="max_length", max_length=9, padding_side="left"))
-    (batch,) = prepare_batches(left, InputSpec("text-classification"), num_tokens=None)
-    assert batch["attention_mask"].tolist() == [[0, 1, 1, 1], [1, 1, 1, 1]]
+    (batch,) = batches_of(left, InputSpec("text-classification"), num_tokens=None)
+    assert batch["attention_mask"].tolist() == [[0, 0, 0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 1, 1, 1, 1]]
 
 
 # Labels and collators
@@ -251,7 +282,7 @@ LABELS = {
 def test_label_columns_are_dropped(tokenizer, name):
     spec = InputSpec("text-classification", tokenizer, model_inputs=["input_ids", "attention_mask", *LABELS])
     data = tokenized(["w1", "w2 w3"], tokenizer, **{name: LABELS[name]})
-    (batch,) = prepare_batches(data, spec, num_tokens=None)
+    (batch,) = batches_of(data, spec, num_tokens=None)
     assert set(batch) == {"input_ids", "attention_mask"}
 
 
@@ -261,14 +292,14 @@ def test_a_data_collator_gets_labels_as_in_training_and_they_are_dropped(spec):
         return {**DataCollatorWithPadding(spec.processing_class)(samples), "labels": torch.ones(len(samples))}
 
     data = tokenized(make_texts(), spec.processing_class, labels=[1] * 40)
-    batches = prepare_batches(data, spec, num_tokens=None, batch_size=8, data_collator=collate)
+    batches = batches_of(data, spec, num_tokens=None, batch_size=8, data_collator=collate)
     assert set(batches[0]) == {"input_ids", "token_type_ids", "attention_mask"}
-    assert real_samples(batches) == real_samples(prepare_batches(make_texts(), spec, num_tokens=None))
+    assert real_samples(batches) == real_samples(batches_of(make_texts(), spec, num_tokens=None))
 
 
 def test_a_data_collator_that_cannot_do_without_labels_is_named(spec):
     with pytest.raises(ValueError, match=r"`data_collator` must do with .*input_ids.*asks for 'labels'"):
-        prepare_batches(["w1"], spec, data_collator=lambda samples: {"labels": samples[0]["labels"]})
+        batches_of(["w1"], spec, data_collator=lambda samples: {"labels": samples[0]["labels"]})
 
 
 # Tasks
@@ -277,11 +308,11 @@ def test_a_data_collator_that_cannot_do_without_labels_is_named(spec):
 def test_question_answering_cuts_the_context_only(tokenizer):
     spec = InputSpec("question-answering", tokenizer, max_length=8)
     data = Dataset.from_dict({"context": ["w1 w2 w3 w4 w5 w6"], "title": ["w7"], "question": ["w8 w9"]})
-    (batch,) = prepare_batches(data, spec, num_tokens=None)
+    (batch,) = batches_of(data, spec, num_tokens=None)
     words = [word_id(word) for word in ("w8", "w9", "w1", "w2", "w3")]
     assert batch["input_ids"].tolist() == [[CLS, *words[:2], SEP, *words[2:], SEP]]
     with pytest.raises(ValueError, match=r"`max_length`, 8 tokens. Got a question that takes 9"):
-        prepare_batches([(make_text(6), "w1")], spec)
+        batches_of([(make_text(6), "w1")], spec)
 
 
 def test_token_classification_reads_words_or_text(tokenizer):
@@ -290,7 +321,7 @@ def test_token_classification_reads_words_or_text(tokenizer):
     data = Dataset.from_dict({"id": ["a", "b"], "tokens": words, "ner_tags": [[0, 1], [0]]})
     expected = [[CLS, *map(word_id, ("w1", "w2", "w3")), SEP], [CLS, word_id("w4"), SEP]]
     for form in (data, words, ["w1 w2 w3", "w4"], Dataset.from_dict({"text": ["w1 w2 w3", "w4"]})):
-        assert real_samples(prepare_batches(form, spec, num_tokens=None, keep_order=True)) == expected
+        assert real_samples(batches_of(form, spec, num_tokens=None, keep_order=True)) == expected
 
 
 SWAG = {
@@ -305,59 +336,59 @@ SWAG = {
 def test_multiple_choice_has_one_row_per_choice(tokenizer):
     spec = InputSpec("multiple-choice", tokenizer)
     swag = Dataset.from_dict(SWAG)
-    (batch,) = prepare_batches(swag, spec, num_tokens=None, keep_order=True)
+    (batch,) = batches_of(swag, spec, num_tokens=None, keep_order=True)
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, 4, 8)
     first = [CLS, word_id("w1"), SEP, word_id("w4"), word_id("w10"), SEP, PAD, PAD]
     assert batch["input_ids"][0, 0].tolist() == first
     named = InputSpec("multiple-choice", tokenizer, text_columns=["sent1", "ending0", "ending1", "ending2"])
-    assert prepare_batches(swag, named, num_tokens=None)[0]["input_ids"].shape == (2, 3, 7)
+    assert batches_of(swag, named, num_tokens=None)[0]["input_ids"].shape == (2, 3, 7)
     triples = [("w1", "w2", "w3"), ("w4", "w5", "w6 w7")]
-    assert prepare_batches(triples, spec, num_tokens=None)[0]["input_ids"].shape == (2, 2, 6)
+    assert batches_of(triples, spec, num_tokens=None)[0]["input_ids"].shape == (2, 2, 6)
 
 
 def test_multiple_choice_with_the_collator_of_training(tokenizer):
     spec = InputSpec("multiple-choice", tokenizer)
     nested = {"input_ids": [[[2, 5, 3], [2, 3]], [[2, 3], [2, 3]]], "labels": [0, 1]}
     data = Dataset.from_dict({**nested, "attention_mask": [[[1, 1, 1], [1, 1]], [[1, 1], [1, 1]]]})
-    expected = prepare_batches(data, spec, num_tokens=None)
-    got = prepare_batches(data, spec, num_tokens=None, data_collator=DataCollatorForMultipleChoice(tokenizer))
+    expected = batches_of(data, spec, num_tokens=None)
+    got = batches_of(data, spec, num_tokens=None, data_collator=DataCollatorForMultipleChoice(tokenizer))
     assert torch.equal(got[0]["input_ids"], expected[0]["input_ids"])
     with pytest.raises(ValueError, match=r"same number of choices\. Got 1 and 2 choices"):
-        prepare_batches(Dataset.from_dict({"input_ids": [[[2]], [[2], [3]]]}), spec)
+        batches_of(Dataset.from_dict({"input_ids": [[[2]], [[2], [3]]]}), spec)
 
 
 def test_embeddings_read_one_text_at_a_time(tokenizer):
     spec = InputSpec("feature-extraction", tokenizer)
     pairs = Dataset.from_dict({"sentence1": ["w1", "w2"], "sentence2": ["w3", "w4"]})
-    expected = [[CLS, word_id(word), SEP] for word in ("w1", "w3", "w2", "w4")]
-    assert real_samples(prepare_batches(pairs, spec, num_tokens=None)) == expected
+    expected = [[CLS, word_id(word), SEP] for word in ("w1", "w2", "w3", "w4")]
+    assert real_samples(batches_of(pairs, spec, num_tokens=None)) == expected
 
 
 def test_masks_depend_on_seed_and_sample_alone(tokenizer):
     spec = InputSpec("fill-mask", tokenizer)
     texts = [make_text(20, index) for index in range(30)]
-    plain = prepare_batches(texts, InputSpec("text-classification", tokenizer), num_tokens=None, keep_order=True)
-    masked = real_samples(prepare_batches(texts, spec, num_tokens=None, keep_order=True))
+    plain = batches_of(texts, InputSpec("text-classification", tokenizer), num_tokens=None, keep_order=True)
+    masked = real_samples(batches_of(texts, spec, num_tokens=None, keep_order=True))
     for before, after in zip(real_samples(plain), masked, strict=True):
         changed = [place for place, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]]
         assert len(changed) == 3 and all(after[place] == MASK for place in changed)
         assert (after[0], after[-1]) == (CLS, SEP)
-    backwards = prepare_batches(texts[::-1], spec, num_tokens=None, batch_size=7, keep_order=True)
+    backwards = batches_of(texts[::-1], spec, num_tokens=None, batch_size=7, keep_order=True)
     assert real_samples(backwards)[::-1] == masked
     other = InputSpec("fill-mask", tokenizer, seed=1)
-    assert real_samples(prepare_batches(texts, other, num_tokens=None, keep_order=True)) != masked
+    assert real_samples(batches_of(texts, other, num_tokens=None, keep_order=True)) != masked
 
 
 def test_masks_in_the_text_are_kept_and_short_texts_get_one(tokenizer):
     spec = InputSpec("fill-mask", tokenizer)
-    samples = real_samples(prepare_batches(["w1 [MASK] w2 w3 w4 w5 w6 w7", "w9"], spec, num_tokens=None))
+    samples = real_samples(batches_of(["w1 [MASK] w2 w3 w4 w5 w6 w7", "w9"], spec, num_tokens=None))
     assert samples[0] == [CLS, MASK, SEP]
     assert samples[1].count(MASK) == 1 and samples[1][2] == MASK
 
 
 def test_rows_without_text_are_left_out(spec):
     data = Dataset.from_dict({"text": ["", "w1", None, "  ", "w2"]})
-    assert real_samples(prepare_batches(data, spec, num_tokens=None)) == [
+    assert real_samples(batches_of(data, spec, num_tokens=None)) == [
         [CLS, word_id("w1"), SEP],
         [CLS, word_id("w2"), SEP],
     ]
@@ -368,10 +399,10 @@ def test_rows_without_text_are_left_out(spec):
     [({}, 512), ({"max_positions": 100}, 100), ({"max_positions": 600}, 512), ({"max_length": 50}, 50)],
 )
 def test_texts_are_cut_at_the_smallest_limit(limits, expected):
-    (batch,) = prepare_batches([make_text(700)], InputSpec("text-classification", make_tokenizer(), **limits))
+    (batch,) = batches_of([make_text(700)], InputSpec("text-classification", make_tokenizer(), **limits))
     assert batch["input_ids"].shape == (1, expected)
     short = InputSpec("text-classification", make_tokenizer(model_max_length=40))
-    assert prepare_batches([make_text(700)], short)[0]["input_ids"].shape == (1, 40)
+    assert batches_of([make_text(700)], short)[0]["input_ids"].shape == (1, 40)
 
 
 def test_preprocess_function_replaces_the_tokenization(tokenizer):
@@ -381,7 +412,7 @@ def test_preprocess_function_replaces_the_tokenization(tokenizer):
 
     spec = InputSpec("text-classification", tokenizer, preprocess_function=preprocess)
     data = Dataset.from_dict({"a": ["w1", "w2"], "b": ["w3", "w4 w5"], "label": [0, 1]})
-    (batch,) = prepare_batches(data, spec, num_tokens=None)
+    (batch,) = batches_of(data, spec, num_tokens=None)
     assert batch["input_ids"].shape == (2, 6)
     assert set(batch) == {"input_ids", "token_type_ids", "attention_mask"}
 
@@ -404,8 +435,8 @@ def test_preprocess_function_replaces_the_tokenization(tokenizer):
 )
 def test_text_columns_are_found(task, names, expected, tokenizer):
     data = Dataset.from_dict({name: [f"w{index} w{index + 20}"] for index, name in enumerate(names)})
-    found = prepare_batches(data, InputSpec(task, tokenizer))[0]["input_ids"]
-    given = prepare_batches(data, InputSpec(task, tokenizer, text_columns=expected))[0]["input_ids"]
+    found = batches_of(data, InputSpec(task, tokenizer))[0]["input_ids"]
+    given = batches_of(data, InputSpec(task, tokenizer, text_columns=expected))[0]["input_ids"]
     by_hand = tokenizer(*(data[0][name] for name in expected))["input_ids"]
     if task != "fill-mask":
         assert found[0].tolist() == by_hand
@@ -436,7 +467,7 @@ def test_text_columns_are_found(task, names, expected, tokenizer):
 def test_text_columns_that_cannot_be_told(task, columns, given, message, tokenizer):
     data = Dataset.from_dict({name: [value] for name, value in columns.items()})
     with pytest.raises(ValueError, match=message):
-        prepare_batches(data, InputSpec(task, tokenizer, text_columns=given))
+        batches_of(data, InputSpec(task, tokenizer, text_columns=given))
 
 
 # Loading
@@ -542,7 +573,7 @@ def test_only_what_the_budget_asks_for_is_tokenized(tmp_path, tokenizer):
 def test_batches_of_a_loaded_dataset(raw, tmp_path, tokenizer):
     spec = InputSpec("fill-mask", tokenizer)
     loaded = load_calibration_dataset(write(raw, tmp_path / "some.json"), spec, num_tokens=100)
-    small, large = (prepare_batches(loaded, spec, num_tokens=100, batch_size=size) for size in (2, 16))
+    small, large = (batches_of(loaded, spec, num_tokens=100, batch_size=size) for size in (2, 16))
     assert real_samples(small) == real_samples(large) == sorted(loaded["input_ids"], key=len)
 
 
@@ -623,33 +654,33 @@ def test_files_have_no_configurations_and_one_split(raw, tmp_path, spec):
 )
 def test_bad_data(data, message, tokenizer):
     with pytest.raises(ValueError, match=message):
-        prepare_batches(data, InputSpec("text-classification", tokenizer, max_positions=20))
+        batches_of(data, InputSpec("text-classification", tokenizer, max_positions=20))
 
 
 def test_texts_need_a_tokenizer_and_tokenized_data_something_to_pad_with():
     spec = InputSpec("text-classification")
     with pytest.raises(ValueError, match=r"Got None instead. Pass processing_class=..., or tokenized data"):
-        prepare_batches(["w1"], spec)
+        batches_of(["w1"], spec)
     ragged = Dataset.from_dict({"input_ids": [[1, 2], [1]]})
     with pytest.raises(ValueError, match=r"Pass processing_class=... or data_collator=..."):
-        prepare_batches(ragged, spec)
-    assert len(prepare_batches(ragged, spec, num_tokens=None, batch_size=1)) == 2
+        batches_of(ragged, spec)
+    assert len(batches_of(ragged, spec, num_tokens=None, batch_size=1)) == 2
 
 
 def test_tokenizers_need_their_tokens():
     with pytest.raises(ValueError, match="must have a pad token"):
-        prepare_batches(["w1"], InputSpec("text-classification", make_tokenizer(pad_token=None)))
+        batches_of(["w1"], InputSpec("text-classification", make_tokenizer(pad_token=None)))
     with pytest.raises(ValueError, match="must have a mask token"):
-        prepare_batches(["w1"], InputSpec("fill-mask", make_tokenizer(mask_token=None)))
+        batches_of(["w1"], InputSpec("fill-mask", make_tokenizer(mask_token=None)))
     with pytest.raises(ValueError, match=r"`max_length` must be above 2.* Got 2"):
-        prepare_batches(["w1"], InputSpec("text-classification", make_tokenizer(), max_length=2))
+        batches_of(["w1"], InputSpec("text-classification", make_tokenizer(), max_length=2))
 
 
 def test_preprocess_function_must_return_inputs(tokenizer):
     for function, got in ((lambda rows: {"ids": [1]}, "Got ids instead"), (lambda rows: [1], "Got list instead")):
         spec = InputSpec("text-classification", tokenizer, preprocess_function=function)
         with pytest.raises(ValueError, match=f"`preprocess_function` must map.*{got}"):
-            prepare_batches(["w1"], spec)
+            batches_of(["w1"], spec)
 
 
 @pytest.mark.parametrize(
@@ -680,4 +711,4 @@ def test_bad_specs(arguments, message):
 )
 def test_bad_counts(options, message, spec):
     with pytest.raises(ValueError, match=message):
-        prepare_batches(["w1"], spec, **options)
+        batches_of(["w1"], spec, **options)

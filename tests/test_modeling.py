@@ -121,8 +121,7 @@ def assert_same_weights(first, second):
 
 
 def load(folder, head="ForSequenceClassification", **options):
-    """Loads a model into memory of its own: the mapped file is not aligned, which changes the last bit of products."""
-    return copy.deepcopy(getattr(modeling_auto, f"AutoModel{head}").from_pretrained(folder, **options))
+    return getattr(modeling_auto, f"AutoModel{head}").from_pretrained(folder, **options)
 
 
 # The units in the config
@@ -421,7 +420,7 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
     again = auto_class.from_pretrained(resaved, **trust)
     with torch.no_grad():
         for loaded in (model, again):
-            torch.testing.assert_close(loaded(**expected["batch"])[0], expected["output"], rtol=1e-5, atol=1e-5)
+            assert torch.equal(loaded(**expected["batch"])[0], expected["output"])
     for name in ("config.json", "model.safetensors", "modeling_kprune.py"):
         assert filecmp.cmp(folder / name, resaved / name, shallow=False), name
     tokenizer = AutoTokenizer.from_pretrained(folder, **trust)

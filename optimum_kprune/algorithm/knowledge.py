@@ -64,9 +64,7 @@ class UnitStatistics:
         """
         predictive = self.squared_gradients / (2 * samples)
         representational = self.squared_features * weight.double().square().sum(dim=0) / (tokens * weight.shape[0])
-        return Importance(
-            predictive.view(-1, unit_size).mean(dim=1), representational.view(-1, unit_size).mean(dim=1)
-        )
+        return Importance(predictive.view(-1, unit_size).mean(dim=1), representational.view(-1, unit_size).mean(dim=1))
 
 
 def unit_scores(importance: Importance, lambda_rep: float, mu: float, unit_flops: float) -> Tensor:
