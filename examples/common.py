@@ -19,6 +19,7 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 from optimum_kprune import KPruneConfig, KPruneResult
 
 FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+SECONDS_PER_LATENCY = 4.0
 Table = dict[str, tuple[float, float]]
 
 
@@ -163,7 +164,7 @@ def measure(dense: PreTrainedModel, pruned: PreTrainedModel, result: KPruneResul
         "model.safetensors [MB]": (saved_megabytes(dense), saved_megabytes(pruned)),
     }
     for batch_size in (1, 32):
-        name = f"ms per batch of {batch_size} ({torch.get_num_threads()} threads)"
+        name = f"ms per batch of {batch_size} (threads: {torch.get_num_threads()})"
         table[name] = median_milliseconds((dense, pruned), batch_size, length)
     return table
 
@@ -175,9 +176,7 @@ def saved_megabytes(model: PreTrainedModel) -> float:
         return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) / 1e6
 
 
-def median_milliseconds(
-    models: Sequence[PreTrainedModel], batch_size: int, length: int, seconds: float = 4.0
-) -> tuple[float, ...]:
+def median_milliseconds(models: Sequence[PreTrainedModel], batch_size: int, length: int) -> tuple[float, ...]:
     """Returns the median time of one batch per model.
 
     The models take turns, so that whatever else the machine does slows all of them alike.
@@ -186,7 +185,7 @@ def median_milliseconds(
     input_ids = torch.randint(vocabulary, (batch_size, length), generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
     times: list[list[float]] = [[] for _ in models]
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + SECONDS_PER_LATENCY
     # The first three rounds warm up.
     while len(times[0]) < 8 or time.perf_counter() < end:
         for model, taken in zip(models, times, strict=True):

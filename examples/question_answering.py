@@ -39,13 +39,14 @@ def predict_answers(
     """Returns the best answer of every question over all windows of its context."""
     # Questions may begin with blanks, which would take the place of context.
     questions = [question.strip() for question in questions]
+    max_length = min(MAX_LENGTH, tokenizer.model_max_length)
     windows = common.encode(
         tokenizer,
         questions,
         contexts,
         truncation="only_second",
-        max_length=min(MAX_LENGTH, tokenizer.model_max_length),
-        stride=STRIDE,
+        max_length=max_length,
+        stride=min(STRIDE, max_length // 2),
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     before = evaluate(dense, tokenizer, rows, args)
     print(f"dense exact match {before[0]:.2f}, F1 {before[1]:.2f} on {len(rows):,} questions")
 
-    options = common.calibration_options(args) | {"max_length": MAX_LENGTH}
+    options = common.calibration_options(args) | {"max_length": min(MAX_LENGTH, tokenizer.model_max_length)}
     calibration = pruner.get_calibration_dataset(args.dataset, **options)
     result = pruner.prune(common.make_config(args), calibration, save_directory=args.output_dir)
     print(result)

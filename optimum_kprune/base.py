@@ -4,8 +4,6 @@ from abc import ABC, abstractmethod
 from os import PathLike
 from typing import Any
 
-from optimum.configuration_utils import BaseConfig
-
 
 class OptimumPruner(ABC):
     """What a pruner offers: load a model, prune it, save or publish the smaller one."""
@@ -16,9 +14,9 @@ class OptimumPruner(ABC):
         raise NotImplementedError(f"{cls.__name__} must define how to load a model to prune.")
 
     @abstractmethod
-    def prune(self, config: BaseConfig, calibration_dataset: Any, **kwargs: Any) -> Any:
+    def prune(self, config: Any, calibration_dataset: Any) -> Any:
         """Prunes the model and returns a result that says what was kept."""
 
     @abstractmethod
-    def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | PathLike) -> None:
         """Writes the pruned model and what is needed to use it into a folder."""

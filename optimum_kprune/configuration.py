@@ -4,14 +4,11 @@ import json
 import math
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import HfApi
 from optimum.configuration_utils import BaseConfig
 from optimum.version import __version__ as optimum_version
-
-GRADIENTS = ("sample", "batch")
-BIASES = ("refit", "keep", "drop")
 
 
 class KPruneConfig(BaseConfig):
@@ -21,6 +18,9 @@ class KPruneConfig(BaseConfig):
         compression_rate (`float`, defaults to 0.5): share of the FLOPs of all units to remove, in [0, 1). At least
             this share is removed.
         temperature (`float`, defaults to 2.0): temperature gamma of the softmax in the predictive knowledge.
+        knowledge (`str`, defaults to `"fisher"`): how the predictive knowledge of a unit is measured. `"divergence"`
+            squares the gradient of the divergence from the teacher, as published; it vanishes where the student still
+            equals the teacher. `"fisher"` takes the curvature of the same divergence, which does not.
         lambda_rep (`float`, defaults to 0.1): weight lambda of the representational against the predictive knowledge.
         mu (`float`, *optional*): factor on the score of a head, whose knowledge is averaged over the dimensions of
             the head. `None` takes the head dimension, which makes the average a sum.
@@ -52,15 +52,16 @@ class KPruneConfig(BaseConfig):
 
     compression_rate: float = 0.5
     temperature: float = 2.0
+    knowledge: Literal["fisher", "divergence"] = "fisher"
     lambda_rep: float = 0.1
     mu: float | None = None
-    gradient: str = "sample"
+    gradient: Literal["sample", "batch"] = "sample"
     num_tokens: int | None = 100_000
     measure_tokens: int | None = 25_000
     sequence_length: int | None = None
     tuning: bool = True
     ridge: float = 1e-4
-    bias: str = "refit"
+    bias: Literal["refit", "keep", "drop"] = "refit"
     span_padding: bool = False
     seed: int = 0
 
@@ -82,8 +83,9 @@ class KPruneConfig(BaseConfig):
         _require_number(self, "sequence_length", "1 or above, or None", lambda value: value >= 1, optional=True)
         _require_number(self, "ridge", "0 or above", lambda value: value >= 0)
         _require_number(self, "seed", "0 or above", lambda value: value >= 0)
-        _require_choice(self, "gradient", GRADIENTS)
-        _require_choice(self, "bias", BIASES)
+        _require_choice(self, "knowledge", ("fisher", "divergence"))
+        _require_choice(self, "gradient", ("sample", "batch"))
+        _require_choice(self, "bias", ("refit", "keep", "drop"))
         _require_choice(self, "tuning", (True, False))
         _require_choice(self, "span_padding", (True, False))
 
@@ -92,6 +94,7 @@ class KPruneConfig(BaseConfig):
         """Returns the published settings (and those of the authors' program), with `overrides` on top."""
         published: dict[str, Any] = {
             "temperature": 2.0,
+            "knowledge": "divergence",
             "lambda_rep": 2.5e-4,
             "gradient": "batch",
             "ridge": 0.0,

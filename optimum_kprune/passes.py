@@ -1,18 +1,20 @@
 """The two passes over the calibration data that a sublayer needs: one measures knowledge, one gathers the fit."""
 
+import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .algorithm.divergence import divergence
+from .algorithm.divergence import Prediction, curvature_probe, divergence
 from .algorithm.knowledge import Importance, UnitStatistics
 from .algorithm.tuning import LeastSquares
 from .configuration import KPruneConfig
-from .frontier import Frontier
+from .frontier import Frontier, Step
 from .observe import observed_units, recorded
 from .sublayers import Sublayer
+from .tasks import MASKED_LOGIT
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -46,14 +48,36 @@ def measure_knowledge(
             statistics[index].add_gradients(gradients.view(samples, -1, gradients.shape[-1]).sum(dim=1))
 
         with torch.enable_grad(), observed_units(sublayers, add_features, add_gradients):
-            lost = divergence(teacher, frontier.student_prediction(step), config.temperature)
-            lost.sum().backward()
+            student = frontier.student_prediction(step)
+            if config.knowledge == "fisher":
+                signs = draw_signs(teacher, step, config.seed)
+                probe = curvature_probe(teacher, student, config.temperature, signs)
+            else:
+                probe = divergence(teacher, student, config.temperature)
+            probe.sum().backward()
     for sublayer, sums in zip(sublayers, statistics, strict=True):
         require_finite(sublayer.name, sums.squared_features, sums.squared_gradients)
     return [
         sums.importance(sublayer.output.weight, sublayer.unit_size, samples_seen, tokens_seen)
         for sublayer, sums in zip(sublayers, statistics, strict=True)
     ]
+
+
+def draw_signs(prediction: Prediction, step: Step, seed: int) -> Tensor:
+    """Draws +1 or -1 for every value of a prediction; a sample's draw depends on nothing but its tokens and the seed.
+
+    Returns:
+        (samples, positions, classes); 0 at padding, which would shift the draws behind it.
+    """
+    values = prediction.values
+    real = (prediction.weights > 0)[..., None] & (values > MASKED_LOGIT)
+    signs = torch.zeros(values.shape, device="cpu")
+    ids, mask = step.batch["input_ids"].cpu(), step.mask.view(step.batch["input_ids"].shape).cpu()
+    for sample, drawn, places in zip(range(len(ids)), signs, real.cpu(), strict=True):
+        content = zlib.crc32(ids[sample][mask[sample]].numpy().tobytes(), seed)
+        generator = torch.Generator().manual_seed(content)
+        drawn[places] = torch.randint(2, (int(places.sum()),), generator=generator).float() * 2 - 1
+    return signs.to(values.device)
 
 
 def gather_fit(

@@ -266,8 +266,8 @@ def _max_positions(model: PreTrainedModel) -> int | None:
     """The longest input of a model; positions of the RoBERTa family start behind the padding index."""
     positions = getattr(model.config, "max_position_embeddings", None)
     embedding = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    reserved = 0 if getattr(embedding, "padding_idx", None) is None else embedding.padding_idx + 1
-    return None if positions is None else positions - reserved
+    padding_index = getattr(embedding, "padding_idx", None)
+    return positions if positions is None or padding_index is None else positions - padding_index - 1
 
 
 def _require_finite_weights(model: PreTrainedModel) -> None:

@@ -1,6 +1,7 @@
 """The prunable sublayers of a loaded model, read through its adapter."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ class Sublayer:
         return self.units * self.unit_size
 
     @property
-    def output(self) -> nn.Module:
+    def output(self) -> Any:
         """The output projection."""
         return self.block.get_submodule(self.adapter.output)
 
@@ -59,9 +60,9 @@ class Sublayer:
         """FLOPs of one unit on a sequence of that many tokens (METHOD section 1)."""
         if not self.units:
             return 0.0
-        projections = [self.block.get_submodule(name) for name in (*self.adapter.inputs, self.adapter.output)]
-        unit_weights = sum(projection.weight.numel() for projection in projections) // self.units
-        return unit_flops(self.adapter.kind, unit_weights, self.unit_size, sequence_length)
+        names = (*self.adapter.inputs, self.adapter.output)
+        weights = sum(self.block.get_submodule(name).get_parameter("weight").numel() for name in names)
+        return unit_flops(self.adapter.kind, weights // self.units, self.unit_size, sequence_length)
 
     def feature_indices(self, kept: Tensor) -> Tensor:
         """Indices of the features of the units whose entry in `kept`, (units,) boolean, is true."""
@@ -85,7 +86,7 @@ class Encoder:
     def __init__(self, model: PreTrainedModel, adapter: EncoderAdapter) -> None:
         self.model = model
         self.adapter = adapter
-        self.blocks: nn.ModuleList = model.base_model.get_submodule(adapter.blocks)
+        self.blocks: Any = model.base_model.get_submodule(adapter.blocks)
 
     @property
     def device(self) -> torch.device:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class Task:
     predict: Callable[[Any, Any, Tensor], Prediction]
 
 
-def _one_position(values: Tensor, family: str) -> Prediction:
+def _one_position(values: Tensor, family: Literal["categorical", "gaussian"]) -> Prediction:
     return Prediction(values[:, None, :], values.new_ones(values.shape[0], 1), family)
 
 

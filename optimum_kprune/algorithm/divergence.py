@@ -46,5 +46,38 @@ def divergence(teacher: Prediction, student: Prediction, temperature: float) -> 
     return (teacher.weights.to(distance.dtype) * distance).sum(dim=-1)
 
 
+def curvature_probe(teacher: Prediction, student: Prediction, temperature: float, signs: Tensor) -> Tensor:
+    """A linear function of the student's values whose squared mask gradients give the curvature of `divergence`.
+
+    With random signs e, independent and of mean 0, its gradient g in a mask satisfies, in expectation over them,
+
+        1/2 g^2  =  1/2 * J^T H J       H: Hessian of K_pred in the student's values, J: their derivative in the mask
+
+    which is the diagonal Gauss-Newton curvature, or Fisher information, of K_pred (METHOD section 6):
+
+        categorical:  H = w (diag(p) - p p^T),  p = softmax(t / gamma);   probe = sqrt(w) (sqrt(p) e - p (sqrt(p) . e)) . s
+        gaussian:     H = 2 w I;                                          probe = sqrt(2 w) e . s
+
+    Unlike labels drawn from the teacher, signs leave little variance where the teacher is confident.
+
+    Args:
+        teacher: the predictions to preserve; its weights count.
+        student: the predictions that lost knowledge, of the same shape.
+        temperature: gamma; of no effect on plain values.
+        signs: +1 or -1, of the shape of the values.
+
+    Returns:
+        (samples,) in float32 or better, differentiable in the student's values.
+    """
+    values = _at_least_float32(student.values)
+    if teacher.family == "gaussian":
+        direction = 2**0.5 * signs
+    else:
+        probability = torch.softmax(_at_least_float32(teacher.values) / temperature, dim=-1)
+        root = probability.sqrt() * signs
+        direction = root - probability * (probability.sqrt() * root).sum(dim=-1, keepdim=True)
+    return (teacher.weights.to(values.dtype).sqrt()[..., None] * direction * values).sum(dim=(-2, -1))
+
+
 def _at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
