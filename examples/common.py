@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from datasets import Dataset, load_dataset
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from optimum_kprune import KPruneConfig, KPruneResult
 
@@ -171,6 +172,8 @@ def measure(dense: PreTrainedModel, pruned: PreTrainedModel, result: KPruneResul
 
 def saved_megabytes(model: PreTrainedModel) -> float:
     """Returns the size of the weights on disk."""
+    # A bar for a file that nobody will see says nothing.
+    logging.disable_progress_bar()
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) / 1e6

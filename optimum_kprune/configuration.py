@@ -39,8 +39,9 @@ class KPruneConfig(BaseConfig):
         bias (`str`, defaults to `"refit"`): `"refit"` fits the bias of the output projection with its weights;
             `"keep"` leaves it; `"drop"` leaves it, but drops it with the last unit of a sublayer, as the authors'
             program does.
-        span_padding (`bool`, defaults to `False`): whether the start and end distributions of question answering run
-            over padded positions too, as in the authors' program. Padding then moves the scores.
+        published_targets (`bool`, defaults to `False`): whether predictions are compared as in the authors' program:
+            the start and end distributions of question answering run over padded positions too, and every output of
+            a regression is compared with the original's outputs for all samples of its batch.
         seed (`int`, defaults to 0): seed of whatever is drawn (calibration samples, masked tokens).
 
     Raises:
@@ -62,7 +63,7 @@ class KPruneConfig(BaseConfig):
     tuning: bool = True
     ridge: float = 1e-4
     bias: Literal["refit", "keep", "drop"] = "refit"
-    span_padding: bool = False
+    published_targets: bool = False
     seed: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -87,7 +88,7 @@ class KPruneConfig(BaseConfig):
         _require_choice(self, "gradient", ("sample", "batch"))
         _require_choice(self, "bias", ("refit", "keep", "drop"))
         _require_choice(self, "tuning", (True, False))
-        _require_choice(self, "span_padding", (True, False))
+        _require_choice(self, "published_targets", (True, False))
 
     @classmethod
     def paper(cls, **overrides: Any) -> "KPruneConfig":
@@ -100,7 +101,7 @@ class KPruneConfig(BaseConfig):
             "ridge": 0.0,
             "bias": "drop",
             "measure_tokens": None,
-            "span_padding": True,
+            "published_targets": True,
         }
         return cls(**{**published, **overrides})
 

@@ -91,9 +91,9 @@ class Frontier:
         return run(self.student, step.batch, self.layer, step.student)
 
     def teacher_prediction(self, step: Step) -> Prediction:
-        """The prediction to preserve, from the teacher's last hidden states and its head."""
+        """What the student's prediction is compared with, from the teacher's last hidden states and its head."""
         outputs = run(self.teacher, step.batch, len(self.teacher.blocks), step.teacher_last)
-        return self.task.predict(outputs, self.teacher.model.config, step.mask)
+        return self.task.target(self.task.predict(outputs, self.teacher.model.config, step.mask))
 
     def student_prediction(self, step: Step) -> Prediction:
         """The student's prediction at present."""

@@ -22,7 +22,7 @@ Progress = Callable[[Iterable[Any]], Iterable[Any]]
 def measure_knowledge(
     frontier: Frontier, sublayers: list[Sublayer], config: KPruneConfig, progress: Progress
 ) -> list[Importance]:
-    """Measures the knowledge of the units of the student's sublayers (METHOD section 2), one pass in all.
+    """Measures the knowledge of the units of the student's sublayers, one pass in all.
 
     Args:
         frontier: hidden states at the block of the lowest of the sublayers.
@@ -83,7 +83,7 @@ def draw_signs(prediction: Prediction, step: Step, seed: int) -> Tensor:
 def gather_fit(
     frontier: Frontier, teacher: Sublayer, student: Sublayer, features: Tensor, progress: Progress
 ) -> LeastSquares:
-    """Gathers the least-squares problem of a sublayer (METHOD section 4), one pass through its block.
+    """Gathers the least-squares problem of a sublayer, one pass through its block.
 
     Args:
         frontier: hidden states at the block of the sublayer.

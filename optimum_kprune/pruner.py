@@ -28,7 +28,7 @@ from .observe import evaluating
 from .pruning import SublayerPruner
 from .report import KPruneResult
 from .sublayers import Encoder
-from .tasks import get_task, task_of, with_padded_spans
+from .tasks import get_task, task_of, with_published_targets
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ class KPruner(OptimumPruner):
         started = time.perf_counter()
         student = copy.deepcopy(self.teacher).requires_grad_(False)
         with evaluating(self.teacher), evaluating(student), torch.no_grad():
-            task = with_padded_spans(self.task) if config.span_padding else self.task
+            task = with_published_targets(self.task) if config.published_targets else self.task
             frontier = Frontier(Encoder(self.teacher, self.adapter), Encoder(student, self.adapter), calibration, task)
             _warn_if_few_tokens(frontier)
             sublayers, blocks = len(frontier.teacher.sublayers()), len(frontier.teacher.blocks)

@@ -18,7 +18,7 @@ from .sublayers import Sublayer
 
 
 class SublayerPruner:
-    """Prunes and tunes the student of a frontier in place, one sublayer after the other (METHOD sections 2 to 4).
+    """Prunes and tunes the student of a frontier in place, one sublayer after the other.
 
     Args:
         frontier: at its start, where the student equals the teacher.

@@ -57,7 +57,7 @@ class Sublayer:
         return sum(p.numel() for name in names for p in self.block.get_submodule(name).parameters())
 
     def unit_flops(self, sequence_length: float) -> float:
-        """FLOPs of one unit on a sequence of that many tokens (METHOD section 1)."""
+        """FLOPs of one unit on a sequence of that many tokens."""
         if not self.units:
             return 0.0
         names = (*self.adapter.inputs, self.adapter.output)

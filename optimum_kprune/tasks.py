@@ -24,12 +24,14 @@ class Task:
         class_suffix: what the names of its model classes end with.
         predict: maps the outputs of a model, its config and a boolean (rows, tokens) mask of real tokens to the
             prediction to preserve.
+        target: maps the teacher's prediction to what the student's is compared with.
     """
 
     name: str
     auto_class: str
     class_suffix: str
     predict: Callable[[Any, Any, Tensor], Prediction]
+    target: Callable[[Prediction], Prediction] = lambda prediction: prediction
 
 
 def _one_position(values: Tensor, family: Literal["categorical", "gaussian"]) -> Prediction:
@@ -58,10 +60,6 @@ def _span(outputs: Any, config: Any, mask: Tensor) -> Prediction:
     return Prediction(logits, logits.new_full(logits.shape[:2], 0.5), "categorical")
 
 
-def _padded_span(outputs: Any, config: Any, mask: Tensor) -> Prediction:
-    return _span(outputs, config, torch.ones_like(mask))
-
-
 def _tokens(outputs: Any, config: Any, mask: Tensor) -> Prediction:
     """The mean over the real tokens of a sample."""
     weights = mask.float() / mask.sum(dim=1, keepdim=True).clamp(min=1)
@@ -88,9 +86,22 @@ TASKS = {
 }
 
 
-def with_padded_spans(task: Task) -> Task:
-    """Returns the task with start and end distributions over padded positions too, as in the authors' program."""
-    return replace(task, predict=_padded_span) if task.predict is _span else task
+def with_published_targets(task: Task) -> Task:
+    """Returns the task as the authors' program reads it; see `KPruneConfig.published_targets`."""
+    if task.predict is _span:
+        return replace(task, predict=_padded_span)
+    return replace(task, target=_batch_mean) if task.predict is _classes else task
+
+
+def _padded_span(outputs: Any, config: Any, mask: Tensor) -> Prediction:
+    return _span(outputs, config, torch.ones_like(mask))
+
+
+def _batch_mean(prediction: Prediction) -> Prediction:
+    """Up to a constant, the squared error against the mean is the mean squared error against every value."""
+    if prediction.family != "gaussian":
+        return prediction
+    return replace(prediction, values=prediction.values.mean(dim=0, keepdim=True).expand_as(prediction.values))
 
 
 def get_task(name: str) -> Task:

@@ -104,7 +104,7 @@ def test_divergence_of_half_precision_is_computed_in_float32(generator, family):
 
 @pytest.mark.parametrize(("family", "classes"), [("categorical", 4), ("gaussian", 3)])
 def test_the_probe_has_the_curvature_of_the_divergence_on_average_over_signs(generator, family, classes):
-    """The mean over all signs of gradient x gradient is the Hessian where the student predicts what the teacher does."""
+    """The mean over all signs of gradient x gradient is the Hessian where the student equals the teacher."""
     values = torch.randn(1, 2, classes, generator=generator, dtype=torch.float64)
     weights = torch.tensor([[0.3, 1.7]], dtype=torch.float64)
     teacher = Prediction(values, weights, family)
@@ -241,8 +241,8 @@ def test_of_equal_scores_the_lower_come_first_within_the_budget():
 
 
 def problem(generator, tokens=200, features=6, outputs=4):
-    """A fit with means far from zero: (A, Y, W0 and b0), in float64 but representable in float32."""
-    inputs = torch.randn(tokens, features, generator=generator) + torch.arange(features)
+    """A fit with means that are not zero: (A, Y, W0 and b0), in float64 but representable in float32."""
+    inputs = torch.randn(tokens, features, generator=generator) + torch.arange(features) % 3
     target = inputs @ torch.randn(features, outputs, generator=generator) + 5
     target += torch.randn(tokens, outputs, generator=generator)
     weight = torch.randn(features, outputs, generator=generator)
@@ -258,19 +258,15 @@ def fit_of(inputs, target, *sizes):
 
 
 def closed_form(inputs, target, start, ridge, fit_bias):
-    """The ridge as rows of its own: sqrt(penalty) W = sqrt(penalty) W0, solved by torch.linalg.lstsq."""
-    features, outputs = start.weight.shape
-    penalty = ridge * (inputs.square().sum(dim=0).mean()) * torch.eye(features, dtype=torch.float64)
+    """The ridge as rows of their own, sqrt(penalty) W = sqrt(penalty) W0, solved by torch.linalg.lstsq."""
+    features = inputs.shape[1]
+    pull = (ridge * inputs.square().sum(dim=0).mean()).sqrt() * torch.eye(features, dtype=torch.float64)
+    pulled = pull @ start.weight
     if not fit_bias:
-        rows, right = inputs, target - start.bias
-        rows = torch.cat([rows, penalty.sqrt()])
-        return Projection(
-            torch.linalg.lstsq(rows, torch.cat([right, penalty.sqrt() @ start.weight])).solution, start.bias
-        )
-    rows = torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
-    ridge_rows = torch.cat([penalty.sqrt(), torch.zeros(features, 1, dtype=torch.float64)], dim=1)
-    right = torch.cat([target, penalty.sqrt() @ start.weight])
-    solution = torch.linalg.lstsq(torch.cat([rows, ridge_rows]), right).solution
+        rows, right = torch.cat([inputs, pull]), torch.cat([target - start.bias, pulled])
+        return Projection(torch.linalg.lstsq(rows, right).solution, start.bias)
+    rows = torch.cat([functional.pad(inputs, (0, 1), value=1), functional.pad(pull, (0, 1))])
+    solution = torch.linalg.lstsq(rows, torch.cat([target, pulled])).solution
     return Projection(solution[:-1], solution[-1])
 
 

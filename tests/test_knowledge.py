@@ -30,6 +30,7 @@ from optimum_kprune.observe import (
     run,
 )
 from optimum_kprune.passes import measure_knowledge
+from optimum_kprune.tasks import task_of, with_published_targets
 
 GAMMA = 2.0
 ALL_HEADS = sorted(HEADS)
@@ -121,9 +122,9 @@ def importances_by_masks(teacher, student, samples, lost):
     )
 
 
-def measured(teacher, student, batches, first=0, **settings):
+def measured(teacher, student, batches, first=0, task=None, **settings):
     """The importances of the sublayers from `first` on, measured with the frontier at the block of the first."""
-    frontier = frontier_of(teacher, student, batches)
+    frontier = frontier_of(teacher, student, batches, task)
     sublayers = frontier.student.sublayers()[first:]
     with torch.no_grad():
         while frontier.layer < sublayers[0].layer:
@@ -272,7 +273,7 @@ def test_scores_do_not_depend_on_batches(head, knowledge):
 @pytest.mark.parametrize("head", ["single label", "question answering", "multiple choice", "base model"])
 def test_kept_units_do_not_depend_on_batches(head):
     model = tiny_model(head=head)
-    samples = samples_for(model, 24)
+    samples = samples_for(model, 12)
     config = KPruneConfig(num_tokens=None)
     expected = KPruner(model).prune(config, batches_of(samples))
     for name, batches in arrangements(samples).items():
@@ -284,16 +285,46 @@ def test_kept_units_do_not_depend_on_batches(head):
 
 
 def test_padding_of_spans_counts_only_if_asked_for():
-    model = tiny_model(head="question answering")
-    samples = samples_for(model, 24)
-    tight, loose = batches_of(samples, 1), batches_of(samples, 1, extra=15)
-    errors = {}
-    for span_padding in (False, True):
-        config = KPruneConfig(num_tokens=None, span_padding=span_padding, knowledge="divergence", lambda_rep=0.001)
-        results = [KPruner(model).prune(config, batches) for batches in (tight, loose)]
-        errors[span_padding] = [[entry.error for entry in result.sublayers] for result in results]
-    assert errors[False][0] == pytest.approx(errors[False][1], rel=1e-3, abs=1e-6)
-    assert errors[True][0] != pytest.approx(errors[True][1], rel=1e-2, abs=1e-6)
+    teacher, student = teacher_and_student("question answering")
+    samples = samples_for(teacher, 9)
+    changes = []
+    for task in (task_of(teacher), with_published_targets(task_of(teacher))):
+        tight, loose = (
+            measured(teacher, student, batches_of(samples, 1, extra), task=task, knowledge="divergence")
+            for extra in (0, 9)
+        )
+        changes.append((tight[0].predictive / loose[0].predictive - 1).abs().max().item())
+    assert changes[0] < 1e-3 < 0.1 < changes[1]
+
+
+def test_published_targets_of_a_regression_are_those_of_the_whole_batch():
+    """The authors' program compares every output with the original's outputs for all samples of the batch."""
+    teacher, student = teacher_and_student("regression")
+    batch = pad(samples_for(teacher, 5))
+    outputs, masks, _ = run_masked(student, batch)
+    differences = outputs.logits - teacher(**batch).logits.detach().T
+    expected = [
+        gradient.square().view(-1, sublayer.unit_size).mean(dim=1) / 2 / 5
+        for gradient, sublayer in zip(
+            torch.autograd.grad(differences.square().mean(), masks), encoder_of(student).sublayers(), strict=True
+        )
+    ]
+    task = with_published_targets(task_of(teacher))
+    found = measured(teacher, student, [batch], task=task, gradient="batch", knowledge="divergence")
+    assert_close([importance.predictive for importance in found], expected, 1e-5)
+
+
+def test_signs_depend_on_seed_and_tokens_and_are_zero_at_padding():
+    teacher, student = teacher_and_student("token classification")
+    samples = [[0, 7, 8, 9, 2], [0, 7, 2], [0, 7, 8, 9, 2]]
+    (step,) = frontier_of(teacher, student, [pad(samples, extra=2)])
+    prediction = task_of(teacher).predict(teacher(**step.batch), teacher.config, step.mask)
+    signs = passes.draw_signs(prediction, step, 0)
+    assert signs.shape == prediction.values.shape
+    assert torch.equal(signs.abs().amax(dim=-1), step.mask.float())
+    assert torch.equal(signs.abs().amin(dim=-1), step.mask.float())
+    assert torch.equal(signs[0], signs[2]) and not torch.equal(signs[0, :3], signs[1, :3])
+    assert not torch.equal(signs, passes.draw_signs(prediction, step, 1))
 
 
 # The frontier

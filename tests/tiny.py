@@ -87,7 +87,7 @@ def pad(samples, extra=0):
     return {name: tensor.unflatten(0, (len(samples), -1)) if nested else tensor for name, tensor in batch.items()}
 
 
-def batches_of(samples, size=8, extra=0):
+def batches_of(samples, size=12, extra=0):
     return [pad(samples[start : start + size], extra) for start in range(0, len(samples), size)]
 
 
@@ -115,11 +115,10 @@ def save_tiny(folder, model=None, tokenizer=True):
     return folder
 
 
-def frontier_of(teacher, student, batches):
+def frontier_of(teacher, student, batches, task=None):
     """A frontier at its start; teacher and student must be in evaluation mode."""
-    adapter = get_adapter(teacher.config.model_type)
-    encoders = Encoder(teacher, adapter), Encoder(student, adapter)
-    frontier = Frontier(*encoders, CalibrationBatches(batches, len(batches)), task_of(teacher))
+    calibration = CalibrationBatches(batches, len(batches))
+    frontier = Frontier(encoder_of(teacher), encoder_of(student), calibration, task or task_of(teacher))
     with torch.no_grad():
         frontier.start(iter)
     return frontier

@@ -1,4 +1,4 @@
-"""FLOPs of the units (METHOD section 1)."""
+"""FLOPs of the units."""
 
 
 def unit_flops(kind: str, unit_weights: int, unit_size: int, sequence_length: float) -> float:

@@ -1,4 +1,4 @@
-"""Predictive knowledge: how far a student's predictions are from its teacher's (METHOD section 2)."""
+"""Predictive knowledge: how far a student's predictions are from its teacher's."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -53,12 +53,13 @@ def curvature_probe(teacher: Prediction, student: Prediction, temperature: float
 
         1/2 g^2  =  1/2 * J^T H J       H: Hessian of K_pred in the student's values, J: their derivative in the mask
 
-    which is the diagonal Gauss-Newton curvature, or Fisher information, of K_pred (METHOD section 6):
+    which is the diagonal Gauss-Newton curvature, or Fisher information, of K_pred:
 
-        categorical:  H = w (diag(p) - p p^T),  p = softmax(t / gamma);   probe = sqrt(w) (sqrt(p) e - p (sqrt(p) . e)) . s
-        gaussian:     H = 2 w I;                                          probe = sqrt(2 w) e . s
+        categorical:  H = w (diag(p) - p p^T),  probe = sqrt(w) (sqrt(p) e - p (sqrt(p) . e)) . s
+        gaussian:     H = 2 w I,                probe = sqrt(2 w) e . s
 
-    Unlike labels drawn from the teacher, signs leave little variance where the teacher is confident.
+    Here p = softmax(t / gamma). Unlike labels drawn from the teacher, signs leave little variance where the teacher
+    is confident.
 
     Args:
         teacher: the predictions to preserve; its weights count.

@@ -1,4 +1,4 @@
-"""Importance of the units of a sublayer, from statistics summed over the calibration data (METHOD section 2)."""
+"""Importance of the units of a sublayer, from statistics summed over the calibration data."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -34,7 +34,7 @@ class UnitStatistics:
     Args:
         features: number of features, units x unit size.
         gradient: `"sample"` squares the gradient of every sample as above; `"batch"` squares the gradient of the
-            batch mean (METHOD section 5), still divided by the number of samples.
+            batch mean, as the authors' program does, still divided by the number of samples.
     """
 
     def __init__(self, features: int, gradient: Literal["sample", "batch"], device: torch.device) -> None:

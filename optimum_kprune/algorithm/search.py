@@ -1,4 +1,4 @@
-"""Knowledge-preserving mask search (METHOD section 3)."""
+"""Knowledge-preserving mask search."""
 
 import torch
 from torch import Tensor

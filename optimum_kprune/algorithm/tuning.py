@@ -1,4 +1,4 @@
-"""Knowledge-preserving weight tuning: the output projection refitted by least squares (METHOD sections 4 and 6)."""
+"""Knowledge-preserving weight tuning: the output projection refitted by least squares."""
 
 import logging
 from typing import NamedTuple

@@ -1,0 +1,250 @@
+"""`optimum-cli kprune`: in processes of its own and, where that makes no difference, in this one; and the wheel."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import pytest
+from tiny import outputs_of, pad, ragged_samples, save_tiny, texts_of
+from transformers import AutoModelForSequenceClassification
+
+from optimum.commands import optimum_cli
+from optimum_kprune import KPruneConfig, KPruner, hub
+
+REPOSITORY = Path(__file__).parent.parent
+SAMPLES = ragged_samples(40)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a model, calibration data as txt and as csv, and settings."""
+    folder = tmp_path_factory.mktemp("command")
+    save_tiny(folder / "model")
+    texts = texts_of(SAMPLES)
+    (folder / "texts.txt").write_text("".join(f"{text}\n" for text in texts))
+    rows = [f"{index},{text},{index % 3}\n" for index, text in enumerate(texts)]
+    (folder / "texts.csv").write_text("id,sentence,label\n" + "".join(rows))
+    pairs = [f"{text},w1 w2\n" for text in texts]
+    (folder / "ambiguous.csv").write_text("one,other\n" + "".join(pairs))
+    KPruneConfig(compression_rate=0.8, ridge=0.5, num_tokens=150).save_pretrained(folder / "settings")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Keeps what `datasets` caches out of the user's folders."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def arguments_of(place, output, data="texts.txt", **options):
+    defaults = {"model": place / "model", "dataset": place / data, "compression_rate": 0.5, "num_tokens": 200}
+    given = {**options, **{name: value for name, value in defaults.items() if name not in options}}
+    pairs = [(f"--{name}", str(value)) for name, value in given.items() if value is not None]
+    return ["kprune", *(part for pair in pairs for part in pair), str(output)]
+
+
+def in_process_of_its_own(*arguments):
+    command = [sys.executable, "-m", "optimum.commands.optimum_cli", *arguments]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Calls optimum-cli in this process; returns what it exits with."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["optimum-cli", *map(str, arguments)])
+        try:
+            optimum_cli.main()
+        except SystemExit as exit:
+            return exit.code
+        return None
+
+    return call
+
+
+def test_a_prune_in_a_process_of_its_own(place, tmp_path):
+    """It gives what the library gives, and ends with the table."""
+    process = in_process_of_its_own(*arguments_of(place, tmp_path / "out", task="text-classification"))
+    assert process.returncode == 0, process.stderr
+    pruner = KPruner.from_pretrained(place / "model")
+    calibration = pruner.get_calibration_dataset(place / "texts.txt", num_tokens=200)
+    result = pruner.prune(KPruneConfig(num_tokens=200), calibration)
+    assert f"{result.flops_removed:.2%}" in process.stderr + process.stdout
+    report = json.loads((tmp_path / "out" / "kprune_report.json").read_text())
+    assert [entry["kept"] for entry in report["sublayers"]] == [entry["kept"] for entry in result.kept]
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    for one, other in zip(outputs_of(loaded, pad(SAMPLES)), outputs_of(pruner.model, pad(SAMPLES)), strict=True):
+        assert (one - other).abs().max() < 1e-4
+    assert {path.name for path in tmp_path.iterdir()} <= {"out", "cache"}
+
+
+def test_an_error_in_a_process_of_its_own(place, tmp_path):
+    process = in_process_of_its_own(*arguments_of(place, tmp_path / "out", "ambiguous.csv"))
+    assert process.returncode == 1
+    assert "Traceback" not in process.stderr
+    last = process.stderr.splitlines()[-1]
+    assert last.startswith("optimum-cli kprune: Cannot tell which columns hold the text.")
+    assert "--text_columns" in last and "'one', 'other'" in last
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
+
+
+def test_the_table_and_the_folder_are_logged(place, tmp_path, command, caplog):
+    assert command(*arguments_of(place, tmp_path / "out")) is None
+    assert "FLOPs removed" in caplog.text and str(tmp_path / "out") in caplog.text
+
+
+def test_csv_with_labels_and_settings_from_a_file_with_overrides(place, tmp_path, command):
+    for number, source in enumerate((place / "settings" / "kprune_config.json", place / "settings")):
+        out = tmp_path / f"out{number}"
+        options = {"config": source, "num_tokens": None, "compression_rate": 0.6, "seed": 3}
+        assert command(*arguments_of(place, out, "texts.csv", text_columns="sentence", **options)) is None
+        saved = KPruneConfig.from_pretrained(out)
+        assert (saved.compression_rate, saved.seed) == (0.6, 3)
+        assert (saved.ridge, saved.num_tokens) == (0.5, 150)
+        report = json.loads((out / "kprune_report.json").read_text())
+        assert report["flops_removed"] >= 0.6 and 150 <= report["tokens"] < 165
+
+
+def test_two_text_columns_make_pairs(place, tmp_path, command):
+    arguments = arguments_of(place, tmp_path / "out", "ambiguous.csv", num_tokens=2000)
+    assert command(*arguments[:-1], "--text_columns", "one", "other", "--batch_size", "4", arguments[-1]) is None
+    report = json.loads((tmp_path / "out" / "kprune_report.json").read_text())
+    assert report["tokens"] == sum(len(sample) + 3 for sample in SAMPLES)
+
+
+def test_the_folder_can_be_uploaded(place, tmp_path, command, monkeypatch, caplog):
+    uploads = []
+
+    class RecordingApi:
+        def __init__(self, token=None):
+            pass
+
+        def create_repo(self, repo_id, **arguments):
+            return SimpleNamespace(repo_id=repo_id)
+
+        def upload_folder(self, folder_path, repo_id, **arguments):
+            uploads.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
+            return "https://hub.invalid/commit/1"
+
+    monkeypatch.setattr(hub, "HfApi", RecordingApi)
+    assert command(*arguments_of(place, tmp_path / "out", push_to_hub="me/small")) is None
+    assert uploads == [("me/small", sorted(path.name for path in (tmp_path / "out").iterdir()))]
+    assert "https://hub.invalid/commit/1" in caplog.text
+
+
+MISTAKES = {
+    "rate": ({"compression_rate": 1.5}, ["'compression_rate'", "[0, 1)", "1.5"]),
+    "tokens": ({"num_tokens": 0}, ["'num_tokens'", "Got 0"]),
+    "batch size": ({"batch_size": 0}, ["batch_size", "Got 0"]),
+    "task": ({"task": "question-answering"}, ["text-classification", "BertForSequenceClassification"]),
+    "unknown task": ({"task": "sentiment"}, ["text-classification", "'sentiment'"]),
+    "model": ({"model": "/nowhere/model"}, ["/nowhere/model"]),
+    "model on the Hub": ({"model": "nobody/nothing"}, ["nobody/nothing"]),
+    "data": ({"dataset": "/nowhere/data.csv"}, ["/nowhere/data.csv"]),
+    "data on the Hub": ({"dataset": "nobody/nothing"}, ["nobody/nothing"]),
+    "column": ({"text_columns": "nothing"}, ["'nothing'", "'text'"]),
+    "split": ({"dataset_split": "test"}, ["'test'"]),
+    "config": ({"config": "/nowhere/kprune_config.json"}, ["/nowhere/kprune_config.json"]),
+    "device": ({"device": "nonsense"}, ["nonsense"]),
+    "absent device": ({"device": "cuda:63"}, []),
+    "type": ({"dtype": "nonsense"}, ["nonsense"]),
+}
+
+
+@pytest.mark.parametrize("mistake", sorted(MISTAKES))
+def test_a_mistake_is_told_in_one_line_and_leaves_nothing_behind(mistake, place, tmp_path, command):
+    options, parts = MISTAKES[mistake]
+    message = command(*arguments_of(place, tmp_path / "out", **options))
+    assert isinstance(message, str) and message.startswith("optimum-cli kprune: ")
+    assert "\n" not in message
+    assert all(part in message for part in parts), message
+    assert not (tmp_path / "out").exists()
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
+
+
+def test_a_folder_in_use_is_refused(place, tmp_path, command):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("precious")
+    message = command(*arguments_of(place, tmp_path / "out", model="/nowhere/model"))
+    assert "must be new or empty" in message and "\n" not in message
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_an_interruption_is_told_in_one_line_and_leaves_nothing_behind(place, tmp_path, command, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(KPruner, "_prune", interrupted)
+    assert command(*arguments_of(place, tmp_path / "out")) == "optimum-cli kprune: interrupted; nothing was written."
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("missing", ["--model", "--dataset"])
+def test_required_arguments(missing, place, tmp_path, command, capsys):
+    arguments = arguments_of(place, tmp_path / "out")
+    index = arguments.index(missing)
+    assert command(*arguments[:index], *arguments[index + 2 :]) == 2
+    assert missing in capsys.readouterr().err
+
+
+# The start of the command line
+
+
+def test_help_lists_the_command(command, capsys):
+    assert command("--help") == 0
+    assert "kprune" in capsys.readouterr().out
+    assert command("kprune", "--help") == 0
+    shown = capsys.readouterr().out
+    options = ("--model", "--task", "--dataset", "--dataset_config", "--dataset_split", "--text_columns")
+    assert all(name in shown for name in (*options, "--compression_rate", "--config", "--seed", "OUTPUT_DIR"))
+
+
+def test_the_command_line_starts_without_heavy_imports():
+    code = (
+        "import sys; sys.argv = ['optimum-cli', '--help']\n"
+        "from optimum.commands import optimum_cli\n"
+        "try: optimum_cli.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'optimum_kprune'} & set(sys.modules)\n"
+        "assert 'optimum.commands.register.register_kprune' in sys.modules\n"
+        "sys.exit(', '.join(heavy) or 0)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "kprune" in process.stdout
+
+
+# The wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The names in the wheel, built of a copy, without the network."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+    for name in ("optimum", "optimum_kprune", "tests", "examples"):
+        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    code = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
+    process = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    with zipfile.ZipFile(next((source / "dist").glob("*.whl"))) as archive:
+        return archive.namelist()
+
+
+def test_the_wheel_registers_the_command_and_takes_nothing_of_optimum(wheel):
+    assert "optimum/commands/register/register_kprune.py" in wheel
+    assert [name for name in wheel if name.startswith("optimum/")] == ["optimum/commands/register/register_kprune.py"]
+
+
+def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel):
+    files = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "optimum_kprune").rglob("*.py")}
+    assert {name for name in wheel if name.startswith("optimum_kprune/")} == files
+    assert {name.split("/")[0].split("-")[0] for name in wheel} == {"optimum", "optimum_kprune"}

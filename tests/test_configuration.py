@@ -1,0 +1,195 @@
+"""KPruneConfig: what is allowed, the published settings, and the file it is saved in."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from optimum.configuration_utils import BaseConfig
+
+from optimum_kprune import KPruneConfig, configuration
+
+WRONG = {
+    "compression_rate": ([-0.1, 1, 1.0, 1.5, float("nan"), float("inf"), "0.5", None, True, [0.5]], "in [0, 1)"),
+    "temperature": ([0, -1, None, "2", float("inf")], "above 0"),
+    "lambda_rep": ([-1e-9, None, float("nan")], "0 or above"),
+    "mu": ([0, -1, "d_h"], "above 0, or None"),
+    "num_tokens": ([0, -5, "all", 1.5], "1 or above, or None"),
+    "measure_tokens": ([0, -5, "all", 1.5], "1 or above, or None"),
+    "sequence_length": ([0, "mean"], "1 or above, or None"),
+    "ridge": ([-1e-9, None], "0 or above"),
+    "seed": ([-1, None, 0.5], "0 or above"),
+    "knowledge": (["entropy", None, 1], "'divergence'"),
+    "gradient": (["mean", None, 1], "'sample', 'batch'"),
+    "bias": (["fit", None, True], "'refit', 'keep', 'drop'"),
+    "tuning": (["yes", None, 2], "True, False"),
+    "published_targets": (["no", None, 2], "True, False"),
+}
+ALLOWED = {
+    "compression_rate": [0, 0.0, 0.999, np.float64(0.5)],
+    "temperature": [1, 0.1],
+    "lambda_rep": [0, 10.0],
+    "mu": [None, 64, 0.5],
+    "num_tokens": [None, 1],
+    "measure_tokens": [None, 1],
+    "sequence_length": [None, 1, 126],
+    "ridge": [0, 1e-4],
+    "seed": [0, 2**31],
+    "knowledge": ["fisher", "divergence"],
+    "gradient": ["sample", "batch"],
+    "bias": ["refit", "keep", "drop"],
+    "tuning": [True, False],
+    "published_targets": [True, False],
+}
+# No default, so that a setting that is lost on the way shows.
+UNUSUAL = {
+    "compression_rate": 0.25,
+    "temperature": 3.0,
+    "knowledge": "divergence",
+    "lambda_rep": 0.7,
+    "mu": 5.0,
+    "gradient": "batch",
+    "num_tokens": 1234,
+    "measure_tokens": 321,
+    "sequence_length": 77,
+    "tuning": False,
+    "ridge": 0.5,
+    "bias": "keep",
+    "published_targets": True,
+    "seed": 9,
+}
+
+
+def values_of(config):
+    return {name: getattr(config, name) for name in UNUSUAL}
+
+
+def test_every_setting_is_tested_here():
+    assert set(configuration.SETTINGS) == set(WRONG) == set(ALLOWED) == set(UNUSUAL)
+    defaults = values_of(KPruneConfig())
+    assert not [name for name in UNUSUAL if defaults[name] == UNUSUAL[name]]
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, (values, _) in WRONG.items() for value in values])
+def test_a_wrong_value_is_refused_with_its_name_and_what_is_allowed(name, value):
+    with pytest.raises(ValueError) as caught:
+        KPruneConfig(**{name: value})
+    message = str(caught.value)
+    assert repr(name) in message and WRONG[name][1] in message and f"Got {value!r}" in message
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in ALLOWED.items() for value in values])
+def test_an_allowed_value_is_kept(name, value):
+    assert getattr(KPruneConfig(**{name: value}), name) == value
+
+
+def test_an_unknown_setting_is_refused():
+    with pytest.raises(ValueError) as caught:
+        KPruneConfig(compresion_rate=0.5)
+    assert "'compresion_rate'" in str(caught.value)
+    assert all(name in str(caught.value) for name in UNUSUAL)
+
+
+def test_defaults_are_those_of_the_method():
+    config = KPruneConfig()
+    assert (config.num_tokens, config.temperature, config.gradient, config.mu) == (100_000, 2.0, "sample", None)
+    assert config.tuning is True and config.seed == 0
+
+
+def test_the_published_settings():
+    config = KPruneConfig.paper()
+    published = {
+        "temperature": 2.0,
+        "knowledge": "divergence",
+        "lambda_rep": 2.5e-4,
+        "gradient": "batch",
+        "ridge": 0.0,
+        "bias": "drop",
+        "published_targets": True,
+        "measure_tokens": None,
+        "num_tokens": 100_000,
+        "tuning": True,
+    }
+    assert {name: getattr(config, name) for name in published} == published
+    changed = KPruneConfig.paper(compression_rate=0.8, lambda_rep=0.5)
+    assert (changed.compression_rate, changed.lambda_rep, changed.gradient) == (0.8, 0.5, "batch")
+    with pytest.raises(ValueError, match="compression_rate"):
+        KPruneConfig.paper(compression_rate=2)
+
+
+def test_it_is_a_config_of_optimum(tmp_path):
+    assert issubclass(KPruneConfig, BaseConfig)
+    assert KPruneConfig.CONFIG_NAME == "kprune_config.json"
+
+
+def test_saved_and_loaded_from_a_folder_or_a_file(tmp_path):
+    config = KPruneConfig(**UNUSUAL)
+    config.save_pretrained(tmp_path / "new" / "folder")
+    (file,) = (tmp_path / "new" / "folder").iterdir()
+    assert file.name == "kprune_config.json"
+    saved = json.loads(file.read_text())
+    assert saved.pop("optimum_version")
+    assert saved == UNUSUAL
+    for loaded in (
+        KPruneConfig.from_pretrained(file.parent),
+        KPruneConfig.from_pretrained(str(file.parent)),
+        KPruneConfig.from_json_file(file),
+        KPruneConfig.from_dict(json.loads(config.to_json_string())),
+    ):
+        assert type(loaded) is KPruneConfig and values_of(loaded) == UNUSUAL
+
+
+def test_all_settings_are_saved_even_those_at_their_defaults():
+    assert set(json.loads(KPruneConfig().to_json_string())) == {*UNUSUAL, "optimum_version"}
+
+
+def test_settings_can_be_changed_while_loading(tmp_path):
+    KPruneConfig(**UNUSUAL).save_pretrained(tmp_path)
+    assert values_of(KPruneConfig.from_pretrained(tmp_path, seed=4)) == UNUSUAL | {"seed": 4}
+
+
+def test_a_wrong_value_in_a_file_is_refused(tmp_path):
+    file = tmp_path / "kprune_config.json"
+    for settings, name in (({"compression_rate": 2}, "compression_rate"), ({"rate": 0.5}, "rate")):
+        file.write_text(json.dumps(settings))
+        for load in (lambda: KPruneConfig.from_pretrained(tmp_path), lambda: KPruneConfig.from_json_file(file)):
+            with pytest.raises(ValueError, match=name):
+                load()
+
+
+def test_a_wrong_value_given_while_loading_is_refused(tmp_path):
+    KPruneConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="compression_rate"):
+        KPruneConfig.from_pretrained(tmp_path, compression_rate=2)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(ValueError, match=r"must be a folder.*file"):
+        KPruneConfig().save_pretrained(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_push_to_hub(tmp_path, monkeypatch):
+    calls = []
+
+    class RecordingApi:
+        def __init__(self, token=None):
+            calls.append(token)
+
+        def create_repo(self, repo_id, **arguments):
+            calls.append((repo_id, arguments["private"], arguments["exist_ok"]))
+            return SimpleNamespace(repo_id=f"me/{repo_id}")
+
+        def upload_file(self, path_or_fileobj, path_in_repo, repo_id, **arguments):
+            calls.append((json.loads(path_or_fileobj.read_text())["seed"], path_in_repo, repo_id))
+
+    monkeypatch.setattr(configuration, "HfApi", RecordingApi)
+    KPruneConfig(seed=9).save_pretrained(tmp_path / "folder", push_to_hub=True, token="secret", private=True)
+    assert calls == ["secret", ("folder", True, True), (9, "kprune_config.json", "me/folder")]
+    calls.clear()
+    KPruneConfig(seed=8).save_pretrained(tmp_path / "folder", push_to_hub=True, repo_id="other")
+    assert calls[1:] == [("other", None, True), (8, "kprune_config.json", "me/other")]
+    calls.clear()
+    KPruneConfig().save_pretrained(tmp_path / "folder")
+    assert not calls
