@@ -24,21 +24,21 @@ class Step:
         mask: (rows, tokens) boolean, true at real tokens.
         teacher: (rows, tokens, d), the teacher's hidden states at the input of the frontier's block; None at block 0.
         student: the same of the student.
-        teacher_last: (rows, tokens, d), what leaves the teacher's last block.
+        teacher_last: (rows, tokens, d), what leaves the teacher's last block; None where nothing is measured.
     """
 
     batch: Batch
     mask: Tensor
     teacher: Tensor | None
     student: Tensor | None
-    teacher_last: Tensor
+    teacher_last: Tensor | None
 
 
 class Frontier:
     """Teacher and student advanced block by block over the calibration data.
 
-    Three hidden states per token are held (teacher, student, and the teacher's last); nothing below the frontier
-    is computed again.
+    Two hidden states per token are held (teacher and student), and the teacher's last where knowledge is measured;
+    nothing below the frontier is computed again.
 
     Attributes:
         layer: index of the block that the hidden states enter.
@@ -61,14 +61,14 @@ class Frontier:
         self.rows = sum(len(mask) for mask in self._masks)
         self._teacher_hidden: list[Tensor | None] = [None] * len(batches)
         self._student_hidden: list[Tensor | None] = [None] * len(batches)
-        self._teacher_last: list[Tensor] = []
+        self._teacher_last: list[Tensor | None] = [None] * len(batches)
 
     def start(self, progress: Callable[[Iterable[Any]], Iterable[Any]]) -> None:
-        """Runs the teacher once over the calibration data."""
-        for batch in progress(self._batches):
+        """Runs the teacher once over the batches on which knowledge is measured."""
+        for index, batch in enumerate(progress(self._batches[: self.measured])):
             with recorded_output(self.teacher.blocks[-1], stop=True) as outputs:
                 run(self.teacher, _to_device(batch, self.teacher))
-            self._teacher_last.append(outputs[0])
+            self._teacher_last[index] = outputs[0]
 
     def __iter__(self) -> Iterator[Step]:
         """Yields the calibration batches with their hidden states."""

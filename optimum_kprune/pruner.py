@@ -188,8 +188,9 @@ class KPruner(OptimumPruner):
             task = with_published_targets(self.task) if config.published_targets else self.task
             frontier = Frontier(Encoder(self.teacher, self.adapter), Encoder(student, self.adapter), calibration, task)
             _warn_if_few_tokens(frontier)
-            sublayers, blocks = len(frontier.teacher.sublayers()), len(frontier.teacher.blocks)
-            total = sublayers * calibration.measured + (sublayers + blocks) * len(calibration.batches)
+            sublayers = sum(1 for sublayer in frontier.teacher.sublayers() if sublayer.units)
+            advances = len(frontier.teacher.blocks) - 1
+            total = (1 + sublayers) * calibration.measured + (sublayers + advances) * len(calibration.batches)
             with tqdm(total=total, desc="Pruning", unit="batch") as bar:
                 pruning = SublayerPruner(frontier, config, lambda batches: _counted(batches, bar))
                 results = pruning.run()

@@ -28,6 +28,9 @@ class SublayerPruner:
     Attributes:
         sequence_length: tokens T at which FLOPs are counted.
         budget: FLOPs that the sublayers from the target upward may cost.
+
+    Raises:
+        ValueError: if the model has no units.
     """
 
     def __init__(self, frontier: Frontier, config: KPruneConfig, progress: Progress) -> None:
@@ -38,6 +41,8 @@ class SublayerPruner:
         total = sum(
             sublayer.units * sublayer.unit_flops(self.sequence_length) for sublayer in frontier.teacher.sublayers()
         )
+        if not total:
+            raise ValueError("The model has no heads or neurons left to prune. Start from a larger model.")
         self.budget = total - math.ceil(config.compression_rate * total)
 
     def run(self) -> list[SublayerResult]:
@@ -53,21 +58,23 @@ class SublayerPruner:
         return results
 
     def _prune_target(self, teacher: Sublayer, students: list[Sublayer]) -> SublayerResult:
-        """Prunes the lowest of the student's sublayers that are left."""
+        """Prunes the lowest of the student's sublayers that are left; one without units stays as it is."""
         target = students[0]
         parameters_before, unit_flops = target.parameters, target.unit_flops(self.sequence_length)
-        kept = self._select(students)
-        flops = int(kept.sum()) * unit_flops
-        self.budget -= flops
-        error = self._tune(teacher, target, target.feature_indices(kept))
-        indices = kept.nonzero().flatten().tolist()
-        shrink_sublayer(target.block, asdict(target.adapter), indices, target.units)
+        indices: list[int] = []
+        error = 0.0
+        if target.units:
+            kept = self._select([student for student in students if student.units])
+            error = self._tune(teacher, target, target.feature_indices(kept))
+            indices = kept.nonzero().flatten().tolist()
+            shrink_sublayer(target.block, asdict(target.adapter), indices, target.units)
+        self.budget -= len(indices) * unit_flops
         return SublayerResult(
             layer=target.layer,
             kind=target.adapter.kind,
             kept=indices,
             total=target.units,
-            flops=flops,
+            flops=len(indices) * unit_flops,
             flops_before=target.units * unit_flops,
             parameters=replace(target, units=len(indices)).parameters,
             parameters_before=parameters_before,
@@ -76,15 +83,11 @@ class SublayerPruner:
 
     def _select(self, students: list[Sublayer]) -> Tensor:
         """Returns (units,) boolean, true at the units of the target to keep."""
-        target = students[0]
-        if target.units == 0:
-            return torch.zeros(0, dtype=torch.bool)
-        candidates = [sublayer for sublayer in students if sublayer.units]
-        flops = [sublayer.unit_flops(self.sequence_length) for sublayer in candidates]
-        importances = measure_knowledge(self.frontier, candidates, self.config, self.progress)
+        flops = [sublayer.unit_flops(self.sequence_length) for sublayer in students]
+        importances = measure_knowledge(self.frontier, students, self.config, self.progress)
         scores = [
             unit_scores(importance, self.config.lambda_rep, self._mu(sublayer), cost)
-            for importance, sublayer, cost in zip(importances, candidates, flops, strict=True)
+            for importance, sublayer, cost in zip(importances, students, flops, strict=True)
         ]
         return select_units(scores, flops, self.budget)[0]
 

@@ -328,6 +328,7 @@ def test_fit_without_features(generator, fit_bias):
 def singular_problem(generator):
     """A feature that is always zero, and one that is the twin of another."""
     inputs, target, start = problem(generator)
+    inputs = (inputs + torch.arange(6)).float().double()
     inputs[:, 2], inputs[:, 5] = 0, inputs[:, 3]
     return inputs, target, start
 

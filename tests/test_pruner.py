@@ -31,7 +31,9 @@ from tiny import (
 )
 from transformers import (
     AutoModelForSequenceClassification,
+    BertConfig,
     BertForNextSentencePrediction,
+    BertForSequenceClassification,
     BertLMHeadModel,
     GPT2Config,
     GPT2ForSequenceClassification,
@@ -137,6 +139,14 @@ def test_the_sequence_length_is_the_mean_of_the_data():
     lengths = [len(sample) for sample in SAMPLES]
     assert result.sequence_length == round(sum(lengths) / len(lengths))
     assert (result.samples, result.tokens) == (len(lengths), sum(lengths))
+
+
+def test_mu_weighs_heads_against_neurons():
+    heads = {
+        mu: sum(len(entry["kept"]) for entry in prune(tiny_model(), mu=mu).result.kept if entry["kind"] == "attention")
+        for mu in (1e-9, HEAD_SIZE, None, 1e9)
+    }
+    assert heads[1e-9] < heads[None] < heads[1e9] and heads[None] == heads[HEAD_SIZE]
 
 
 # The pruned model is the dense one with masks and with other output projections
@@ -857,6 +867,27 @@ def test_an_adapter_can_be_registered_from_outside(own_adapters, tmp_path):
     assert_same_outputs(pruner.model, loaded, pad(SAMPLES))
 
 
+class ToyConfig(BertConfig):
+    model_type = "toy"
+
+
+class ToyForSequenceClassification(BertForSequenceClassification):
+    config_class = ToyConfig
+
+
+def test_a_class_that_transformers_does_not_have_is_refused_before_any_work_or_pruned(own_adapters):
+    register_adapter("toy", BERT)
+    fields = {name: value for name, value in tiny_model().config.to_dict().items() if name != "model_type"}
+    toy = ToyForSequenceClassification(ToyConfig(**fields))
+    try:
+        pruner = KPruner(toy)
+    except ValueError as error:
+        assert "ToyForSequenceClassification" in str(error)
+    else:
+        pruner.prune(settings(), batches_of(SAMPLES))
+        assert_budget_is_met_from_below(pruner.result, 0.5)
+
+
 MODERN = EncoderAdapter(
     blocks="layers",
     sublayers=(
@@ -883,6 +914,13 @@ def test_an_adapter_is_not_replaced_by_another(own_adapters):
     register_adapter("bert", BERT)
     with pytest.raises(ValueError, match="'bert' has an adapter already"):
         register_adapter("bert", MODERN)
+
+
+def test_a_rate_that_was_set_later_is_validated_too():
+    config = settings()
+    config.compression_rate = 1.5
+    with pytest.raises(ValueError, match=r"'compression_rate'.*Got 1\.5"):
+        KPruner(tiny_model()).prune(config, batches_of(SAMPLES))
 
 
 # Values that are not finite, and too little data
