@@ -40,7 +40,6 @@ AREAS = {
 }
 TRAIN_ROWS, VALIDATION_ROWS = 220, 80  # of each area
 MAX_WORDS, MAX_LENGTH = 40, 64
-CALIBRATION_TOKENS = 30_000  # the default, 100,000, is worth the wait for a model that will be used
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 2, 32, 2e-4
 
 Row = tuple[str, int]
@@ -172,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fine_tune(dense, tokenizer, train, args.seed)
 
     pruner = KPruner(dense, processing_class=tokenizer)
-    config = KPruneConfig(compression_rate=args.compression_rate, num_tokens=CALIBRATION_TOKENS, seed=args.seed)
+    config = KPruneConfig(compression_rate=args.compression_rate, num_tokens=None, seed=args.seed)
     result = pruner.prune(config, calibration_dataset=[text for text, _ in train])
     print(result)
     pruner.save_pretrained(args.output_dir)

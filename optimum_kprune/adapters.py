@@ -119,6 +119,11 @@ def register_adapter(model_type: str, adapter: EncoderAdapter) -> None:
             "Register the new one under another model type."
         )
     _ADAPTERS[model_type] = adapter
+    # Not at the top: adapters are read where nothing is loaded.
+    from .modeling_kprune import CONFIG_MAPPING, register_auto_classes
+
+    if model_type in CONFIG_MAPPING:
+        register_auto_classes(model_type)
 
 
 def get_adapter(model_type: str) -> EncoderAdapter:

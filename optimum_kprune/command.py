@@ -21,7 +21,7 @@ def run(arguments: Namespace) -> None:
     try:
         _prune(arguments)
     except (ValueError, OSError) as error:
-        sys.exit(f"optimum-cli kprune: {error}")
+        sys.exit(f"optimum-cli kprune: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit("optimum-cli kprune: interrupted; nothing was written.")
 
@@ -31,7 +31,7 @@ def _prune(arguments: Namespace) -> None:
     require_free(arguments.output_dir)
     pruner = KPruner.from_pretrained(arguments.model, task=arguments.task, **_given(arguments, "revision", "dtype"))
     if arguments.device is not None:
-        pruner.teacher.to(arguments.device)
+        _move(pruner, arguments.device)
     calibration = pruner.get_calibration_dataset(
         arguments.dataset,
         num_tokens=config.num_tokens,
@@ -45,6 +45,15 @@ def _prune(arguments: Namespace) -> None:
     logger.info("%s\nSaved to %s", result, arguments.output_dir)
     if arguments.push_to_hub is not None:
         logger.info("Uploaded: %s", pruner.push_to_hub(arguments.push_to_hub))
+
+
+def _move(pruner: KPruner, device: str) -> None:
+    try:
+        pruner.teacher.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"`--device` must be a device of this machine, such as cpu. Got {device!r}: {error}"
+        ) from error
 
 
 def _config(arguments: Namespace) -> KPruneConfig:

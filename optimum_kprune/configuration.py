@@ -67,7 +67,7 @@ class KPruneConfig(BaseConfig):
     seed: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Validates every setting."""
+        """Checks that every setting exists and is in its range."""
         unknown = sorted(set(kwargs) - {"optimum_version", "model_type"})
         if unknown:
             raise ValueError(
@@ -75,15 +75,23 @@ class KPruneConfig(BaseConfig):
                 f"The settings are: {', '.join(SETTINGS)}."
             )
         super().__post_init__()
+        self.check()
+
+    def check(self) -> None:
+        """Checks every setting; settings that were changed are checked again before a prune.
+
+        Raises:
+            ValueError: if a value is out of its range.
+        """
         _require_number(self, "compression_rate", "in [0, 1)", lambda value: 0 <= value < 1)
         _require_number(self, "temperature", "above 0", lambda value: value > 0)
         _require_number(self, "lambda_rep", "0 or above", lambda value: value >= 0)
         _require_number(self, "mu", "above 0, or None", lambda value: value > 0, optional=True)
-        _require_number(self, "num_tokens", "1 or above, or None", lambda value: value >= 1, optional=True)
-        _require_number(self, "measure_tokens", "1 or above, or None", lambda value: value >= 1, optional=True)
-        _require_number(self, "sequence_length", "1 or above, or None", lambda value: value >= 1, optional=True)
+        _require_whole(self, "num_tokens", 1, optional=True)
+        _require_whole(self, "measure_tokens", 1, optional=True)
+        _require_whole(self, "sequence_length", 1, optional=True)
         _require_number(self, "ridge", "0 or above", lambda value: value >= 0)
-        _require_number(self, "seed", "0 or above", lambda value: value >= 0)
+        _require_whole(self, "seed", 0)
         _require_choice(self, "knowledge", ("fisher", "divergence"))
         _require_choice(self, "gradient", ("sample", "batch"))
         _require_choice(self, "bias", ("refit", "keep", "drop"))
@@ -104,6 +112,12 @@ class KPruneConfig(BaseConfig):
             "published_targets": True,
         }
         return cls(**{**published, **overrides})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Returns the settings of a dictionary, with those of `kwargs` on top."""
+        overrides = {name: kwargs.pop(name) for name in SETTINGS if name in kwargs}
+        return super().from_dict({**config_dict, **overrides}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings alone: what an inherited model config would add says nothing about a prune."""
@@ -154,6 +168,15 @@ def _require_number(config: KPruneConfig, name: str, allowed: str, is_allowed: A
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not is_allowed(value):
         raise ValueError(f"The setting {name!r} of KPruneConfig must be a number {allowed}. Got {value!r} instead.")
+
+
+def _require_whole(config: KPruneConfig, name: str, least: int, optional: bool = False) -> None:
+    value = getattr(config, name)
+    if value is None and optional:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        allowed = f"a whole number, {least} or above" + (", or None" if optional else "")
+        raise ValueError(f"The setting {name!r} of KPruneConfig must be {allowed}. Got {value!r} instead.")
 
 
 def _require_choice(config: KPruneConfig, name: str, choices: tuple[Any, ...]) -> None:

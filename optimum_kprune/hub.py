@@ -15,12 +15,19 @@ REPORT_NAME = "kprune_report.json"
 
 
 def require_free(save_directory: str | PathLike) -> Path:
-    """Returns the folder as a path.
+    """Returns the folder as an absolute path.
 
     Raises:
-        FileExistsError: if it is a file, or a folder that is not empty.
+        FileExistsError: if it is a file, a folder that is not empty, or the working folder.
+        NotADirectoryError: if it lies in a file.
     """
-    folder = Path(save_directory)
+    folder = Path(save_directory).resolve()
+    if any(parent.is_file() for parent in folder.parents):
+        raise NotADirectoryError(f"The output folder must not lie in a file. Got {str(save_directory)!r}.")
+    if folder == Path.cwd():
+        raise FileExistsError(
+            "The output folder must be new or empty. It cannot be the working folder: choose another."
+        )
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise FileExistsError(
             f"The output folder must be new or empty. {str(folder)!r} exists and is not. Choose another folder, or "

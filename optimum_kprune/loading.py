@@ -24,20 +24,25 @@ def load_model(path: str | PathLike, task: str | None, **model_kwargs: Any) -> P
         model_kwargs: arguments of `from_pretrained`.
 
     Raises:
+        OSError: if there is no such checkpoint.
         ValueError: if the task cannot be told or does not fit the checkpoint's head.
     """
     source = {name: model_kwargs[name] for name in SOURCE_ARGUMENTS if name in model_kwargs}
     if "trust_remote_code" in model_kwargs:
         source["trust_remote_code"] = model_kwargs["trust_remote_code"]
-    config = AutoConfig.from_pretrained(path, **source)
+    try:
+        config = AutoConfig.from_pretrained(path, **source)
+    except OSError as error:
+        raise OSError(f"No model could be loaded from {str(path)!r}. {error}") from error
     auto_class = getattr(transformers, _choose_task(path, config, task).auto_class)
     model, info = auto_class.from_pretrained(path, output_loading_info=True, **model_kwargs)
     # A pooler is no head: encoders are published without it, and embeddings are not read from it.
-    fresh = sorted(name for name in info["missing_keys"] if "pooler" not in name)
+    absent = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
+    fresh = sorted(name for name in absent if "pooler" not in name)
     if fresh:
         logger.warning(
-            f"The checkpoint {str(path)!r} has no weights for {', '.join(fresh)}: they were freshly initialised, and "
-            "what such a model predicts is not worth preserving. Fine-tune it on its task before you prune it."
+            f"The checkpoint {str(path)!r} has no weights that fit {', '.join(fresh)}: they were freshly initialised, "
+            "and what such a model predicts is not worth preserving. Fine-tune it on its task before you prune it."
         )
     return model
 
@@ -46,13 +51,19 @@ def load_processing_class(path: str | PathLike, **model_kwargs: Any) -> PreTrain
     """Loads the tokenizer of a checkpoint; returns None, with a warning, if there is none."""
     source = {name: model_kwargs[name] for name in SOURCE_ARGUMENTS if name in model_kwargs}
     try:
-        return AutoTokenizer.from_pretrained(path, **source)
+        tokenizer = AutoTokenizer.from_pretrained(path, **source)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning(
-            f"No tokenizer could be loaded from {str(path)!r} ({type(error).__name__}: {error}). Pass "
-            "`processing_class=...` to calibrate on text and to save the tokenizer with the pruned model."
-        )
-        return None
+        reason = f"{type(error).__name__}: {error}"
+    else:
+        # Without its files, transformers makes a tokenizer that knows no words.
+        if len(tokenizer) > len(tokenizer.all_special_ids):
+            return tokenizer
+        reason = "its vocabulary is empty"
+    logger.warning(
+        f"No tokenizer could be loaded from {str(path)!r} ({reason}). Pass `processing_class=...` to calibrate on "
+        "text and to save the tokenizer with the pruned model."
+    )
+    return None
 
 
 def _choose_task(path: str | PathLike, config: Any, name: str | None) -> Task:

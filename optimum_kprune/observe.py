@@ -65,7 +65,7 @@ def run(encoder: Encoder, batch: dict[str, Tensor], start: int = 0, hidden: Tens
     """Runs a model from block `start` on; returns its outputs, or None if a recorder stopped it."""
     with entered_at(encoder.blocks, start, hidden):
         try:
-            return encoder.model(**batch)
+            return encoder.model(**batch, return_dict=True)
         except _Stop:
             return None
 

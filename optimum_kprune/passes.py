@@ -55,8 +55,11 @@ def measure_knowledge(
             else:
                 probe = divergence(teacher, student, config.temperature)
             probe.sum().backward()
+    # Features first: what overflows in one sublayer spoils the gradients of those below.
     for sublayer, sums in zip(sublayers, statistics, strict=True):
-        require_finite(sublayer.name, sums.squared_features, sums.squared_gradients)
+        require_finite(sublayer.name, sums.squared_features)
+    for sublayer, sums in zip(sublayers, statistics, strict=True):
+        require_finite(sublayer.name, sums.squared_gradients)
     return [
         sums.importance(sublayer.output.weight, sublayer.unit_size, samples_seen, tokens_seen)
         for sublayer, sums in zip(sublayers, statistics, strict=True)
@@ -74,7 +77,7 @@ def draw_signs(prediction: Prediction, step: Step, seed: int) -> Tensor:
     signs = torch.zeros(values.shape, device="cpu")
     ids, mask = step.batch["input_ids"].cpu(), step.mask.view(step.batch["input_ids"].shape).cpu()
     for sample, drawn, places in zip(range(len(ids)), signs, real.cpu(), strict=True):
-        content = zlib.crc32(ids[sample][mask[sample]].numpy().tobytes(), seed)
+        content = zlib.crc32(ids[sample][mask[sample]].long().numpy().tobytes(), seed)
         generator = torch.Generator().manual_seed(content)
         drawn[places] = torch.randint(2, (int(places.sum()),), generator=generator).float() * 2 - 1
     return signs.to(values.device)

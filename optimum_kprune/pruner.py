@@ -23,7 +23,7 @@ from .configuration import KPruneConfig
 from .frontier import Frontier
 from .kept import adapter_of, kprune_field
 from .loading import load_model, load_processing_class
-from .modeling_kprune import pruned_model_from
+from .modeling_kprune import pruned_class, pruned_model_from
 from .observe import evaluating
 from .pruning import SublayerPruner
 from .report import KPruneResult
@@ -56,8 +56,14 @@ class KPruner(OptimumPruner):
         processing_class: PreTrainedTokenizerBase | None = None,
         task: str | None = None,
     ) -> None:
+        if not isinstance(model, PreTrainedModel):
+            raise ValueError(
+                f"`model` must be a loaded transformers model. Got {type(model).__name__} instead. "
+                "To load one, use `KPruner.from_pretrained(...)`."
+            )
         self.adapter: EncoderAdapter = adapter_of(model)
         self.task = task_of(model)
+        _require_prunable(model)
         if task is not None and get_task(task) != self.task:
             raise ValueError(
                 f"`task` must fit the model: a {type(model).__name__} is for {self.task.name!r}. Got {task!r} "
@@ -163,6 +169,9 @@ class KPruner(OptimumPruner):
             ValueError: if the data cannot be used, or weights or activations are not finite.
             FileExistsError: if `save_directory` is not empty.
         """
+        if not isinstance(config, KPruneConfig):
+            raise ValueError(f"`config` must be a KPruneConfig. Got {type(config).__name__} instead.")
+        config.check()
         if save_directory is not None:
             hub.require_free(save_directory)
         _require_finite_weights(self.teacher)
@@ -184,7 +193,7 @@ class KPruner(OptimumPruner):
     def _prune(self, config: KPruneConfig, calibration: CalibrationBatches) -> tuple[Any, KPruneResult]:
         started = time.perf_counter()
         student = copy.deepcopy(self.teacher).requires_grad_(False)
-        with evaluating(self.teacher), evaluating(student), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), evaluating(self.teacher), evaluating(student):
             task = with_published_targets(self.task) if config.published_targets else self.task
             frontier = Frontier(Encoder(self.teacher, self.adapter), Encoder(student, self.adapter), calibration, task)
             _warn_if_few_tokens(frontier)
@@ -218,6 +227,8 @@ class KPruner(OptimumPruner):
             ValueError: if nothing was pruned yet.
             FileExistsError: if the folder is not empty.
         """
+        if "push_to_hub" in kwargs:
+            raise ValueError("`save_pretrained` does not upload. Call `push_to_hub(repo_id)`.")
         if self.result is None or self.config is None:
             raise ValueError("There is no pruned model to save yet. Call `prune` first.")
         with hub.written_whole(save_directory) as folder:
@@ -269,6 +280,21 @@ def _max_positions(model: PreTrainedModel) -> int | None:
     embedding = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     padding_index = getattr(embedding, "padding_idx", None)
     return positions if positions is None or padding_index is None else positions - padding_index - 1
+
+
+def _require_prunable(model: PreTrainedModel) -> None:
+    try:
+        pruned_class(type(model))
+    except AttributeError as error:
+        raise ValueError(
+            f"The class {type(model).__name__} is not one that transformers loads for a task of encoders, so that no "
+            "folder could load its pruned model again. Load the checkpoint with an Auto class."
+        ) from error
+    if getattr(model.config, "chunk_size_feed_forward", 0):
+        raise ValueError(
+            "A model that computes its feed-forward sublayers in chunks cannot be observed. Load it with "
+            "chunk_size_feed_forward=0."
+        )
 
 
 def _require_finite_weights(model: PreTrainedModel) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .algorithm.divergence import Prediction
+from .algorithm.divergence import Prediction, at_least_float32
 
 # A finite stand-in for -inf: exp() of it is 0 at any temperature, and its products with 0 stay finite.
 MASKED_LOGIT = -1e9
@@ -55,8 +55,8 @@ def _choices(outputs: Any, config: Any, mask: Tensor) -> Prediction:
 
 def _span(outputs: Any, config: Any, mask: Tensor) -> Prediction:
     """The mean over the distributions of start and end, each over the real tokens."""
-    logits = torch.stack([outputs.start_logits, outputs.end_logits], dim=1).float()
-    logits = logits.masked_fill(~mask[:, None, :], MASKED_LOGIT)
+    logits = torch.stack([outputs.start_logits, outputs.end_logits], dim=1)
+    logits = at_least_float32(logits).masked_fill(~mask[:, None, :], MASKED_LOGIT)
     return Prediction(logits, logits.new_full(logits.shape[:2], 0.5), "categorical")
 
 
@@ -69,7 +69,7 @@ def _tokens(outputs: Any, config: Any, mask: Tensor) -> Prediction:
 def _embedding(outputs: Any, config: Any, mask: Tensor) -> Prediction:
     """The mean-pooled embedding of the real tokens, of unit length: what similarity search compares."""
     weights = mask.float()[:, :, None]
-    pooled = (outputs.last_hidden_state.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    pooled = (at_least_float32(outputs.last_hidden_state) * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
     return _one_position(torch.nn.functional.normalize(pooled, dim=-1), "gaussian")
 
 
@@ -133,4 +133,10 @@ def task_of_class(class_name: str) -> Task:
 
 def task_of(model: PreTrainedModel) -> Task:
     """Returns the task of a loaded model; see `task_of_class`."""
-    return task_of_class(type(model).__name__)
+    task = task_of_class(type(model).__name__)
+    if task.name == "feature-extraction" and model.base_model is not model:
+        raise ValueError(
+            f"A {type(model).__name__} is none of the models that K-prune prunes. Load the checkpoint with the Auto "
+            f"class of one of its tasks: {', '.join(task.auto_class for task in TASKS.values())}."
+        )
+    return task

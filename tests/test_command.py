@@ -154,8 +154,13 @@ MISTAKES = {
     "config": ({"config": "/nowhere/kprune_config.json"}, ["/nowhere/kprune_config.json"]),
     "device": ({"device": "nonsense"}, ["nonsense"]),
     "absent device": ({"device": "cuda:63"}, []),
-    "type": ({"dtype": "nonsense"}, ["nonsense"]),
 }
+
+
+def test_an_unknown_type_is_an_error_of_usage(place, tmp_path, command, capsys):
+    assert command(*arguments_of(place, tmp_path / "out", dtype="nonsense")) == 2
+    assert "invalid choice: 'nonsense'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("mistake", sorted(MISTAKES))

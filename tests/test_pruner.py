@@ -971,7 +971,6 @@ def test_no_data_is_refused(data):
     assert pruner.model is pruner.teacher
 
 
-def test_a_feed_forward_in_chunks_is_pruned_like_one_without():
-    expected = prune(tiny_model()).result.kept
-    chunked = tiny_model(chunk_size_feed_forward=1)
-    assert prune(chunked).result.kept == expected
+def test_a_feed_forward_in_chunks_is_refused_at_once():
+    with pytest.raises(ValueError, match="chunk_size_feed_forward=0"):
+        KPruner(tiny_model(chunk_size_feed_forward=1))

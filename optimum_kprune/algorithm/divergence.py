@@ -36,7 +36,7 @@ def divergence(teacher: Prediction, student: Prediction, temperature: float) -> 
     Returns:
         (samples,) in float32 or better, differentiable in the student's values.
     """
-    teacher_values, student_values = _at_least_float32(teacher.values), _at_least_float32(student.values)
+    teacher_values, student_values = at_least_float32(teacher.values), at_least_float32(student.values)
     if teacher.family == "gaussian":
         distance = (teacher_values - student_values).square().sum(dim=-1)
     else:
@@ -70,15 +70,16 @@ def curvature_probe(teacher: Prediction, student: Prediction, temperature: float
     Returns:
         (samples,) in float32 or better, differentiable in the student's values.
     """
-    values = _at_least_float32(student.values)
+    values = at_least_float32(student.values)
     if teacher.family == "gaussian":
         direction = 2**0.5 * signs
     else:
-        probability = torch.softmax(_at_least_float32(teacher.values) / temperature, dim=-1)
+        probability = torch.softmax(at_least_float32(teacher.values) / temperature, dim=-1)
         root = probability.sqrt() * signs
-        direction = root - probability * (probability.sqrt() * root).sum(dim=-1, keepdim=True)
+        direction = root - probability * root.sum(dim=-1, keepdim=True)
     return (teacher.weights.to(values.dtype).sqrt()[..., None] * direction * values).sum(dim=(-2, -1))
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
+    """Returns the values in float32, or as they are if they are wider."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -8,6 +8,9 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+# Products are summed in float32 within a batch: what is smaller, relative to the terms, is noise.
+SUM_PRECISION = 1e-6
+
 
 class Projection(NamedTuple):
     """An output projection seen from its features: Y = A W + b.
@@ -53,8 +56,8 @@ class LeastSquares:
             min_{W, b} || Y - A W - 1 b ||_F^2 + rho * mean(diag(A^T A)) * || W - W0 ||_F^2
 
         With a free bias the fit is that of the centred features and targets, and b = mean(Y) - mean(A) W; with a
-        fixed one it is that of A to Y - 1 b0. Solved in float64 by Cholesky; where A^T A is not positive definite
-        the solution nearest to W0 is taken, with a warning.
+        fixed one it is that of A to Y - 1 b0. Solved in float64 by Cholesky; where A^T A is singular the
+        solution nearest to W0 is taken, with a warning.
 
         Args:
             start: W0 and b0, the projection's present weights.
@@ -86,12 +89,16 @@ class LeastSquares:
 
 
 def _solve_positive(gram: Tensor, right: Tensor, name: str) -> Tensor:
-    """Solves `gram @ x = right`, by the pseudo-inverse where the matrix is not positive definite."""
+    """Solves `gram @ x = right`, by the pseudo-inverse where the matrix is singular to the precision of its sums."""
     try:
-        return torch.cholesky_solve(right, torch.linalg.cholesky(gram))
+        factor = torch.linalg.cholesky(gram)
     except torch.linalg.LinAlgError:
-        logger.warning(
-            f"The least-squares problem of {name} is singular, so that its solution of smallest change was taken. "
-            "Use more calibration tokens or a ridge above 0."
-        )
-        return torch.linalg.pinv(gram, hermitian=True) @ right
+        factor = None
+    # A squared pivot over its diagonal entry is the share of a feature that those before it do not explain.
+    if factor is not None and bool((factor.diagonal().square() > SUM_PRECISION * gram.diagonal()).all()):
+        return torch.cholesky_solve(right, factor)
+    logger.warning(
+        f"The least-squares problem of {name} is singular, so that its solution of smallest change was taken. "
+        "Use more calibration tokens or a ridge above 0."
+    )
+    return torch.linalg.pinv(gram, rtol=SUM_PRECISION, hermitian=True) @ right

@@ -22,7 +22,8 @@ class KPruneCommand(BaseOptimumCLICommand):
         model = parser.add_argument_group("Model")
         model.add_argument("--task", help="Task as in pipelines, by default that of the checkpoint.")
         model.add_argument("--revision", help="Branch, tag or commit of the model on the Hub.")
-        model.add_argument("--dtype", help="Type of the weights, for example float32; by default that of the config.")
+        dtypes = ["float32", "bfloat16", "float16", "float64"]
+        model.add_argument("--dtype", choices=dtypes, help="Type of the weights; by default that of the config.")
         model.add_argument("--device", default=None, help="Device to prune on, for example cuda; by default the CPU.")
         data = parser.add_argument_group("Calibration data")
         data.add_argument("--dataset_config", help="Configuration of the data set.")
