@@ -6,6 +6,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .configuration import KPruneConfig
 from .hub import require_free
 from .pruner import KPruner
@@ -49,7 +51,7 @@ def _prune(arguments: Namespace) -> None:
 
 def _move(pruner: KPruner, device: str) -> None:
     try:
-        pruner.teacher.to(device)
+        pruner.teacher.to(torch.device(device))  # type: ignore[arg-type]
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"`--device` must be a device of this machine, such as cpu. Got {device!r}: {error}"
