@@ -25,7 +25,7 @@ def run(arguments: Namespace) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"optimum-cli kprune: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
-        sys.exit("optimum-cli kprune: interrupted; nothing was written.")
+        sys.exit("optimum-cli kprune: interrupted; the output folder is whole, or it is not there.")
 
 
 def _prune(arguments: Namespace) -> None:

@@ -144,6 +144,8 @@ class KPruner(OptimumPruner):
             dataset_split=dataset_split,
         )
 
+    # Gradients are needed, also by those who call in inference mode.
+    @torch.inference_mode(False)
     def prune(
         self,
         config: KPruneConfig,
@@ -193,7 +195,7 @@ class KPruner(OptimumPruner):
     def _prune(self, config: KPruneConfig, calibration: CalibrationBatches) -> tuple[Any, KPruneResult]:
         started = time.perf_counter()
         student = copy.deepcopy(self.teacher).requires_grad_(False)
-        with torch.inference_mode(False), torch.no_grad(), evaluating(self.teacher), evaluating(student):
+        with torch.no_grad(), evaluating(self.teacher), evaluating(student):
             task = with_published_targets(self.task) if config.published_targets else self.task
             frontier = Frontier(Encoder(self.teacher, self.adapter), Encoder(student, self.adapter), calibration, task)
             _warn_if_few_tokens(frontier)

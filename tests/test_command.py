@@ -187,7 +187,10 @@ def test_an_interruption_is_told_in_one_line_and_leaves_nothing_behind(place, tm
         raise KeyboardInterrupt
 
     monkeypatch.setattr(KPruner, "_prune", interrupted)
-    assert command(*arguments_of(place, tmp_path / "out")) == "optimum-cli kprune: interrupted; nothing was written."
+    assert (
+        command(*arguments_of(place, tmp_path / "out"))
+        == "optimum-cli kprune: interrupted; the output folder is whole, or it is not there."
+    )
     assert not (tmp_path / "out").exists()
 
 

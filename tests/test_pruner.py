@@ -974,3 +974,12 @@ def test_no_data_is_refused(data):
 def test_a_feed_forward_in_chunks_is_refused_at_once():
     with pytest.raises(ValueError, match="chunk_size_feed_forward=0"):
         KPruner(tiny_model(chunk_size_feed_forward=1))
+
+
+def test_a_prune_in_inference_mode_is_like_any_other():
+    texts = texts_of(ragged_samples())
+    config = KPruneConfig(compression_rate=0.5, num_tokens=None)
+    expected = KPruner(tiny_model(), tiny_tokenizer()).prune(config, texts).kept
+    model = tiny_model()
+    with torch.inference_mode():
+        assert KPruner(model, tiny_tokenizer()).prune(config, texts).kept == expected
