@@ -1,0 +1,326 @@
+"""Compares settings: methods x rates x tasks x calibration seeds, from one file; an interrupted start goes on.
+
+python examples/ablation.py examples/ablation.toml --output_dir ablation
+
+Every run prunes on calibration rows drawn with its seed, and measures the metric of the task on the whole validation
+split and the divergence from the dense model on rows of the train split that no run calibrates on. It is written to
+runs.jsonl as soon as it is finished, with all settings that determine it: the next start does only what is missing.
+If the library, a model or data change under their names, take another folder.
+
+At the end there are results.json, table.md (differences are paired by seed) and plots of the metric against FLOPs,
+time and the settings that were swept. examples/ablation.toml describes the file.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import ablation_report
+import numpy as np
+import question_answering
+import regression
+import sentence_embeddings
+import text_classification
+import token_classification
+import torch
+from ablation_config import IDENTITY, Experiment, read_experiment
+from datasets import Dataset
+from scipy.stats import spearmanr
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+
+from optimum_kprune import KPruneConfig, KPruner
+from optimum_kprune.algorithm.divergence import divergence
+from optimum_kprune.calibration_columns import find_text_columns
+from optimum_kprune.calibration_source import read_split
+from optimum_kprune.tasks import Task
+
+HELDOUT_SEED = 2024
+BATCH_SIZE = 32
+
+# --------------------------------------------------------------------------------------------------------- metrics
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The rows to evaluate on."""
+
+    rows: Dataset
+    text_columns: list[str]
+    label_column: str
+
+    @property
+    def texts(self) -> list[list]:
+        """The texts, column by column."""
+        return [list(self.rows[name]) for name in self.text_columns]
+
+
+def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Validation) -> float:
+    """Returns the accuracy of a classifier."""
+    labels = text_classification.read_labels(data.rows, data.label_column, model)
+    return 100 * np.mean(text_classification.predict_classes(model, tokenizer, data.texts) == labels)
+
+
+def rating_correlation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Validation) -> float:
+    """Returns the Spearman correlation of ratings with the labels."""
+    ratings = regression.predict_values(model, tokenizer, data.texts)
+    return 100 * spearmanr(ratings, np.array(data.rows[data.label_column]))[0]
+
+
+def similarity_correlation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Validation) -> float:
+    """Returns the Spearman correlation of the similarities of pairs with the labels."""
+    first, second = data.texts
+    embeddings = sentence_embeddings.embed(model, tokenizer, first + second)
+    return sentence_embeddings.similarity_correlation(embeddings, data.rows[data.label_column])
+
+
+def answer_f1(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Validation) -> float:
+    """Returns the F1 of answers over their words."""
+    return question_answering.evaluate(model, tokenizer, data.rows, argparse.Namespace(**vars(data)))[1]
+
+
+def entity_f1(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Validation) -> float:
+    """Returns the F1 of entities."""
+    gold = token_classification.read_tags(data.rows, data.label_column, model)
+    return token_classification.score_tags(token_classification.predict_tags(model, tokenizer, *data.texts), gold)[1]
+
+
+# Name of the metric, function (in percent, more is better) and usual column of the labels.
+METRICS: dict[str, tuple[str, Callable[..., float], str]] = {
+    "text-classification": ("accuracy [%]", accuracy, "label"),
+    "regression": ("Spearman [%]", rating_correlation, "label"),
+    "question-answering": ("F1 [%]", answer_f1, "answers"),
+    "token-classification": ("entity F1 [%]", entity_f1, "ner_tags"),
+    "feature-extraction": ("Spearman of similarities [%]", similarity_correlation, "label"),
+}
+
+
+@torch.inference_mode()
+def mean_divergence(
+    teacher: PreTrainedModel, student: PreTrainedModel, task: Task, batches: Sequence[BatchEncoding]
+) -> float:
+    """Returns how far the student's predictions are from the teacher's: the mean over samples, at temperature 1."""
+    lost = []
+    for batch in batches:
+        mask = batch["attention_mask"].bool()
+        predictions = [task.predict(model(**batch), model.config, mask) for model in (teacher, student)]
+        lost.append(divergence(task.target(predictions[0]), predictions[1], temperature=1.0))
+    return float(torch.cat(lost).mean())
+
+
+# ------------------------------------------------------------------------------------------------------------ runs
+
+
+class Bench:
+    """The dense model of a task and its data, each loaded when the first run needs it.
+
+    Args:
+        task: the entry of the task.
+        experiment: the experiment that it belongs to.
+    """
+
+    def __init__(self, task: dict[str, Any], experiment: Experiment) -> None:
+        self.task = task
+        self.heldout_tokens = experiment.given["heldout_tokens"]
+        self.device = experiment.device
+        self._calibration: dict[tuple[int, int | None], Dataset] = {}
+
+    @cached_property
+    def pruner(self) -> KPruner:
+        """The pruner of the dense model."""
+        pruner = KPruner.from_pretrained(self.task["model"], task=self.task["task"])
+        pruner.teacher.to(self.device)
+        return pruner
+
+    @cached_property
+    def metric(self) -> tuple[str, Callable[..., float], str]:
+        """The metric of the task; a classifier with one output rates."""
+        task = self.task["task"]
+        is_regression = task == "text-classification" and self.pruner.teacher.config.num_labels == 1
+        return METRICS["regression" if is_regression else task]
+
+    @cached_property
+    def validation(self) -> Validation:
+        """The whole validation split."""
+        split = self.task.get("validation_split", "validation")
+        rows = read_split(self.task["dataset"], self.task.get("dataset_config"), split)
+        columns = find_text_columns(rows.features, self.task["task"], self.task.get("text_columns"))
+        return Validation(rows, list(columns), self.task.get("label_column", self.metric[2]))
+
+    @cached_property
+    def heldout(self) -> Dataset:
+        """Tokenized samples of the train split that no run calibrates on, whatever its seed."""
+        return self.draw(self.heldout_tokens, HELDOUT_SEED)
+
+    @cached_property
+    def heldout_batches(self) -> list[BatchEncoding]:
+        """The same in batches, by length to spare padding."""
+        samples = sorted(self.heldout, key=lambda sample: len(sample["input_ids"]))
+        parts = [samples[start : start + BATCH_SIZE] for start in range(0, len(samples), BATCH_SIZE)]
+        pad = self.pruner.processing_class.pad
+        return [pad(part, return_attention_mask=True, return_tensors="pt").to(self.device) for part in parts]
+
+    def draw(self, num_tokens: int | None, seed: int) -> Dataset:
+        """Draws tokenized samples of the train split; questions are cut as in their example."""
+        tokenizer = self.pruner.processing_class
+        is_answering = self.task["task"] == "question-answering"
+        return self.pruner.get_calibration_dataset(
+            self.task["dataset"],
+            num_tokens=num_tokens,
+            dataset_config_name=self.task.get("dataset_config"),
+            dataset_split=self.task.get("train_split", "train"),
+            text_columns=self.task.get("text_columns"),
+            max_length=min(question_answering.MAX_LENGTH, tokenizer.model_max_length) if is_answering else None,
+            seed=seed,
+        )
+
+    def calibration(self, config: KPruneConfig) -> Dataset:
+        """Returns the calibration samples of a seed: those drawn, without any text that is held out.
+
+        As many tokens more are drawn as are held out; the prune cuts to its budget.
+        """
+        key = config.seed, config.num_tokens
+        if key not in self._calibration:
+            num_tokens = config.num_tokens and config.num_tokens + self.heldout_tokens
+            heldout = set(map(tuple, self.heldout["input_ids"]))
+            drawn = self.draw(num_tokens, config.seed)
+            rows = [row for row, ids in enumerate(drawn["input_ids"]) if tuple(ids) not in heldout]
+            if not rows:
+                raise ValueError(
+                    "The train split must hold more than `heldout_tokens`, to calibrate on the rest. "
+                    f"Got {self.heldout_tokens}, which takes all of it."
+                )
+            self._calibration[key] = drawn.select(rows)
+        return self._calibration[key]
+
+    def measure(self, config: KPruneConfig | None) -> dict[str, Any]:
+        """Prunes, unless there are no settings, and measures."""
+        if config is None:
+            return self.measure_metric(self.pruner.teacher)
+        result = self.pruner.prune(config, self.calibration(config), batch_size=BATCH_SIZE)
+        teacher, pruned = self.pruner.teacher, self.pruner.model
+        return self.measure_metric(pruned) | {
+            "divergence": mean_divergence(teacher, pruned, self.pruner.task, self.heldout_batches),
+            "seconds": result.seconds,
+            "flops_removed": result.flops_removed,
+            "parameters": result.parameters_after,
+            "kept": [entry | {"kept": len(entry["kept"])} for entry in result.kept],
+        }
+
+    def measure_metric(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Returns the metric on the validation split and its name."""
+        name, evaluate, _ = self.metric
+        value = float(evaluate(model, self.pruner.processing_class, self.validation))
+        # The rank correlation of a model that gives all rows one value is undefined: it ranks nothing.
+        return {"metric_name": name, "metric": 0.0 if math.isnan(value) else value}
+
+
+class Records:
+    """What was measured so far, one line of JSON per run; of several lines of one run, the last counts.
+
+    Args:
+        path: the file; a line that was not written to its end is passed over.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: dict[str, dict[str, Any]] = {}
+        written = path.read_bytes() if path.exists() else b""
+        self.separator = b"" if not written or written.endswith(b"\n") else b"\n"
+        for line in written.splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            self.rows[row_key(row)] = row
+
+    def finished(self, identity: dict[str, Any]) -> dict[str, Any] | None:
+        """Returns the row of a run, or None if it is missing or failed."""
+        row = self.rows.get(row_key(identity))
+        return None if row is None or "error" in row else row
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Writes a row to the disk, on a line of its own whatever was written before."""
+        line = json.dumps(row, allow_nan=False) + "\n"
+        with self.path.open("ab") as file:
+            file.write(self.separator + line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self.separator = b""
+        self.rows[row_key(row)] = row
+
+
+def row_key(row: dict[str, Any]) -> str:
+    """Returns what a row is found by: everything that determines it."""
+    return json.dumps([row.get(name) for name in IDENTITY], sort_keys=True)
+
+
+def work(experiment: Experiment, records: Records) -> None:
+    """Does the runs that are missing or failed; one that fails is recorded too and does not stop the others."""
+    runs = list(experiment.runs())
+    bench = None
+    for number, run in enumerate(runs, 1):
+        identity = experiment.identity(run)
+        if records.finished(identity):
+            continue
+        if bench is None or bench.task is not run.task:
+            bench = Bench(run.task, experiment)
+        try:
+            row = identity | bench.measure(run.config)
+            records.add(row)
+            said = ", ".join(f"{name} {row[name]:.4g}" for name in ablation_report.MEASURES if name in row)
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}"
+            records.add(identity | {"error": message, "traceback": traceback.format_exc()})
+            said = f"failed: {message}"
+        print(f"[{number}/{len(runs)}] {run}: {said}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Checks, runs what is missing, and reports."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="what to compare: see examples/ablation.toml")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for runs and reports, new or begun")
+    parser.add_argument("--plots_only", action="store_true", help="report the runs that are there; start none")
+    args = parser.parse_args(arguments)
+    try:
+        experiment = read_experiment(args.config)
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{args.config}: {error}")
+    if len(experiment.given["seeds"]) < 3:
+        print("Warning: a spread over fewer than three seeds says little.")
+    records = Records(args.output_dir / "runs.jsonl")
+    if not args.plots_only:
+        work(experiment, records)
+    rows, missing = collect(experiment, records)
+    if any(row["rate"] is not None for row in rows):
+        methods = {method.name: method.sweep for method in experiment.methods}
+        print(ablation_report.write_report(args.output_dir, experiment.given, rows, methods))
+    if missing:
+        shown = "\n".join(missing[:20] + ["..."] * (len(missing) > 20))
+        sys.exit(f"Not finished: {len(missing)} runs. The next start (without --plots_only) tries them.\n{shown}")
+
+
+def collect(experiment: Experiment, records: Records) -> tuple[list[dict[str, Any]], list[str]]:
+    """Returns the rows of the finished runs, with the names of task and method, and what is missing."""
+    rows, missing = [], []
+    for run in experiment.runs():
+        row = records.finished(experiment.identity(run))
+        if row is None:
+            missing.append(str(run))
+        else:
+            rate, seed = (run.config.compression_rate, run.config.seed) if run.config else (None, None)
+            rows.append(row | {"task": run.task["name"], "method": run.method, "rate": rate, "seed": seed})
+    return rows, missing
+
+
+if __name__ == "__main__":
+    main()

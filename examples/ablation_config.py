@@ -1,0 +1,185 @@
+"""What an ablation compares: reads the file, checks all of it before any work, and lists the runs."""
+
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optimum_kprune import KPruneConfig
+from optimum_kprune.configuration import SETTINGS
+
+TASKS = ("text-classification", "question-answering", "token-classification", "feature-extraction")
+Keys = dict[str, type]
+
+# A type per key; `object` is checked by KPruneConfig.
+FILE_KEYS: Keys = {"seeds": list, "rates": list, "num_tokens": int, "heldout_tokens": int, "baseline": str}
+FILE_KEYS |= {"tasks": list, "methods": list}
+TASK_KEYS: Keys = dict.fromkeys(("name", "task", "model", "dataset"), str)
+TASK_OPTIONS: Keys = dict.fromkeys(("dataset_config", "train_split", "validation_split", "label_column"), str)
+TASK_OPTIONS |= {"text_columns": list}
+IDENTITY = ("task", "device", "heldout_tokens", "settings")
+METHOD_SETTINGS = tuple(name for name in SETTINGS if name not in ("compression_rate", "seed"))
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to prune.
+
+    Attributes:
+        name: its name in tables and plots.
+        paper: whether it starts from the published settings instead of the defaults.
+        settings: settings on top.
+        sweep: for one value of a sweep, the name of the sweep, its setting and the value.
+    """
+
+    name: str
+    paper: bool
+    settings: dict[str, Any]
+    sweep: tuple[str, str, Any] | None = None
+
+    def config(self, num_tokens: int, rate: float, seed: int) -> KPruneConfig:
+        """Returns the settings of one prune."""
+        make = KPruneConfig.paper if self.paper else KPruneConfig
+        return make(**{"num_tokens": num_tokens, **self.settings, "compression_rate": rate, "seed": seed})
+
+
+@dataclass(frozen=True)
+class Run:
+    """One prune and what is measured of it; without `config`, the dense model."""
+
+    task: dict[str, Any]
+    method: str = "dense"
+    config: KPruneConfig | None = None
+
+    def __str__(self) -> str:
+        where = f"{self.task['name']}, {self.method}"
+        return f"{where}, {100 * self.config.compression_rate:g}%, seed {self.config.seed}" if self.config else where
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All that a file asks for."""
+
+    given: dict[str, Any]
+    methods: list[Method]
+
+    @property
+    def device(self) -> str:
+        """The device of the models."""
+        return self.given.get("device", "cpu")
+
+    def runs(self) -> Iterator[Run]:
+        """Yields all runs: seed by seed, so that what is there of an unfinished experiment can be compared."""
+        for task in self.given["tasks"]:
+            yield Run(task)
+            for seed in self.given["seeds"]:
+                for method in self.methods:
+                    for rate in self.given["rates"]:
+                        yield Run(task, method.name, method.config(self.given["num_tokens"], rate, seed))
+
+    def identity(self, run: Run) -> dict[str, Any]:
+        """Returns everything that determines what is measured in a run; the name of a method does not."""
+        settings = {name: getattr(run.config, name) for name in SETTINGS} if run.config else None
+        return dict(zip(IDENTITY, (run.task, self.device, self.given["heldout_tokens"], settings), strict=True))
+
+
+def read_experiment(path: Path) -> Experiment:
+    """Reads the file of an experiment.
+
+    Raises:
+        ValueError: if anything in it cannot be used; the message says what is allowed.
+    """
+    given = tomllib.loads(path.read_text(encoding="utf-8"))
+    check_table(given, "the file", FILE_KEYS, {"device": str})
+    for task in given["tasks"]:
+        check_table(task, "a task", TASK_KEYS, TASK_OPTIONS)
+        require_one_of(task["task"], f"`task` of {task['name']!r}", TASKS)
+    methods = [method for entry in given["methods"] for method in expand_method(entry)]
+    require_distinct(given["seeds"], "`seeds`")
+    require_distinct(given["rates"], "`rates`")
+    require_distinct([task["name"] for task in given["tasks"]], "The names of `tasks`")
+    require_distinct([method.name for method in methods], "The names of `methods`")
+    require_one_of(given["baseline"], "`baseline`", [method.name for method in methods])
+    if given["heldout_tokens"] < 1:
+        raise ValueError(f"`heldout_tokens` must be 1 or above. Got {given['heldout_tokens']} instead.")
+    experiment = Experiment(given, methods)
+    check_settings(experiment)
+    check_device(experiment.device)
+    return experiment
+
+
+def expand_method(entry: Any) -> list[Method]:
+    """Returns the method of an entry, or one per value of its sweep."""
+    check_table(
+        entry, "a method", {"name": str}, {"paper": bool, "sweep": dict} | dict.fromkeys(METHOD_SETTINGS, object)
+    )
+    name, paper = entry["name"], entry.get("paper", False)
+    settings = {setting: none_or(value) for setting, value in entry.items() if setting in METHOD_SETTINGS}
+    if "sweep" not in entry:
+        return [Method(name, paper, settings)]
+    sweep = entry["sweep"]
+    check_table(sweep, f"the sweep of {name!r}", {"setting": str, "values": list}, {})
+    setting = sweep["setting"]
+    require_one_of(setting, f"`setting` in the sweep of {name!r}", METHOD_SETTINGS)
+    require_distinct(sweep["values"], f"`values` in the sweep of {name!r}")
+    return [
+        Method(f"{name}={value}", paper, settings | {setting: none_or(value)}, (name, setting, value))
+        for value in sweep["values"]
+    ]
+
+
+def none_or(value: Any) -> Any:
+    """TOML has no None: "none" stands for it."""
+    return None if value == "none" else value
+
+
+def check_table(table: Any, where: str, required: Keys, optional: Keys) -> None:
+    """Checks that a table has the keys that it must have, no others than it may have, and values of their types."""
+    if not isinstance(table, dict):
+        raise ValueError(f"{where} must be a table. Got {table!r} instead.")
+    keys = required | optional
+    where += f" {table['name']!r}" if "name" in table else ""
+    wrong = [f"unknown {name!r}" for name in table if name not in keys]
+    wrong += [f"missing {name!r}" for name in required if name not in table]
+    if wrong:
+        raise ValueError(
+            f"Wrong keys in {where}: {', '.join(wrong)}. It must have {', '.join(required)}"
+            f" and may have {', '.join(optional) or 'no others'}. Got {', '.join(table) or 'none'}."
+        )
+    for name, value in table.items():
+        if not isinstance(value, keys[name]):
+            raise ValueError(f"{name!r} in {where} must be of type {keys[name].__name__}. Got {value!r} instead.")
+
+
+def require_one_of(value: Any, what: str, allowed: Any) -> None:
+    """Checks that a value is one of those allowed."""
+    if value not in allowed:
+        raise ValueError(f"{what} must be one of {', '.join(map(repr, allowed))}. Got {value!r} instead.")
+
+
+def require_distinct(values: list[Any], what: str) -> None:
+    """Checks that there are values, each once."""
+    if not values or any(values.count(value) > 1 for value in values):
+        raise ValueError(f"{what} must be one or more values, each once. Got {values!r} instead.")
+
+
+def check_settings(experiment: Experiment) -> None:
+    """Checks the settings of every prune, by making them."""
+    for method in experiment.methods:
+        for rate in experiment.given["rates"]:
+            for seed in experiment.given["seeds"]:
+                try:
+                    method.config(experiment.given["num_tokens"], rate, seed)
+                except ValueError as error:
+                    raise ValueError(f"The method {method.name!r}, rate {rate!r}, seed {seed!r}: {error}") from error
+
+
+def check_device(device: str) -> None:
+    """Checks that the device is there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`device` must be a device of this machine, such as cpu. Got {device!r}: {error}") from error
