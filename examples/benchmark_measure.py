@@ -1,0 +1,153 @@
+"""How the benchmark measures one prune: time per stage, peak memory, and one pass as the unit of time."""
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import benchmark_models
+import psutil
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from optimum_kprune import KPruneConfig, KPruneResult
+from optimum_kprune.calibration import Batch, InputSpec, prepare_batches
+from optimum_kprune.kept import adapter_of
+from optimum_kprune.sublayers import Encoder
+
+
+@dataclass(frozen=True)
+class Case:
+    """What to measure.
+
+    Attributes:
+        model: the folder of a checkpoint, or the config of a model with random weights.
+        config: the settings of the prune.
+        lengths: kind of lengths of the calibration texts.
+        device: `"cpu"` or `"cuda"`.
+        threads: threads of PyTorch; None leaves its choice.
+        repeats: number of prunes and passes, of which the medians count.
+    """
+
+    model: PreTrainedConfig | str
+    config: KPruneConfig
+    lengths: str
+    device: str
+    threads: int | None = None
+    repeats: int = 1
+
+
+def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function in a fresh process, whose peak memory is that of nothing else."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        return executor.submit(function, *arguments).result()
+
+
+def measure_prune(case: Case) -> dict[str, Any]:
+    """Prunes and passes in turns; returns what JSON can hold.
+
+    `passes` is the time of the whole call of `prune`, the making of batches included, over that of one pass. Memory
+    is that of the first prune, before any pass. `solve_bytes` stands for what one sublayer's solve needs: three
+    matrices of features x features in float64 (sums, regularised sums, factor) for the widest sublayer.
+    """
+    if case.threads:
+        torch.set_num_threads(case.threads)
+    config, pruner = case.config, benchmark_models.load(case.model, case.config.seed)
+    model = pruner.teacher.to(case.device)
+    rows = benchmark_models.calibration_rows(model.config, case.lengths, config.num_tokens, config.seed)
+    calibration = prepare_batches(
+        rows,
+        InputSpec(pruner.task.name, pruner.processing_class, seed=config.seed),
+        num_tokens=config.num_tokens,
+        measure_tokens=config.measure_tokens,
+        data_collator=benchmark_models.collate,
+        keep_order=config.gradient == "batch",
+    )
+    with torch.no_grad():
+        model(input_ids=torch.ones(1, 8, dtype=torch.long, device=model.device))
+
+    before = reset_peak(model.device)
+    seconds, pass_seconds, peaks = [], [], []
+    for _ in range(case.repeats):
+        taken, result = timed(model.device, pruner.prune, config, rows, data_collator=benchmark_models.collate)
+        seconds.append(taken)
+        peaks.append(peak_bytes(model.device) - before)
+        pass_seconds.append(timed(model.device, one_pass, model, calibration.batches)[0])
+    width, widest = model.config.hidden_size, max(s.features for s in Encoder(model, adapter_of(model)).sublayers())
+    return {
+        "layers": model.config.num_hidden_layers,
+        "width": width,
+        "samples": result.samples,
+        "tokens": result.tokens,
+        "flops_removed": result.flops_removed,
+        "seconds": statistics.median(seconds),
+        "pass_seconds": statistics.median(pass_seconds),
+        "passes": statistics.median(seconds) / statistics.median(pass_seconds),
+        "all_seconds": seconds,
+        "all_pass_seconds": pass_seconds,
+        "stages": stage_seconds(result, seconds[-1]),
+        "peak_bytes": peaks[0],
+        "bound_bytes": 3 * result.tokens * width * 4,
+        "solve_bytes": 3 * (widest + 1) ** 2 * 8,
+        "model_bytes": model.get_memory_footprint(),
+    }
+
+
+def one_pass(model: PreTrainedModel, batches: list[Batch]) -> None:
+    """One forward and backward pass over the batches: the gradients of sum(outputs^2) in all parameters.
+
+    It is a plain step of training without its optimizer, in evaluation mode, which spares it dropout.
+    """
+    model.requires_grad_(True)
+    for batch in batches:
+        outputs = model(**{name: values.to(model.device) for name, values in batch.items()})
+        sum(output.square().sum() for output in outputs.to_tuple()).backward()
+        model.zero_grad()
+
+
+def stage_seconds(result: KPruneResult, seconds: float) -> dict[str, float]:
+    """Returns the seconds of every stage of a prune that took `seconds` in all; the last is what no stage is."""
+    stages = dict(getattr(result, "stages", None) or {})
+    if not stages:
+        for sublayer in result.sublayers:
+            stages[sublayer.kind] = stages.get(sublayer.kind, 0.0) + sublayer.seconds
+    stages = {"batches": seconds - result.seconds, **stages}
+    return stages | {"other": seconds - sum(stages.values())}
+
+
+def timed(device: torch.device, function: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[float, Any]:
+    """Returns the seconds that a function takes, the work of the device included, and what it returns."""
+    start = time.perf_counter()
+    value = function(*arguments, **options)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start, value
+
+
+def reset_peak(device: torch.device) -> int:
+    """Forgets the peak of memory so far; returns the bytes in use.
+
+    Where the system cannot forget it (elsewhere than on Linux), a peak before this call may be taken for a later one.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    # Just after it was reset, the peak is what is in use, in the count that the later peak is in.
+    return min(peak_bytes(device), psutil.Process().memory_info().rss)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Returns the most bytes that were in use since `reset_peak`."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
