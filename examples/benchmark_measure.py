@@ -114,11 +114,8 @@ def one_pass(model: PreTrainedModel, batches: list[Batch]) -> None:
 
 def stage_seconds(result: KPruneResult, seconds: float) -> dict[str, float]:
     """Returns the seconds of every stage of a prune that took `seconds` in all; the last is what no stage is."""
-    stages = dict(getattr(result, "stages", None) or {})
-    if not stages:
-        for sublayer in result.sublayers:
-            stages[sublayer.kind] = stages.get(sublayer.kind, 0.0) + sublayer.seconds
-    stages = {"batches": seconds - result.seconds, **stages}
+    stages = {"batches": seconds - result.seconds, **result.stages}
+    stages.pop("other", None)
     return stages | {"other": seconds - sum(stages.values())}
 
 

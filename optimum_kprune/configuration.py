@@ -31,6 +31,14 @@ class KPruneConfig(BaseConfig):
         measure_tokens (`int`, *optional*, defaults to 25 000): calibration tokens on which knowledge is measured,
             spread evenly over the lengths of the samples: scores need fewer than the fit, which takes all. `None`
             takes all.
+        measure_every (`int`, defaults to 1): knowledge is measured before every so manieth sublayer; in between, the
+            scores of the last measurement are used. More is faster, and keeps less of the quality.
+        measure_precision (`str`, defaults to `"auto"`): `"bfloat16"` runs the model under bfloat16 autocast where
+            knowledge is measured, with statistics in float32; `"float32"` does not; `"auto"` does where the hardware
+            multiplies bfloat16 natively. Models of another type than float32 run as they are. The fit is never
+            affected.
+        memory_budget (`int`, *optional*): bytes that cached hidden states may take in memory; what exceeds it lies in
+            memory-mapped files in the temporary folder of the system. `None` is no limit.
         sequence_length (`int`, *optional*): number of tokens T at which FLOPs are counted. `None` takes the mean
             length of the calibration data, rounded.
         tuning (`bool`, defaults to `True`): whether to refit the output projections of the pruned sublayers.
@@ -59,6 +67,9 @@ class KPruneConfig(BaseConfig):
     gradient: Literal["sample", "batch"] = "sample"
     num_tokens: int | None = 100_000
     measure_tokens: int | None = 25_000
+    measure_every: int = 1
+    measure_precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    memory_budget: int | None = None
     sequence_length: int | None = None
     tuning: bool = True
     ridge: float = 1e-4
@@ -89,11 +100,14 @@ class KPruneConfig(BaseConfig):
         _require_number(self, "mu", "above 0, or None", lambda value: value > 0, optional=True)
         _require_whole(self, "num_tokens", 1, optional=True)
         _require_whole(self, "measure_tokens", 1, optional=True)
+        _require_whole(self, "measure_every", 1)
+        _require_whole(self, "memory_budget", 0, optional=True)
         _require_whole(self, "sequence_length", 1, optional=True)
         _require_number(self, "ridge", "0 or above", lambda value: value >= 0)
         _require_whole(self, "seed", 0)
         _require_choice(self, "knowledge", ("fisher", "divergence"))
         _require_choice(self, "gradient", ("sample", "batch"))
+        _require_choice(self, "measure_precision", ("auto", "float32", "bfloat16"))
         _require_choice(self, "bias", ("refit", "keep", "drop"))
         _require_choice(self, "tuning", (True, False))
         _require_choice(self, "published_targets", (True, False))
@@ -109,6 +123,7 @@ class KPruneConfig(BaseConfig):
             "ridge": 0.0,
             "bias": "drop",
             "measure_tokens": None,
+            "measure_precision": "float32",
             "published_targets": True,
         }
         return cls(**{**published, **overrides})

@@ -10,9 +10,13 @@ from torch import Tensor
 
 from .algorithm.divergence import Prediction
 from .calibration import Batch, CalibrationBatches
-from .observe import recorded_output, run
-from .sublayers import Encoder
+from .entering import find_joints, run
+from .observe import recorded_output, recorded_states
+from .states import States, StateStore
+from .sublayers import Encoder, Place, Sublayer
 from .tasks import Task
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -20,95 +24,209 @@ class Step:
     """One batch at the frontier.
 
     Attributes:
+        index: number of the batch.
         batch: model inputs on the device of the model.
         mask: (rows, tokens) boolean, true at real tokens.
-        teacher: (rows, tokens, d), the teacher's hidden states at the input of the frontier's block; None at block 0.
+        padded: whether there are other tokens.
+        teacher: (rows, tokens, d), the teacher's hidden states at the place where it is; None at the first of all.
         student: the same of the student.
-        teacher_last: (rows, tokens, d), what leaves the teacher's last block; None where nothing is measured.
     """
 
+    index: int
     batch: Batch
     mask: Tensor
+    padded: bool
     teacher: Tensor | None
     student: Tensor | None
-    teacher_last: Tensor | None
+
+    def real(self, values: Tensor) -> Tensor:
+        """Returns what belongs to the real tokens of (rows, tokens, ...), as (real tokens, ...)."""
+        return values[self.mask] if self.padded else values.flatten(0, 1)
+
+
+@dataclass
+class Stream:
+    """One model's hidden states over the calibration batches.
+
+    Attributes:
+        encoder: the model.
+        hidden: its hidden states, (rows, tokens, d) per batch.
+        place: where they enter it.
+    """
+
+    encoder: Encoder
+    hidden: States
+    place: Place = Place()
+
+    def run(self, batch: Batch, hidden: Tensor | None) -> Any:
+        """Runs the model on from its hidden states; returns its outputs, or None if a recorder stopped it."""
+        return run(self.encoder, batch, self.place, hidden)
+
+    def states_at(self, place: Place, batch: Batch, hidden: Tensor | None) -> Tensor:
+        """Runs the model on; returns the hidden states that enter a place further up."""
+        with recorded_states(self.encoder, place) as states:
+            self.run(batch, hidden)
+        return states[0]
 
 
 class Frontier:
-    """Teacher and student advanced block by block over the calibration data.
+    """Teacher and student advanced sublayer by sublayer over the calibration data.
 
-    Two hidden states per token are held (teacher and student), and the teacher's last where knowledge is measured;
-    nothing below the frontier is computed again.
+    Two hidden states per token are held, teacher's and student's: nothing below them is computed again. They lie at
+    the input of the sublayer that is pruned; where an architecture does not let a model be entered there, at the
+    input of its block. The teacher advances while the fit of a sublayer is gathered, the student behind it.
+
+    Args:
+        teacher: the model as it was given; in evaluation mode, as the student.
+        student: its copy.
+        calibration: the batches.
+        task: what must be preserved.
+        store: what holds the hidden states.
 
     Attributes:
-        layer: index of the block that the hidden states enter.
+        targets: the teacher's sublayers that have units, bottom to top.
+        place: where the student's hidden states enter.
+        moves: how often the student advances over all batches, from the first to the last target.
         samples: number of calibration samples, |D|.
         tokens: number of real tokens, N.
         rows: number of sequences (more than samples in multiple choice).
         measured: number of batches, from the first, on which knowledge is measured.
     """
 
-    def __init__(self, teacher: Encoder, student: Encoder, calibration: CalibrationBatches, task: Task) -> None:
+    def __init__(
+        self,
+        teacher: Encoder,
+        student: Encoder,
+        calibration: CalibrationBatches,
+        task: Task,
+        store: StateStore | None = None,
+    ) -> None:
+        store = store or StateStore()
+        batches = self._batches = calibration.batches
+        # One sample tells how the model is built.
+        sample = {name: values[:1] for name, values in batches[0].items()}
+        teacher.joints = student.joints = find_joints(teacher, _to_device(sample, teacher))
         self.teacher = teacher
         self.student = student
         self.task = task
-        self.layer = 0
-        batches = self._batches = calibration.batches
         self.measured = calibration.measured
         self._masks = [token_mask(batch) for batch in batches]
         self.samples = sum(len(batch["input_ids"]) for batch in batches)
         self.tokens = sum(int(mask.sum()) for mask in self._masks)
         self.rows = sum(len(mask) for mask in self._masks)
-        self._teacher_hidden: list[Tensor | None] = [None] * len(batches)
-        self._student_hidden: list[Tensor | None] = [None] * len(batches)
-        self._teacher_last: list[Tensor | None] = [None] * len(batches)
+        self._teacher = Stream(teacher, store.states(len(batches)))
+        self._student = Stream(student, store.states(len(batches)))
+        self._predictions: list[Prediction | None] = [None] * self.measured
+        self._teacher_last = store.states(self.measured)
+        self.targets = [sublayer for sublayer in teacher.sublayers() if sublayer.units]
+        self._places = self._places_of_targets()
+        places = list(dict.fromkeys([Place(), *self._places.values()]))
+        self.moves = len(places) - 1
 
-    def start(self, progress: Callable[[Iterable[Any]], Iterable[Any]]) -> None:
-        """Runs the teacher once over the batches on which knowledge is measured."""
-        for index, batch in enumerate(progress(self._batches[: self.measured])):
-            with recorded_output(self.teacher.blocks[-1], stop=True) as outputs:
-                run(self.teacher, _to_device(batch, self.teacher))
-            self._teacher_last[index] = outputs[0]
+    @property
+    def place(self) -> Place:
+        """Where the student's hidden states enter."""
+        return self._student.place
+
+    def start(self, progress: Progress) -> None:
+        """Runs the teacher once over the batches on which knowledge is measured, and keeps what it predicts.
+
+        Predictions that are larger than the hidden states behind the last block (over a vocabulary) are not kept, but
+        made again from those.
+        """
+        for step in progress(self.measured_steps()):
+            with recorded_output(self.teacher.blocks[-1]) as outputs:
+                prediction = self._target(run(self.teacher, step.batch), step)
+            if prediction.values.numel() <= outputs[0].numel():
+                self._predictions[step.index] = prediction
+            else:
+                self._teacher_last[step.index] = outputs[0]
+
+    def __len__(self) -> int:
+        """Number of calibration batches."""
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[Step]:
         """Yields the calibration batches with their hidden states."""
-        states = zip(
-            self._batches, self._masks, self._teacher_hidden, self._student_hidden, self._teacher_last, strict=True
-        )
-        for batch, mask, teacher, student, teacher_last in states:
-            yield Step(_to_device(batch, self.teacher), mask.to(self.teacher.device), teacher, student, teacher_last)
+        for index, (batch, mask) in enumerate(zip(self._batches, self._masks, strict=True)):
+            yield Step(
+                index,
+                _to_device(batch, self.teacher),
+                mask.to(self.teacher.device),
+                not bool(mask.all()),
+                self._teacher.hidden[index],
+                self._student.hidden[index],
+            )
 
     def measured_steps(self) -> Iterator[Step]:
         """Yields the batches on which knowledge is measured."""
         return islice(iter(self), self.measured)
 
-    def run_teacher(self, step: Step) -> None:
-        """Runs the teacher from the frontier on, for a recorder."""
-        run(self.teacher, step.batch, self.layer, step.teacher)
-
     def run_student(self, step: Step) -> Any:
-        """Runs the student from the frontier on and returns its outputs."""
-        return run(self.student, step.batch, self.layer, step.student)
+        """Runs the student from the frontier on, for a recorder; returns its outputs."""
+        return self._student.run(step.batch, step.student)
 
     def teacher_prediction(self, step: Step) -> Prediction:
-        """What the student's prediction is compared with, from the teacher's last hidden states and its head."""
-        outputs = run(self.teacher, step.batch, len(self.teacher.blocks), step.teacher_last)
-        return self.task.target(self.task.predict(outputs, self.teacher.model.config, step.mask))
+        """What the student's prediction on a measured batch is compared with."""
+        prediction = self._predictions[step.index]
+        if prediction is None:
+            above = Place(len(self.teacher.blocks))
+            prediction = self._target(run(self.teacher, step.batch, above, self._teacher_last[step.index]), step)
+        return prediction
 
     def student_prediction(self, step: Step) -> Prediction:
         """The student's prediction at present."""
         return self.task.predict(self.run_student(step), self.student.model.config, step.mask)
 
-    def advance(self, progress: Callable[[Iterable[Any]], Iterable[Any]]) -> None:
-        """Moves the frontier behind its block, through the student's as it is now."""
-        for index, step in enumerate(progress(self)):
-            with recorded_output(self.teacher.blocks[self.layer], stop=True) as outputs:
-                self.run_teacher(step)
-            self._teacher_hidden[index] = outputs[0]
-            with recorded_output(self.student.blocks[self.layer], stop=True) as outputs:
-                self.run_student(step)
-            self._student_hidden[index] = outputs[0]
-        self.layer += 1
+    def pass_teacher(self, target: Sublayer) -> Iterator[Step]:
+        """Runs the teacher through a target, for a recorder around the loop; yields every batch behind it.
+
+        In the same run it goes on to where the next target needs it.
+        """
+        place = self._place_behind(target)
+        for step in self:
+            if place is None or place == self._teacher.place:
+                self._teacher.run(step.batch, step.teacher)
+            else:
+                self._teacher.hidden[step.index] = self._teacher.states_at(place, step.batch, step.teacher)
+            yield step
+        self._teacher.place = place or self._teacher.place
+
+    def is_passed_by_teacher(self, target: Sublayer) -> bool:
+        """Whether the teacher's run through a target goes on behind it."""
+        return self._place_behind(target) not in (None, self._teacher.place)
+
+    def advance(self, target: Sublayer, progress: Progress) -> None:
+        """Moves the frontier to a target, through the student's sublayers as they are now."""
+        place = self._places[target.place]
+        behind = [stream for stream in (self._teacher, self._student) if stream.place != place]
+        if not behind:
+            return
+        for step in progress(self):
+            for stream in behind:
+                hidden = step.teacher if stream is self._teacher else step.student
+                stream.hidden[step.index] = stream.states_at(place, step.batch, hidden)
+        for stream in behind:
+            stream.place = place
+
+    def _target(self, outputs: Any, step: Step) -> Prediction:
+        return self.task.target(self.task.predict(outputs, self.teacher.model.config, step.mask))
+
+    def _places_of_targets(self) -> dict[Place, Place]:
+        """Where the hidden states enter when a target's turn has come."""
+        places: dict[Place, Place] = {}
+        place = Place()
+        for target in self.targets:
+            if target.layer > place.layer:
+                place = Place(target.layer)
+            elif target.place in self.teacher.joints:
+                place = target.place
+            places[target.place] = place
+        return places
+
+    def _place_behind(self, target: Sublayer) -> Place | None:
+        """Where the hidden states enter for the next target; None behind the last."""
+        return next((self._places[other.place] for other in self.targets if other.place > target.place), None)
 
 
 def token_mask(batch: Batch) -> Tensor:

@@ -1,15 +1,15 @@
-"""Context managers that record, stop and re-enter the forward pass of a model, and always leave it as it was."""
+"""Context managers that record and stop the forward pass of a model, and always leave it as it was."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from .sublayers import Encoder, Sublayer
+from .sublayers import Encoder, Place, Sublayer
 
 
-class _Stop(Exception):
+class Stop(Exception):
     """Ends a forward pass whose rest is not needed."""
 
 
@@ -40,43 +40,13 @@ def hooks(*handles: Any) -> Iterator[None]:
             handle.remove()
 
 
-@contextmanager
-def entered_at(blocks: nn.ModuleList, index: int, hidden: Tensor | None) -> Iterator[None]:
-    """Makes the stack of blocks start at block `index` on the given hidden states (rows, tokens, d).
-
-    The blocks below hand the hidden states on without computing anything; what comes before and after the stack
-    (embeddings, masks, positions, head) runs as ever, so that no forward pass has to be known or copied.
-    """
-    skipped = list(blocks[:index])
-    replaced = [block.__dict__.get("forward") for block in skipped]
-    try:
-        for block in skipped:
-            block.__dict__["forward"] = lambda *args, **kwargs: hidden
-        yield
-    finally:
-        for block, forward in zip(skipped, replaced, strict=True):
-            if forward is None:
-                block.__dict__.pop("forward", None)
-            else:
-                block.__dict__["forward"] = forward
-
-
-def run(encoder: Encoder, batch: dict[str, Tensor], start: int = 0, hidden: Tensor | None = None) -> Any:
-    """Runs a model from block `start` on; returns its outputs, or None if a recorder stopped it."""
-    with entered_at(encoder.blocks, start, hidden):
-        try:
-            return encoder.model(**batch, return_dict=True)
-        except _Stop:
-            return None
-
-
 class SublayerRecord:
     """What one forward pass showed of a sublayer.
 
     Attributes:
         residual: X, (rows, tokens, d): the residual stream that enters.
         features: A, (rows, tokens, features): the input of the output projection.
-        output: Sub(X), (rows, tokens, d): the output of the output projection.
+        output: Sub(X), (rows, tokens, d): the output of the output projection; not where that is not reached.
     """
 
     residual: Tensor
@@ -85,22 +55,52 @@ class SublayerRecord:
 
 
 @contextmanager
-def recorded(sublayer: Sublayer) -> Iterator[SublayerRecord]:
-    """Records a sublayer in the forward passes inside, and stops them behind its output projection."""
+def recorded(sublayer: Sublayer, until: Literal["features", "output"] | None = None) -> Iterator[SublayerRecord]:
+    """Records a sublayer in the forward passes inside.
+
+    Args:
+        sublayer: the sublayer.
+        until: where to stop the forward passes: before the output projection, behind it or not at all.
+    """
     record = SublayerRecord()
 
     def at_residual(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         record.residual = first_input(args, kwargs)
 
+    def at_features(module: nn.Module, args: tuple[Any, ...]) -> None:
+        record.features = args[0]
+        if until == "features":
+            raise Stop
+
     def at_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        record.features, record.output = args[0], output
-        raise _Stop
+        record.output = output
+        if until == "output":
+            raise Stop
 
     with hooks(
         sublayer.residual.register_forward_pre_hook(at_residual, with_kwargs=True),
+        sublayer.output.register_forward_pre_hook(at_features),
         sublayer.output.register_forward_hook(at_output),
     ):
         yield record
+
+
+@contextmanager
+def recorded_states(encoder: Encoder, place: Place) -> Iterator[list[Tensor]]:
+    """Records the hidden states that enter a place (not the first of all), and stops the forward passes there."""
+    if not place.position:
+        with recorded_output(encoder.blocks[place.layer - 1], stop=True) as outputs:
+            yield outputs
+        return
+    states: list[Tensor] = []
+
+    def at_residual(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states.append(first_input(args, kwargs))
+        raise Stop
+
+    residual = encoder.sublayer(place).residual
+    with hooks(residual.register_forward_pre_hook(at_residual, with_kwargs=True)):
+        yield states
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def recorded_output(block: nn.Module, stop: bool = False) -> Iterator[list[Tenso
     def at_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         outputs.append(output)
         if stop:
-            raise _Stop
+            raise Stop
 
     with hooks(block.register_forward_hook(at_output)):
         yield outputs
@@ -138,9 +138,8 @@ def observed_units(
             features = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
             values = features.detach()
             on_features(index, values)
-            features.register_hook(
-                lambda gradient: on_gradients(index, (values.float() * gradient.float()).sum(dim=1))
-            )
+            # Float32 times a narrower type is float32, so that the gradient need not be copied.
+            features.register_hook(lambda gradient: on_gradients(index, (values.float() * gradient).sum(dim=1)))
             return (features, *args[1:])
 
         return hook

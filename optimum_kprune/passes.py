@@ -1,8 +1,8 @@
 """The two passes over the calibration data that a sublayer needs: one measures knowledge, one gathers the fit."""
 
 import zlib
-from collections.abc import Callable, Iterable
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,12 +11,10 @@ from .algorithm.divergence import Prediction, curvature_probe, divergence
 from .algorithm.knowledge import Importance, UnitStatistics
 from .algorithm.tuning import LeastSquares
 from .configuration import KPruneConfig
-from .frontier import Frontier, Step
+from .frontier import Frontier, Progress, Step
 from .observe import observed_units, recorded
 from .sublayers import Sublayer
 from .tasks import MASKED_LOGIT
-
-Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 def measure_knowledge(
@@ -25,9 +23,9 @@ def measure_knowledge(
     """Measures the knowledge of the units of the student's sublayers, one pass in all.
 
     Args:
-        frontier: hidden states at the block of the lowest of the sublayers.
+        frontier: hidden states at the lowest of the sublayers, or at its block.
         sublayers: the target and all sublayers above it that have units, of the student.
-        config: temperature and gradient.
+        config: temperature, gradient and precision.
         progress: wraps the iteration.
 
     Raises:
@@ -35,20 +33,22 @@ def measure_knowledge(
     """
     device = frontier.student.device
     statistics = [UnitStatistics(sublayer.features, config.gradient, device) for sublayer in sublayers]
+    precision = measuring_precision(frontier.student.model.dtype, device, config.measure_precision)
     samples_seen = tokens_seen = 0
     for step in progress(frontier.measured_steps()):
         teacher = frontier.teacher_prediction(step)
         samples = len(step.batch["input_ids"])
         samples_seen, tokens_seen = samples_seen + samples, tokens_seen + int(step.mask.sum())
 
-        def add_features(index: int, features: Tensor, mask: Tensor = step.mask) -> None:
-            statistics[index].add_features(features[mask])
+        def add_features(index: int, features: Tensor, step: Step = step) -> None:
+            statistics[index].add_features(step.real(features))
 
         def add_gradients(index: int, gradients: Tensor, samples: int = samples) -> None:
             statistics[index].add_gradients(gradients.view(samples, -1, gradients.shape[-1]).sum(dim=1))
 
         with torch.enable_grad(), observed_units(sublayers, add_features, add_gradients):
-            student = frontier.student_prediction(step)
+            with precision:
+                student = frontier.student_prediction(step)
             if config.knowledge == "fisher":
                 signs = draw_signs(teacher, step, config.seed)
                 probe = curvature_probe(teacher, student, config.temperature, signs)
@@ -64,6 +64,24 @@ def measure_knowledge(
         sums.importance(sublayer.output.weight, sublayer.unit_size, samples_seen, tokens_seen)
         for sublayer, sums in zip(sublayers, statistics, strict=True)
     ]
+
+
+def measuring_precision(dtype: torch.dtype, device: torch.device, setting: str) -> AbstractContextManager[None]:
+    """Returns the context in which the student runs to be measured; see `KPruneConfig.measure_precision`."""
+    wanted = setting == "bfloat16" or (setting == "auto" and computes_bfloat16(device))
+    if dtype != torch.float32 or not wanted:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 natively; where PyTorch does not tell, it is taken not to."""
+    if device.type == "cpu":
+        # They have no public name in the oldest version that is supported.
+        asked = [getattr(torch.cpu, f"_is_{feature}_supported", None) for feature in ("avx512_bf16", "amx_tile")]
+        return any(supported() for supported in asked if supported is not None)
+    asked_device = getattr(torch.get_device_module(device), "is_bf16_supported", None)
+    return device.type == "cuda" and asked_device is not None and asked_device(including_emulation=False)
 
 
 def draw_signs(prediction: Prediction, step: Step, seed: int) -> Tensor:
@@ -83,32 +101,28 @@ def draw_signs(prediction: Prediction, step: Step, seed: int) -> Tensor:
     return signs.to(values.device)
 
 
-def gather_fit(
-    frontier: Frontier, teacher: Sublayer, student: Sublayer, features: Tensor, progress: Progress
-) -> LeastSquares:
-    """Gathers the least-squares problem of a sublayer, one pass through its block.
+def gather_fit(frontier: Frontier, teacher: Sublayer, student: Sublayer, progress: Progress) -> LeastSquares:
+    """Gathers the least-squares problem of a sublayer, one pass in which the teacher goes on to the next.
 
     Args:
-        frontier: hidden states at the block of the sublayer.
+        frontier: hidden states at the sublayer, or at its block.
         teacher: the sublayer in the teacher.
-        student: the sublayer in the student, not yet shrunk.
-        features: indices of the features of the kept units.
+        student: the sublayer in the student, with the units that are kept; as it was where there are none.
         progress: wraps the iteration.
 
     Returns:
-        the sums with A = the student's kept features and Y = X_teacher + Sub_teacher(X_teacher) - X_student.
+        the sums with A = the student's features and Y = X_teacher + Sub_teacher(X_teacher) - X_student.
 
     Raises:
         ValueError: if a feature or a target is not finite; the message names the sublayer.
     """
-    fit = LeastSquares(len(features), frontier.student.model.config.hidden_size, frontier.student.device)
-    for step in progress(frontier):
-        with recorded(teacher) as preserved:
-            frontier.run_teacher(step)
-        with recorded(student) as present:
+    fit = LeastSquares(student.features, frontier.student.model.config.hidden_size, frontier.student.device)
+    until: Literal["output"] | None = None if frontier.is_passed_by_teacher(teacher) else "output"
+    with recorded(teacher, until) as preserved, recorded(student, until="features") as present:
+        for step in progress(frontier.pass_teacher(teacher)):
             frontier.run_student(step)
-        target = preserved.residual.float() + preserved.output.float() - present.residual.float()
-        fit.add(present.features[step.mask][:, features], target[step.mask])
+            target = preserved.residual.float() + preserved.output.float() - present.residual.float()
+            fit.add(step.real(present.features)[:, : student.features], step.real(target))
     require_finite(student.name, fit.gram, fit.cross)
     return fit
 

@@ -27,6 +27,7 @@ from .modeling_kprune import pruned_class, pruned_model_from
 from .observe import evaluating
 from .pruning import SublayerPruner
 from .report import KPruneResult
+from .states import StateStore
 from .sublayers import Encoder
 from .tasks import get_task, task_of, with_published_targets
 
@@ -161,7 +162,7 @@ class KPruner(OptimumPruner):
             calibration_dataset: a data set, raw or tokenized; texts or pairs of texts; or an iterable of batches,
                 which are taken as they are. Labels are not needed and not looked at.
             data_collator: makes a batch of a list of tokenized samples; None pads with the tokenizer.
-            batch_size: samples in a batch. Without effect on the result, except with `gradient="batch"`.
+            batch_size: most samples in a batch. Without effect on the result, except with `gradient="batch"`.
             save_directory: folder to save the pruned model to, new or empty.
 
         Returns:
@@ -197,16 +198,16 @@ class KPruner(OptimumPruner):
         student = copy.deepcopy(self.teacher).requires_grad_(False)
         with torch.no_grad(), evaluating(self.teacher), evaluating(student):
             task = with_published_targets(self.task) if config.published_targets else self.task
-            frontier = Frontier(Encoder(self.teacher, self.adapter), Encoder(student, self.adapter), calibration, task)
-            _warn_if_few_tokens(frontier)
-            sublayers = sum(1 for sublayer in frontier.teacher.sublayers() if sublayer.units)
-            advances = len(frontier.teacher.blocks) - 1
-            total = (1 + sublayers) * calibration.measured + (sublayers + advances) * len(calibration.batches)
-            with tqdm(total=total, desc="Pruning", unit="batch") as bar:
+            teacher_encoder, student_encoder = Encoder(self.teacher, self.adapter), Encoder(student, self.adapter)
+            with StateStore(config.memory_budget) as store, tqdm(desc="Pruning", unit="batch") as bar:
+                frontier = Frontier(teacher_encoder, student_encoder, calibration, task, store)
+                _warn_if_few_tokens(frontier)
                 pruning = SublayerPruner(frontier, config, lambda batches: _counted(batches, bar))
+                bar.reset(pruning.batches)
                 results = pruning.run()
             kprune = kprune_field(self.teacher, self.adapter, results)
             pruned = pruned_model_from(student, kprune)
+        seconds = time.perf_counter() - started
         result = KPruneResult(
             sublayers=results,
             sequence_length=pruning.sequence_length,
@@ -214,7 +215,8 @@ class KPruner(OptimumPruner):
             tokens=frontier.tokens,
             parameters_before=self.teacher.num_parameters(),
             parameters_after=pruned.num_parameters(),
-            seconds=time.perf_counter() - started,
+            seconds=seconds,
+            stages=pruning.stopwatch.stages(seconds),
         )
         return pruned, result
 

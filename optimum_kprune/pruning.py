@@ -9,12 +9,14 @@ from torch import Tensor
 
 from .algorithm.knowledge import unit_scores
 from .algorithm.search import select_units
+from .algorithm.tuning import LeastSquares
 from .configuration import KPruneConfig
-from .frontier import Frontier
+from .frontier import Frontier, Progress
 from .modeling_kprune import shrink_sublayer
-from .passes import Progress, gather_fit, measure_knowledge
+from .passes import gather_fit, measure_knowledge
 from .report import SublayerResult
-from .sublayers import Sublayer
+from .stages import Stopwatch
+from .sublayers import Place, Sublayer
 
 
 class SublayerPruner:
@@ -28,6 +30,8 @@ class SublayerPruner:
     Attributes:
         sequence_length: tokens T at which FLOPs are counted.
         budget: FLOPs that the sublayers from the target upward may cost.
+        stopwatch: the time of the stages.
+        batches: how many batches are run over in all.
 
     Raises:
         ValueError: if the model has no units.
@@ -44,15 +48,27 @@ class SublayerPruner:
         if not total:
             raise ValueError("The model has no heads or neurons left to prune. Start from a larger model.")
         self.budget = total - math.ceil(config.compression_rate * total)
+        self.stopwatch = Stopwatch(frontier.student.device)
+        self._scores: dict[Place, Tensor] = {}
+        self._selections = 0
+
+    @property
+    def batches(self) -> int:
+        """How many batches a prune runs over: to start, to measure, to gather and to advance."""
+        targets = len(self.frontier.targets)
+        measurements = math.ceil(targets / self.config.measure_every)
+        return (1 + measurements) * self.frontier.measured + (targets + self.frontier.moves) * len(self.frontier)
 
     def run(self) -> list[SublayerResult]:
         """Prunes all sublayers; returns one entry for each, bottom to top."""
         results = []
-        self.frontier.start(self.progress)
+        with self.stopwatch("teacher"):
+            self.frontier.start(self.progress)
         for index, teacher in enumerate(self.frontier.teacher.sublayers()):
             started = time.perf_counter()
-            if teacher.layer > self.frontier.layer:
-                self.frontier.advance(self.progress)
+            if teacher.units:
+                with self.stopwatch("advance"):
+                    self.frontier.advance(teacher, self.progress)
             result = self._prune_target(teacher, self.frontier.student.sublayers()[index:])
             results.append(replace(result, seconds=time.perf_counter() - started))
         return results
@@ -65,9 +81,13 @@ class SublayerPruner:
         error = 0.0
         if target.units:
             kept = self._select([student for student in students if student.units])
-            error = self._tune(teacher, target, target.feature_indices(kept))
             indices = kept.nonzero().flatten().tolist()
-            shrink_sublayer(target.block, asdict(target.adapter), indices, target.units)
+            # Shrunk first, so that only kept features are computed; one without units cannot be observed any more.
+            if indices:
+                shrink_sublayer(target.block, asdict(target.adapter), indices, target.units)
+            error = self._tune(teacher, replace(target, units=len(indices)))
+            if not indices:
+                shrink_sublayer(target.block, asdict(target.adapter), indices, target.units)
         self.budget -= len(indices) * unit_flops
         return SublayerResult(
             layer=target.layer,
@@ -83,26 +103,40 @@ class SublayerPruner:
 
     def _select(self, students: list[Sublayer]) -> Tensor:
         """Returns (units,) boolean, true at the units of the target to keep."""
-        flops = [sublayer.unit_flops(self.sequence_length) for sublayer in students]
-        importances = measure_knowledge(self.frontier, students, self.config, self.progress)
-        scores = [
-            unit_scores(importance, self.config.lambda_rep, self._mu(sublayer), cost)
-            for importance, sublayer, cost in zip(importances, students, flops, strict=True)
-        ]
-        return select_units(scores, flops, self.budget)[0]
+        if self._selections % self.config.measure_every == 0:
+            with self.stopwatch("measure"):
+                self._measure(students)
+        self._selections += 1
+        with self.stopwatch("search"):
+            flops = [sublayer.unit_flops(self.sequence_length) for sublayer in students]
+            return select_units([self._scores[sublayer.place] for sublayer in students], flops, self.budget)[0]
 
-    def _tune(self, teacher: Sublayer, target: Sublayer, features: Tensor) -> float:
-        """Refits the output projection on the kept features; returns the relative reconstruction error."""
-        fit = gather_fit(self.frontier, teacher, target, features, self.progress)
-        projection = target.projection(features)
+    def _measure(self, students: list[Sublayer]) -> None:
+        """Scores the units of the target and the sublayers above it."""
+        importances = measure_knowledge(self.frontier, students, self.config, self.progress)
+        for importance, sublayer in zip(importances, students, strict=True):
+            flops = sublayer.unit_flops(self.sequence_length)
+            scores = unit_scores(importance, self.config.lambda_rep, self._mu(sublayer), flops)
+            self._scores[sublayer.place] = scores
+
+    def _tune(self, teacher: Sublayer, target: Sublayer) -> float:
+        """Refits the output projection of the kept units; returns the relative reconstruction error."""
+        with self.stopwatch("fit"):
+            fit = gather_fit(self.frontier, teacher, target, self.progress)
+        with self.stopwatch("solve"):
+            return self._refit(target, fit)
+
+    def _refit(self, target: Sublayer, fit: LeastSquares) -> float:
+        """Solves the fit, writes it into the model and returns its relative error."""
+        projection = target.projection()
         has_bias = target.output.bias is not None
-        if self.config.bias == "drop" and not len(features):
+        if self.config.bias == "drop" and not target.units:
             projection = projection._replace(bias=torch.zeros_like(projection.bias))
         if self.config.tuning:
             fit_bias = has_bias and self.config.bias == "refit"
             projection = fit.solve(projection, self.config.ridge, fit_bias, target.name)
         with torch.no_grad():
-            target.output.weight[:, features] = projection.weight.T.to(target.output.weight)
+            target.output.weight[:, : target.features] = projection.weight.T.to(target.output.weight)
             if has_bias:
                 target.output.bias.copy_(projection.bias)
         return fit.squared_error(projection) / max(fit.squared_target.item(), torch.finfo(torch.float64).tiny)

@@ -1,6 +1,6 @@
 """The result of a prune: what was kept and what it cost, as data and as a table."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -46,6 +46,9 @@ class KPruneResult:
         parameters_before: parameters of the model as it was given.
         parameters_after: parameters of the pruned model.
         seconds: time of the whole prune.
+        stages: seconds per stage: "teacher" (its predictions), "measure" (knowledge), "search", "fit" (gathering the
+            least squares, the teacher's way through the sublayers included), "solve", "advance" (the student) and
+            "other".
     """
 
     sublayers: list[SublayerResult]
@@ -55,6 +58,7 @@ class KPruneResult:
     parameters_before: int
     parameters_after: int
     seconds: float
+    stages: dict[str, float] = field(default_factory=dict)
 
     @property
     def kept(self) -> list[dict[str, Any]]:
@@ -96,9 +100,11 @@ class KPruneResult:
                 f"{entry.layer:>5} {entry.kind:<9} {kept:>11} {entry.flops / 1e6:>8.1f} {entry.parameters:>10,} "
                 f"{entry.error:>7.4f} {entry.seconds:>7.1f}"
             )
+        stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.stages.items())
+        stages = f" ({stages})" if stages else ""
         lines.append(
             f"FLOPs removed: {self.flops_removed:.2%} of {self.flops_before / 1e6:.1f} MFLOPs at "
             f"{self.sequence_length} tokens; parameters: {self.parameters_before:,} -> {self.parameters_after:,}; "
-            f"{self.samples:,} samples, {self.tokens:,} tokens, {self.seconds:.1f} seconds"
+            f"{self.samples:,} samples, {self.tokens:,} tokens, {self.seconds:.1f} seconds{stages}"
         )
         return "\n".join(lines)

@@ -1,7 +1,7 @@
 """The prunable sublayers of a loaded model, read through its adapter."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,23 +12,35 @@ from .algorithm.cost import unit_flops
 from .algorithm.tuning import Projection
 
 
+class Place(NamedTuple):
+    """Where hidden states enter an encoder: a sublayer, by the index of its block and its position in the block."""
+
+    layer: int = 0
+    position: int = 0
+
+
 @dataclass(frozen=True)
 class Sublayer:
     """One residual sublayer X -> X + Sub(X) of a model; the model's modules are looked up when they are asked for.
 
     Attributes:
         block: the block of the encoder that holds the sublayer.
-        layer: index of that block.
+        place: index of that block, and position of the sublayer in it.
         adapter: names of the sublayer's modules in its block.
         units: number of heads or neurons, 0 when an earlier prune took them all.
         unit_size: features in a unit (the head dimension, or 1).
     """
 
     block: nn.Module
-    layer: int
+    place: Place
     adapter: SublayerAdapter
     units: int
     unit_size: int
+
+    @property
+    def layer(self) -> int:
+        """Index of the block."""
+        return self.place.layer
 
     @property
     def name(self) -> str:
@@ -64,13 +76,9 @@ class Sublayer:
         weights = sum(self.block.get_submodule(name).get_parameter("weight").numel() for name in names)
         return unit_flops(self.adapter.kind, weights // self.units, self.unit_size, sequence_length)
 
-    def feature_indices(self, kept: Tensor) -> Tensor:
-        """Indices of the features of the units whose entry in `kept`, (units,) boolean, is true."""
-        return kept.repeat_interleave(self.unit_size).nonzero().flatten()
-
-    def projection(self, features: Tensor) -> Projection:
-        """The output projection from the given feature indices, as (features, d) and (d,) in float64."""
-        weight = self.output.weight.detach()[:, features].T.double()
+    def projection(self) -> Projection:
+        """The output projection from the features, as (features, d) and (d,) in float64."""
+        weight = self.output.weight.detach()[:, : self.features].T.double()
         bias = self.output.bias
         return Projection(weight, weight.new_zeros(weight.shape[1]) if bias is None else bias.detach().double())
 
@@ -81,11 +89,15 @@ class Encoder:
     Attributes:
         model: the model, with its head.
         blocks: its blocks, bottom to top.
+        joints: the places inside of blocks at which it can be entered; see `entering.find_joints`.
     """
 
-    def __init__(self, model: PreTrainedModel, adapter: EncoderAdapter) -> None:
+    def __init__(
+        self, model: PreTrainedModel, adapter: EncoderAdapter, joints: dict[Place, str] | None = None
+    ) -> None:
         self.model = model
         self.adapter = adapter
+        self.joints = joints or {}
         self.blocks: Any = model.base_model.get_submodule(adapter.blocks)
 
     @property
@@ -96,21 +108,22 @@ class Encoder:
     def sublayers(self) -> list[Sublayer]:
         """Returns the sublayers as they are now, bottom to top."""
         return [
-            self._sublayer(layer, position)
+            self.sublayer(Place(layer, position))
             for layer in range(len(self.blocks))
             for position in range(len(self.adapter.sublayers))
         ]
 
-    def _sublayer(self, layer: int, position: int) -> Sublayer:
-        adapter, block = self.adapter.sublayers[position], self.blocks[layer]
+    def sublayer(self, place: Place) -> Sublayer:
+        """Returns a sublayer as it is now."""
+        adapter, block = self.adapter.sublayers[place.position], self.blocks[place.layer]
         unit_size = self._head_dimension if adapter.kind == "attention" else 1
         features = getattr(block.get_submodule(adapter.output), "in_features", 0)
         if features % unit_size:
             raise ValueError(
-                f"The output projection of layer {layer} {adapter.kind} has {features} features, no multiple of the "
+                f"The output projection of layer {place.layer} {adapter.kind} has {features} features, no multiple of the "
                 f"head dimension {unit_size}. Check the adapter of {self.model.config.model_type!r}."
             )
-        return Sublayer(block, layer, adapter, features // unit_size, unit_size)
+        return Sublayer(block, place, adapter, features // unit_size, unit_size)
 
     @property
     def _head_dimension(self) -> int:

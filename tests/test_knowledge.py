@@ -21,15 +21,16 @@ from tiny import (
 from torch.nn import functional
 
 from optimum_kprune import KPruneConfig, KPruner, passes
+from optimum_kprune.entering import entered_at, find_joints, run
 from optimum_kprune.observe import (
-    entered_at,
     evaluating,
     observed_units,
     recorded,
     recorded_output,
-    run,
+    recorded_states,
 )
 from optimum_kprune.passes import measure_knowledge
+from optimum_kprune.sublayers import Place
 from optimum_kprune.tasks import task_of, with_published_targets
 
 GAMMA = 2.0
@@ -126,9 +127,9 @@ def measured(teacher, student, batches, first=0, task=None, **settings):
     """The importances of the sublayers from `first` on, measured with the frontier at the block of the first."""
     frontier = frontier_of(teacher, student, batches, task)
     sublayers = frontier.student.sublayers()[first:]
+    settings = {"measure_precision": "float32"} | settings
     with torch.no_grad():
-        while frontier.layer < sublayers[0].layer:
-            frontier.advance(iter)
+        frontier.advance(frontier.targets[first], iter)
         return measure_knowledge(frontier, sublayers, KPruneConfig(temperature=GAMMA, **settings), iter)
 
 
@@ -340,14 +341,14 @@ def test_hidden_states_are_those_of_a_plain_forward_pass(family):
             [model(**batch, output_hidden_states=True).hidden_states for batch in batches]
             for model in (teacher, student)
         ]
-        for layer in range(1, LAYERS):
-            frontier.advance(iter)
-            assert frontier.layer == layer
+        for target in frontier.targets[1:]:
+            frontier.advance(target, iter)
+            assert frontier.place == target.place
             for step, of_teacher, of_student in zip(frontier, *expected, strict=True):
-                assert torch.equal(step.teacher, of_teacher[layer])
-                assert torch.equal(step.student, of_student[layer])
-                assert torch.equal(step.teacher_last, of_teacher[-1])
                 assert not torch.equal(step.teacher, step.student)
+                if not target.place.position:
+                    assert torch.equal(step.teacher, of_teacher[target.layer])
+                    assert torch.equal(step.student, of_student[target.layer])
 
 
 @pytest.mark.parametrize("head", ALL_HEADS)
@@ -356,7 +357,8 @@ def test_predictions_of_the_frontier_are_those_of_the_whole_model(head):
     batches = batches_of(samples_for(teacher, 10), 4)
     frontier = frontier_of(teacher, student, batches)
     with torch.no_grad():
-        for _ in range(LAYERS):
+        for target in frontier.targets:
+            frontier.advance(target, iter)
             for step, batch in zip(frontier, batches, strict=True):
                 for model, prediction in (
                     (teacher, frontier.teacher_prediction(step)),
@@ -365,8 +367,6 @@ def test_predictions_of_the_frontier_are_those_of_the_whole_model(head):
                     expected = frontier.task.predict(model(**batch), model.config, step.mask)
                     assert torch.equal(prediction.values, expected.values)
                     assert torch.equal(prediction.weights, expected.weights)
-            if frontier.layer < LAYERS - 1:
-                frontier.advance(iter)
 
 
 def test_the_frontier_counts_samples_rows_and_real_tokens():
@@ -384,7 +384,22 @@ def test_a_model_entered_at_any_block_gives_the_same_outputs(family):
     with torch.no_grad():
         whole = model(**batch, output_hidden_states=True)
         for index in range(LAYERS + 1):
-            entered = run(encoder, batch, index, whole.hidden_states[index])
+            entered = run(encoder, batch, Place(index), whole.hidden_states[index])
+            assert torch.equal(entered.logits, whole.logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_entered_inside_any_block_gives_the_same_outputs(family):
+    model = tiny_model(family, "token classification").eval()
+    encoder, batch = encoder_of(model), pad(samples_for(model, 5))
+    encoder.joints = find_joints(encoder, batch)
+    assert list(encoder.joints) == [Place(layer, 1) for layer in range(LAYERS)]
+    with torch.no_grad():
+        whole = model(**batch)
+        for place in encoder.joints:
+            with recorded_states(encoder, place) as states:
+                run(encoder, batch)
+            entered = run(encoder, batch, place, states[0])
             assert torch.equal(entered.logits, whole.logits)
 
 
@@ -405,8 +420,9 @@ def ways_to_observe(encoder):
     sublayers = encoder.sublayers()
     return {
         "evaluating": lambda: evaluating(encoder.model),
-        "entered_at": lambda: entered_at(encoder.blocks, 2, torch.zeros(1, 3, 32)),
+        "entered_at": lambda: entered_at(encoder, Place(2, 1), torch.zeros(1, 3, 32)),
         "recorded": lambda: recorded(sublayers[1]),
+        "recorded_states": lambda: recorded_states(encoder, Place(1, 1)),
         "recorded_output": lambda: recorded_output(encoder.blocks[0], stop=True),
         "observed_units": lambda: observed_units(sublayers, lambda *_: None, lambda *_: None),
     }

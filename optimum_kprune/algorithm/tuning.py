@@ -38,11 +38,15 @@ class LeastSquares:
 
     def add(self, features: Tensor, target: Tensor) -> None:
         """Adds A (tokens, features) and Y (tokens, d) of real tokens."""
-        ones = features.new_ones(features.shape[0], 1, dtype=torch.float32)
-        extended = torch.cat([features.float(), ones], dim=1)
-        target = target.float()
-        self.gram += (extended.T @ extended).double()
-        self.cross += (extended.T @ target).double()
+        features, target = features.float(), target.float()
+        # Added in place and by parts, so that neither A1 nor a float64 copy of its products is made.
+        self.gram[:-1, :-1] += features.T @ features
+        self.cross[:-1] += features.T @ target
+        feature_sum = features.sum(dim=0)
+        self.gram[:-1, -1] += feature_sum
+        self.gram[-1, :-1] += feature_sum
+        self.gram[-1, -1] += features.shape[0]
+        self.cross[-1] += target.sum(dim=0)
         self.squared_target += target.square().sum(dtype=torch.float64)
 
     @property

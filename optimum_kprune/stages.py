@@ -1,0 +1,39 @@
+"""The time that the stages of a prune take."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+STAGES = ("teacher", "measure", "search", "fit", "solve", "advance", "other")
+
+
+class Stopwatch:
+    """Adds up seconds per stage; on a device that runs by itself, it waits for the work of a stage to be done.
+
+    Attributes:
+        seconds: seconds by stage, without `"other"`.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds = dict.fromkeys(STAGES[:-1], 0.0)
+        self._device = device
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Counts what is inside for a stage."""
+        started = self._now()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += self._now() - started
+
+    def stages(self, total: float) -> dict[str, float]:
+        """Returns the seconds by stage; what is left of the total is `"other"`."""
+        return self.seconds | {"other": max(0.0, total - sum(self.seconds.values()))}
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.get_device_module(self._device).synchronize(self._device)
+        return time.perf_counter()
