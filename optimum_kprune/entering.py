@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from .adapters import SublayerAdapter
 from .observe import Stop, first_input, hooks, recorded_output
-from .sublayers import Encoder, Place, Sublayer
+from .sublayers import BOTTOM, Encoder, Place, Sublayer
 
 Forward = Callable[..., Any]
 
 
-def run(encoder: Encoder, batch: dict[str, Tensor], place: Place = Place(), hidden: Tensor | None = None) -> Any:
+def run(encoder: Encoder, batch: dict[str, Tensor], place: Place = BOTTOM, hidden: Tensor | None = None) -> Any:
     """Runs a model from a place on; returns its outputs, or None if a recorder stopped it."""
     with entered_at(encoder, place, hidden):
         try:
@@ -122,14 +122,16 @@ def _entering(hidden: Tensor) -> Forward:
 @contextmanager
 def _replaced_forwards(replacements: list[tuple[nn.Module, Forward]]) -> Iterator[None]:
     """Puts functions in the place of the forward methods of modules, and back what was there."""
-    replaced = [(module, module.__dict__.get("forward")) for module, _ in replacements]
+    replaced: list[tuple[nn.Module, Forward | None]] = []
     try:
         for module, forward in replacements:
+            replaced.append((module, module.__dict__.get("forward")))
             module.__dict__["forward"] = forward
         yield
     finally:
-        for module, forward in replaced:
-            if forward is None:
+        # Backwards: a module may have been replaced twice.
+        for module, own in reversed(replaced):
+            if own is None:
                 module.__dict__.pop("forward", None)
             else:
-                module.__dict__["forward"] = forward
+                module.__dict__["forward"] = own

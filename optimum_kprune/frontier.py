@@ -13,7 +13,7 @@ from .calibration import Batch, CalibrationBatches
 from .entering import find_joints, run
 from .observe import recorded_output, recorded_states
 from .states import States, StateStore
-from .sublayers import Encoder, Place, Sublayer
+from .sublayers import BOTTOM, Encoder, Place, Sublayer
 from .tasks import Task
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
@@ -56,7 +56,7 @@ class Stream:
 
     encoder: Encoder
     hidden: States
-    place: Place = Place()
+    place: Place = BOTTOM
 
     def run(self, batch: Batch, hidden: Tensor | None) -> Any:
         """Runs the model on from its hidden states; returns its outputs, or None if a recorder stopped it."""
@@ -120,7 +120,7 @@ class Frontier:
         self._teacher_last = store.states(self.measured)
         self.targets = [sublayer for sublayer in teacher.sublayers() if sublayer.units]
         self._places = self._places_of_targets()
-        places = list(dict.fromkeys([Place(), *self._places.values()]))
+        places = list(dict.fromkeys([BOTTOM, *self._places.values()]))
         self.moves = len(places) - 1
 
     @property
@@ -215,7 +215,7 @@ class Frontier:
     def _places_of_targets(self) -> dict[Place, Place]:
         """Where the hidden states enter when a target's turn has come."""
         places: dict[Place, Place] = {}
-        place = Place()
+        place = BOTTOM
         for target in self.targets:
             if target.layer > place.layer:
                 place = Place(target.layer)

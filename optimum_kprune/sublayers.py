@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from .adapters import EncoderAdapter, SublayerAdapter
@@ -17,6 +17,9 @@ class Place(NamedTuple):
 
     layer: int = 0
     position: int = 0
+
+
+BOTTOM = Place()
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,8 @@ class Encoder:
         features = getattr(block.get_submodule(adapter.output), "in_features", 0)
         if features % unit_size:
             raise ValueError(
-                f"The output projection of layer {place.layer} {adapter.kind} has {features} features, no multiple of the "
-                f"head dimension {unit_size}. Check the adapter of {self.model.config.model_type!r}."
+                f"The output projection of layer {place.layer} {adapter.kind} has {features} features, no multiple of "
+                f"the head dimension {unit_size}. Check the adapter of {self.model.config.model_type!r}."
             )
         return Sublayer(block, place, adapter, features // unit_size, unit_size)
 

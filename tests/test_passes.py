@@ -1,0 +1,319 @@
+"""What makes a prune fast and small: the frontier's steps, precision, schedule, spilled states, the time of stages."""
+
+import copy
+import math
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import FAMILIES, LAYERS, batches_of, encoder_of, frontier_of, pad, ragged_samples, same_state, tiny_model
+from torch import nn
+
+from optimum_kprune import KPruneConfig, KPruner, passes, pruner, pruning
+from optimum_kprune.calibration import CalibrationBatches
+from optimum_kprune.entering import find_joints
+from optimum_kprune.frontier import Frontier
+from optimum_kprune.observe import hooks
+from optimum_kprune.passes import gather_fit, measuring_precision
+from optimum_kprune.stages import STAGES, Stopwatch
+from optimum_kprune.states import StateStore
+from optimum_kprune.sublayers import Encoder, Place
+from optimum_kprune.tasks import task_of
+
+SAMPLES = ragged_samples(36)
+CPU = torch.device("cpu")
+
+
+def prune(model, batches=None, **settings):
+    found = KPruner(model)
+    config = KPruneConfig(**{"num_tokens": None, "measure_tokens": None, "measure_precision": "float32", **settings})
+    found.prune(config, batches_of(SAMPLES, 7) if batches is None else batches)
+    return found
+
+
+def calls_of(model, names):
+    """Counts the calls of modules of a model and of its copies, by id of the model's own module and in all."""
+    counts = dict.fromkeys(names, 0)
+
+    def counting(name):
+        def hook(*_):
+            counts[name] += 1
+
+        return hook
+
+    return counts, [model.get_submodule(name).register_forward_hook(counting(name)) for name in names]
+
+
+# The frontier
+
+
+def test_everything_is_computed_once_per_batch_by_teacher_and_student():
+    """Measuring on one batch of four; everything else is counted exactly."""
+    model, batches = tiny_model(), batches_of(SAMPLES, 9)
+    names = [
+        f"bert.encoder.layer.{layer}.{part}"
+        for layer in range(LAYERS)
+        for part in ("attention.self.value", "output.LayerNorm")
+    ]
+    counts, handles = calls_of(model, names)
+    with hooks(*handles):
+        prune(model, batches, measure_tokens=1)
+    joints, start, measured = 1, 1, 1
+    for layer in range(LAYERS):
+        # The student runs through its attention twice (fit, advance) and to the end of its block once (advance). The
+        # trial of entering runs the upper part of every block a second time.
+        measurements = measured * (2 * layer + 1)
+        attention = joints + start + measurements + len(batches) * (1 + 2)
+        assert counts[f"bert.encoder.layer.{layer}.attention.self.value"] == attention
+        advances = layer < LAYERS - 1
+        output = 2 * joints + start + measurements + measured + len(batches) * 2 * advances
+        assert counts[f"bert.encoder.layer.{layer}.output.LayerNorm"] == output
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_teacher_passes_every_sublayer_once(family):
+    teacher = tiny_model(family).eval()
+    student = copy.deepcopy(teacher).requires_grad_(False)
+    frontier = frontier_of(teacher, student, batches_of(SAMPLES, 12))
+    with torch.no_grad():
+        for target in frontier.targets:
+            frontier.advance(target, iter)
+            gather_fit(frontier, target, frontier.student.sublayer(target.place), iter)
+            # Already there: only the student moves next.
+            behind = [other for other in frontier.targets if other.place > target.place]
+            assert not behind or frontier._teacher.place == behind[0].place
+            for step in frontier:
+                if behind and behind[0].place.position == 0:
+                    states = teacher(**step.batch, output_hidden_states=True).hidden_states
+                    assert torch.equal(step.teacher, states[target.layer + 1])
+
+
+def test_where_a_block_cannot_be_entered_inside_the_result_is_the_same(monkeypatch):
+    expected = prune(tiny_model(), compression_rate=0.6)
+    monkeypatch.setattr("optimum_kprune.frontier.find_joints", lambda *_: {})
+    found = prune(tiny_model(), compression_rate=0.6)
+    assert found.result.kept == expected.result.kept
+    assert [entry.error for entry in found.result.sublayers] == pytest.approx(
+        [entry.error for entry in expected.result.sublayers], rel=1e-4
+    )
+
+
+def test_a_way_in_that_gives_something_else_is_not_taken():
+    """Here the block adds something between its sublayers, behind the norm, that no module returns."""
+
+    class Odd(nn.Module):
+        def __init__(self, block):
+            super().__init__()
+            self.attention, self.intermediate, self.output = block.attention, block.intermediate, block.output
+
+        def forward(self, hidden, *args, **kwargs):
+            attended = self.attention(hidden, *args, **kwargs)[0]
+            scaled = 1.5 * attended + hidden
+            return self.output(self.intermediate(scaled), scaled)
+
+    model = tiny_model().eval()
+    model.bert.encoder.layer[1] = Odd(model.bert.encoder.layer[1])
+    joints = find_joints(encoder_of(model), pad(SAMPLES[:3]))
+    assert list(joints) == [Place(0, 1), Place(2, 1)]
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.999])
+def test_blocks_with_emptied_sublayers_are_passed(rate):
+    """The second prune starts from a model with sublayers, and a block, without units."""
+    first = prune(tiny_model(), compression_rate=0.95)
+    assert [] in [entry.kept for entry in first.result.sublayers]
+    second = prune(first.model, compression_rate=rate)
+    assert second.result.flops_removed >= rate
+    expected = [bool(entry.kept) for entry in first.result.sublayers]
+    assert [entry.total > 0 for entry in second.result.sublayers] == expected
+
+
+@pytest.mark.parametrize(("head", "kept"), [("single label", True), ("masked language model", False)])
+def test_predictions_are_kept_where_they_are_smaller_than_hidden_states(head, kept):
+    model = tiny_model(head=head).eval()
+    frontier = frontier_of(model, copy.deepcopy(model), batches_of(SAMPLES, 12))
+    assert all((prediction is not None) == kept for prediction in frontier._predictions)
+    assert all((state is None) == kept for state in frontier._teacher_last)
+
+
+@pytest.mark.parametrize("settings", [{}, {"measure_every": 4}, {"compression_rate": 0.95}])
+def test_the_progress_bar_ends_where_it_should(settings, monkeypatch):
+    bars = []
+
+    class Bar(pruner.tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            bars.append(self)
+
+    monkeypatch.setattr(pruner, "tqdm", Bar)
+    once = prune(tiny_model(), measure_tokens=50, **settings)
+    prune(once.model, measure_tokens=50, **settings)
+    assert all(bar.n == bar.total > 0 for bar in bars) and len(bars) == 2
+
+
+# Precision
+
+
+def test_bfloat16_barely_moves_what_is_kept():
+    for seed in range(3):
+        model = tiny_model(seed=seed)
+        exact, rough = (
+            prune(model, compression_rate=0.6, measure_precision=precision).result
+            for precision in ("float32", "bfloat16")
+        )
+        for one, other in zip(exact.sublayers, rough.sublayers, strict=True):
+            assert abs(len(one.kept) - len(other.kept)) <= max(1, 0.1 * one.total)
+        both = [set(one.kept) & set(other.kept) for one, other in zip(exact.sublayers, rough.sublayers, strict=True)]
+        assert sum(map(len, both)) >= 0.9 * sum(len(entry.kept) for entry in exact.sublayers)
+
+
+def test_scores_under_bfloat16_are_sums_in_float32_and_close():
+    model = tiny_model().eval()
+    frontier = frontier_of(model, copy.deepcopy(model).requires_grad_(False), batches_of(SAMPLES, 12))
+    sublayers = frontier.student.sublayers()
+    with torch.no_grad():
+        exact, rough = (
+            passes.measure_knowledge(frontier, sublayers, KPruneConfig(measure_precision=precision), iter)
+            for precision in ("float32", "bfloat16")
+        )
+    for one, other in zip(exact, rough, strict=True):
+        assert not torch.equal(one.predictive, other.predictive)
+        torch.testing.assert_close(other.representational, one.representational, rtol=0.1, atol=0.0)
+        assert (other.predictive / one.predictive - 1).abs().median() < 0.05
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_asks_the_hardware_and_leaves_other_types_alone(native, monkeypatch):
+    monkeypatch.setattr(passes, "computes_bfloat16", lambda device: native)
+
+    def is_rough(dtype, setting):
+        with measuring_precision(dtype, CPU, setting):
+            return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+    assert is_rough(torch.float32, "auto") == native
+    assert is_rough(torch.float32, "bfloat16") and not is_rough(torch.float32, "float32")
+    assert not any(is_rough(dtype, "bfloat16") for dtype in (torch.float16, torch.float64, torch.bfloat16))
+
+
+def test_hardware_that_does_not_tell_is_taken_not_to_have_it(monkeypatch):
+    assert isinstance(passes.computes_bfloat16(CPU), bool)
+    for feature in ("avx512_bf16", "amx_tile"):
+        monkeypatch.delattr(torch.cpu, f"_is_{feature}_supported", raising=False)
+    assert passes.computes_bfloat16(CPU) is False
+
+
+# The schedule
+
+
+@pytest.mark.parametrize("every", [1, 2, 4, 100])
+def test_knowledge_is_measured_before_every_so_manieth_sublayer(every, monkeypatch):
+    measured = []
+
+    def recording(frontier, sublayers, *args):
+        measured.append(len(sublayers))
+        return passes.measure_knowledge(frontier, sublayers, *args)
+
+    monkeypatch.setattr(pruning, "measure_knowledge", recording)
+    result = prune(tiny_model(), measure_every=every, compression_rate=0.6).result
+    assert measured == [2 * LAYERS - first for first in range(0, 2 * LAYERS, every)]
+    assert len(measured) == math.ceil(2 * LAYERS / every)
+    assert 0.6 <= result.flops_removed < 0.7
+
+
+# Hidden states on disk
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """The temporary folder of the system, to look into."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("head", ["single label", "masked language model", "multiple choice"])
+@pytest.mark.parametrize("budget", [0, 20_000])
+def test_states_on_disk_give_the_same_bits(head, budget, temporary, monkeypatch):
+    samples = ragged_samples(36, choices=3 if head == "multiple choice" else None)
+    batches, written = batches_of(samples, 7), []
+    expected = prune(tiny_model(head=head), batches)
+    original = StateStore._new_path
+    monkeypatch.setattr(StateStore, "_new_path", lambda store: written.append(1) or original(store))
+    found = prune(tiny_model(head=head), batches, memory_budget=budget)
+    assert same_state(expected.model, found.model) and expected.result.kept == found.result.kept
+    assert written and not list(temporary.iterdir())
+
+
+def test_errors_leave_no_files(temporary, monkeypatch):
+    seen = []
+
+    def fail(*_):
+        seen.extend(temporary.rglob("*.bin"))
+        raise RuntimeError("in the middle")
+
+    monkeypatch.setattr(pruning.SublayerPruner, "_refit", fail)
+    monkeypatch.setattr(pruning, "gather_fit", lambda *args: (passes.gather_fit(*args), fail()))
+    with pytest.raises(RuntimeError, match="in the middle"):
+        prune(tiny_model(), memory_budget=0)
+    assert seen and not list(temporary.iterdir())
+
+
+def test_a_store_keeps_to_its_budget(temporary):
+    tensors = [torch.randn(3, 5, 2), torch.randn(3, 4).to(torch.bfloat16), torch.zeros(0, 3), torch.randn(2, 2)]
+    with StateStore(tensors[0].nbytes + 3) as store:
+        states = store.states(5)
+        for index, tensor in enumerate(tensors):
+            states[index] = tensor
+        assert store.bytes_in_memory == tensors[0].nbytes
+        assert len(list(temporary.rglob("*.bin"))) == 2
+        assert states[4] is None
+        for state, tensor in zip(states, tensors, strict=False):
+            assert torch.equal(state, tensor) and (state.dtype, state.shape) == (tensor.dtype, tensor.shape)
+        states[0] = tensors[3]
+        states[3] = tensors[1]
+        assert store.bytes_in_memory == tensors[3].nbytes + tensors[1].nbytes
+        assert torch.equal(states[0], tensors[3]) and torch.equal(states[3], tensors[1])
+        assert len(list(temporary.rglob("*.bin"))) == 1
+    assert not list(Path(temporary).iterdir())
+
+
+def test_a_store_without_a_limit_has_no_folder(temporary):
+    with StateStore() as store:
+        states = store.states(1)
+        states[0] = kept = torch.randn(100, 100)
+        assert states[0] is kept
+        assert not list(temporary.iterdir())
+
+
+def test_two_hidden_states_per_token_are_held():
+    teacher = tiny_model().eval()
+    store, batches = StateStore(), batches_of(SAMPLES, 12)
+    encoders = [Encoder(model, encoder_of(teacher).adapter) for model in (teacher, copy.deepcopy(teacher))]
+    frontier = Frontier(*encoders, CalibrationBatches(batches, len(batches)), task_of(teacher), store)
+    with torch.no_grad():
+        frontier.start(iter)
+        for target in frontier.targets:
+            frontier.advance(target, iter)
+            gather_fit(frontier, target, frontier.student.sublayer(target.place), iter)
+            size = sum(batch["input_ids"].numel() for batch in batches) * teacher.config.hidden_size * 4
+            assert store.bytes_in_memory <= 2 * size
+
+
+# The time of stages
+
+
+def test_stages_add_up_to_the_time_of_the_prune():
+    result = prune(tiny_model()).result
+    assert tuple(result.stages) == STAGES
+    assert sum(result.stages.values()) == pytest.approx(result.seconds)
+    assert all(result.stages[name] > 0 for name in ("teacher", "measure", "search", "fit", "solve", "advance"))
+    assert result.to_dict()["stages"] == result.stages
+    assert all(f"{name} {seconds:.1f}" in str(result).splitlines()[-1] for name, seconds in result.stages.items())
+
+
+def test_a_stopwatch_counts_what_failed_too():
+    stopwatch = Stopwatch(CPU)
+    with pytest.raises(ValueError), stopwatch("fit"):
+        raise ValueError
+    assert stopwatch.seconds["fit"] > 0
+    assert stopwatch.stages(1.0)["other"] == pytest.approx(1 - sum(stopwatch.seconds.values()))
