@@ -31,11 +31,12 @@ class KPruneConfig(BaseConfig):
         measure_tokens (`int`, *optional*, defaults to 25 000): calibration tokens on which knowledge is measured,
             spread evenly over the lengths of the samples: scores need fewer than the fit, which takes all. `None`
             takes all.
-        measure_every (`int`, defaults to 1): knowledge is measured before every so manieth sublayer; in between, the
-            scores of the last measurement are used. More is faster, and keeps less of the quality.
+        measure_every (`int`, defaults to 1): knowledge is measured before every `measure_every`-th sublayer; in between,
+            the scores of the last measurement are used. Above 1 is faster, and costs quality.
         measure_precision (`str`, defaults to `"auto"`): `"bfloat16"` runs the model under bfloat16 autocast where
-            knowledge is measured, with statistics in float32; `"float32"` does not; `"auto"` does where the hardware
-            multiplies bfloat16 natively. Models of another type than float32 run as they are. The fit is never
+            knowledge is measured, with statistics in float32; which units are kept at the margin may then depend on
+            batching and hardware. `"float32"` does not; `"auto"` does where the hardware multiplies bfloat16 natively
+            and `knowledge` is `"fisher"`. Models of another type than float32 run as they are. The fit is never
             affected.
         memory_budget (`int`, *optional*): bytes that cached hidden states may take in memory; what exceeds it lies in
             memory-mapped files in the temporary folder of the system. `None` is no limit.

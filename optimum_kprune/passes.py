@@ -33,7 +33,7 @@ def measure_knowledge(
     """
     device = frontier.student.device
     statistics = [UnitStatistics(sublayer.features, config.gradient, device) for sublayer in sublayers]
-    precision = measuring_precision(frontier.student.model.dtype, device, config.measure_precision)
+    precision = measuring_precision(frontier.student.model.dtype, device, config)
     samples_seen = tokens_seen = 0
     for step in progress(frontier.measured_steps()):
         teacher = frontier.teacher_prediction(step)
@@ -66,9 +66,14 @@ def measure_knowledge(
     ]
 
 
-def measuring_precision(dtype: torch.dtype, device: torch.device, setting: str) -> AbstractContextManager[None]:
+def measuring_precision(
+    dtype: torch.dtype, device: torch.device, config: KPruneConfig
+) -> AbstractContextManager[None]:
     """Returns the context in which the student runs to be measured; see `KPruneConfig.measure_precision`."""
-    wanted = setting == "bfloat16" or (setting == "auto" and computes_bfloat16(device))
+    wanted = config.measure_precision == "bfloat16"
+    if config.measure_precision == "auto":
+        # The gradient of a divergence comes from the difference to the teacher, in which rounding would drown.
+        wanted = config.knowledge == "fisher" and computes_bfloat16(device)
     if dtype != torch.float32 or not wanted:
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -187,11 +187,12 @@ def test_scores_under_bfloat16_are_sums_in_float32_and_close():
 def test_auto_asks_the_hardware_and_leaves_other_types_alone(native, monkeypatch):
     monkeypatch.setattr(passes, "computes_bfloat16", lambda device: native)
 
-    def is_rough(dtype, setting):
-        with measuring_precision(dtype, CPU, setting):
+    def is_rough(dtype, setting, **settings):
+        with measuring_precision(dtype, CPU, KPruneConfig(measure_precision=setting, **settings)):
             return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
     assert is_rough(torch.float32, "auto") == native
+    assert not is_rough(torch.float32, "auto", knowledge="divergence")
     assert is_rough(torch.float32, "bfloat16") and not is_rough(torch.float32, "float32")
     assert not any(is_rough(dtype, "bfloat16") for dtype in (torch.float16, torch.float64, torch.bfloat16))
 

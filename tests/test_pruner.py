@@ -68,7 +68,9 @@ SAMPLES = ragged_samples()
 
 
 def settings(**overrides):
-    return KPruneConfig(**{"num_tokens": None, "measure_tokens": None, **overrides})
+    """Settings that give the same on any hardware."""
+    defaults = {"num_tokens": None, "measure_tokens": None, "measure_precision": "float32"}
+    return KPruneConfig(**{**defaults, **overrides})
 
 
 def prune(model, batches=None, **overrides):
