@@ -31,8 +31,8 @@ class KPruneConfig(BaseConfig):
         measure_tokens (`int`, *optional*, defaults to 25 000): calibration tokens on which knowledge is measured,
             spread evenly over the lengths of the samples: scores need fewer than the fit, which takes all. `None`
             takes all.
-        measure_every (`int`, defaults to 1): knowledge is measured before every `measure_every`-th sublayer; in between,
-            the scores of the last measurement are used. Above 1 is faster, and costs quality.
+        measure_every (`int`, defaults to 1): knowledge is measured before every `measure_every`-th sublayer; in
+            between, the scores of the last measurement are used. Above 1 is faster, and costs quality.
         measure_precision (`str`, defaults to `"auto"`): `"bfloat16"` runs the model under bfloat16 autocast where
             knowledge is measured, with statistics in float32; which units are kept at the margin may then depend on
             batching and hardware. `"float32"` does not; `"auto"` does where the hardware multiplies bfloat16 natively
@@ -42,9 +42,15 @@ class KPruneConfig(BaseConfig):
             memory-mapped files in the temporary folder of the system. `None` is no limit.
         sequence_length (`int`, *optional*): number of tokens T at which FLOPs are counted. `None` takes the mean
             length of the calibration data, rounded.
-        tuning (`bool`, defaults to `True`): whether to refit the output projections of the pruned sublayers.
-        ridge (`float`, defaults to 1e-4): strength rho of the pull towards the model's own weights in the fit,
+        tuning (`bool`, defaults to `True`): whether to refit the projections of the pruned sublayers.
+        ridge (`float`, defaults to 0.01): strength rho of the pull towards the model's own weights in the fits,
             relative to the mean square of the features.
+        token_weights (`str`, defaults to `"scale"`): how tokens count in the fits. `"scale"` takes every token's error
+            relative to the scale of its residual stream, which the next norm divides by; `"equal"` takes all alike,
+            as published.
+        correct_inputs (`bool`, defaults to `True`): whether the input projections of a sublayer are corrected for what
+            became of their input below: the affine map that brings the student's input closest to the original's
+            is folded into them. Needs `tuning`.
         bias (`str`, defaults to `"refit"`): `"refit"` fits the bias of the output projection with its weights;
             `"keep"` leaves it; `"drop"` leaves it, but drops it with the last unit of a sublayer, as the authors'
             program does.
@@ -73,7 +79,9 @@ class KPruneConfig(BaseConfig):
     memory_budget: int | None = None
     sequence_length: int | None = None
     tuning: bool = True
-    ridge: float = 1e-4
+    ridge: float = 0.01
+    token_weights: Literal["scale", "equal"] = "scale"
+    correct_inputs: bool = True
     bias: Literal["refit", "keep", "drop"] = "refit"
     published_targets: bool = False
     seed: int = 0
@@ -111,6 +119,8 @@ class KPruneConfig(BaseConfig):
         _require_choice(self, "measure_precision", ("auto", "float32", "bfloat16"))
         _require_choice(self, "bias", ("refit", "keep", "drop"))
         _require_choice(self, "tuning", (True, False))
+        _require_choice(self, "token_weights", ("scale", "equal"))
+        _require_choice(self, "correct_inputs", (True, False))
         _require_choice(self, "published_targets", (True, False))
 
     @classmethod
@@ -122,6 +132,8 @@ class KPruneConfig(BaseConfig):
             "lambda_rep": 2.5e-4,
             "gradient": "batch",
             "ridge": 0.0,
+            "token_weights": "equal",
+            "correct_inputs": False,
             "bias": "drop",
             "measure_tokens": None,
             "measure_precision": "float32",

@@ -11,7 +11,7 @@ from torch import Tensor
 from .algorithm.divergence import Prediction
 from .calibration import Batch, CalibrationBatches
 from .entering import find_joints, run
-from .observe import recorded_output, recorded_states
+from .observe import recorded_input, recorded_output, recorded_states
 from .states import States, StateStore
 from .sublayers import BOTTOM, Encoder, Place, Sublayer
 from .tasks import Task
@@ -67,6 +67,15 @@ class Stream:
         with recorded_states(self.encoder, place) as states:
             self.run(batch, hidden)
         return states[0]
+
+    def input_of(self, sublayer: Sublayer, batch: Batch, hidden: Tensor | None) -> Tensor:
+        """Returns what the input projections of a sublayer read; runs the model only if that is not at hand."""
+        projection = sublayer.inputs[0]
+        if hidden is not None and self.place == sublayer.place and sublayer.residual is projection:
+            return hidden
+        with recorded_input(projection) as inputs:
+            self.run(batch, hidden)
+        return inputs[0]
 
 
 class Frontier:
@@ -177,6 +186,14 @@ class Frontier:
     def student_prediction(self, step: Step) -> Prediction:
         """The student's prediction at present."""
         return self.task.predict(self.run_student(step), self.student.model.config, step.mask)
+
+    def inputs(self, step: Step, teacher: Sublayer, student: Sublayer) -> tuple[Tensor, Tensor]:
+        """What the teacher's and the student's sublayer read in a step, (rows, tokens, d) each."""
+        entries = [(self._teacher, step.teacher, teacher), (self._student, step.student, student)]
+        teacher_input, student_input = (
+            stream.input_of(sublayer, step.batch, hidden) for stream, hidden, sublayer in entries
+        )
+        return teacher_input, student_input
 
     def pass_teacher(self, target: Sublayer) -> Iterator[Step]:
         """Runs the teacher through a target, for a recorder around the loop; yields every batch behind it.

@@ -92,15 +92,21 @@ def recorded_states(encoder: Encoder, place: Place) -> Iterator[list[Tensor]]:
         with recorded_output(encoder.blocks[place.layer - 1], stop=True) as outputs:
             yield outputs
         return
-    states: list[Tensor] = []
+    with recorded_input(encoder.sublayer(place).residual) as inputs:
+        yield inputs
 
-    def at_residual(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states.append(first_input(args, kwargs))
+
+@contextmanager
+def recorded_input(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Records the hidden states that enter a module, and stops the forward passes there."""
+    inputs: list[Tensor] = []
+
+    def at_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs.append(first_input(args, kwargs))
         raise Stop
 
-    residual = encoder.sublayer(place).residual
-    with hooks(residual.register_forward_pre_hook(at_residual, with_kwargs=True)):
-        yield states
+    with hooks(module.register_forward_pre_hook(at_input, with_kwargs=True)):
+        yield inputs
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The two passes over the calibration data that a sublayer needs: one measures knowledge, one gathers the fit."""
+"""The passes over the calibration data that a sublayer needs: to correct its input, measure knowledge and fit."""
 
 import zlib
 from contextlib import AbstractContextManager, nullcontext
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .algorithm.divergence import Prediction, curvature_probe, divergence
 from .algorithm.knowledge import Importance, UnitStatistics
-from .algorithm.tuning import LeastSquares
+from .algorithm.tuning import LeastSquares, scale_weights
 from .configuration import KPruneConfig
 from .frontier import Frontier, Progress, Step
 from .observe import observed_units, recorded
@@ -106,13 +106,37 @@ def draw_signs(prediction: Prediction, step: Step, seed: int) -> Tensor:
     return signs.to(values.device)
 
 
-def gather_fit(frontier: Frontier, teacher: Sublayer, student: Sublayer, progress: Progress) -> LeastSquares:
+def gather_correction(frontier: Frontier, teacher: Sublayer, student: Sublayer, progress: Progress) -> LeastSquares:
+    """Gathers the least-squares problem of what a sublayer reads: A = the student's input, Y = the teacher's.
+
+    Args:
+        frontier: hidden states at the sublayer, or at its block.
+        teacher: the sublayer in the teacher.
+        student: the sublayer in the student, not yet pruned.
+        progress: wraps the iteration.
+
+    Raises:
+        ValueError: if an input is not finite; the message names the sublayer.
+    """
+    hidden_size = frontier.student.model.config.hidden_size
+    fit = LeastSquares(hidden_size, hidden_size, frontier.student.device)
+    for step in progress(frontier):
+        teacher_input, student_input = frontier.inputs(step, teacher, student)
+        fit.add(step.real(student_input), step.real(teacher_input))
+    require_finite(student.name, fit.gram, fit.cross)
+    return fit
+
+
+def gather_fit(
+    frontier: Frontier, teacher: Sublayer, student: Sublayer, config: KPruneConfig, progress: Progress
+) -> LeastSquares:
     """Gathers the least-squares problem of a sublayer, one pass in which the teacher goes on to the next.
 
     Args:
         frontier: hidden states at the sublayer, or at its block.
         teacher: the sublayer in the teacher.
         student: the sublayer in the student, with the units that are kept; as it was where there are none.
+        config: how tokens are weighed.
         progress: wraps the iteration.
 
     Returns:
@@ -126,8 +150,10 @@ def gather_fit(frontier: Frontier, teacher: Sublayer, student: Sublayer, progres
     with recorded(teacher, until) as preserved, recorded(student, until="features") as present:
         for step in progress(frontier.pass_teacher(teacher)):
             frontier.run_student(step)
-            target = preserved.residual.float() + preserved.output.float() - present.residual.float()
-            fit.add(step.real(present.features)[:, : student.features], step.real(target))
+            stream = step.real(preserved.residual).float() + step.real(preserved.output).float()
+            weights = scale_weights(stream) if config.token_weights == "scale" else None
+            target = stream - step.real(present.residual).float()
+            fit.add(step.real(present.features)[:, : student.features], target, weights)
     require_finite(student.name, fit.gram, fit.cross)
     return fit
 

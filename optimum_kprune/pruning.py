@@ -9,11 +9,11 @@ from torch import Tensor
 
 from .algorithm.knowledge import unit_scores
 from .algorithm.search import select_units
-from .algorithm.tuning import LeastSquares
+from .algorithm.tuning import LeastSquares, Projection
 from .configuration import KPruneConfig
 from .frontier import Frontier, Progress
 from .modeling_kprune import shrink_sublayer
-from .passes import gather_fit, measure_knowledge
+from .passes import gather_correction, gather_fit, measure_knowledge
 from .report import SublayerResult
 from .stages import Stopwatch
 from .sublayers import Place, Sublayer
@@ -57,7 +57,9 @@ class SublayerPruner:
         """How many batches a prune runs over: to start, to measure, to gather and to advance."""
         targets = len(self.frontier.targets)
         measurements = math.ceil(targets / self.config.measure_every)
-        return (1 + measurements) * self.frontier.measured + (targets + self.frontier.moves) * len(self.frontier)
+        corrections = targets - 1 if self.config.tuning and self.config.correct_inputs else 0
+        gathered = targets + corrections + self.frontier.moves
+        return (1 + measurements) * self.frontier.measured + gathered * len(self.frontier)
 
     def run(self) -> list[SublayerResult]:
         """Prunes all sublayers; returns one entry for each, bottom to top."""
@@ -80,6 +82,8 @@ class SublayerPruner:
         indices: list[int] = []
         error = 0.0
         if target.units:
+            if self._is_corrected(teacher):
+                self._correct_inputs(teacher, target)
             kept = self._select([student for student in students if student.units])
             indices = kept.nonzero().flatten().tolist()
             # Shrunk first, so that only kept features are computed; one without units cannot be observed any more.
@@ -100,6 +104,27 @@ class SublayerPruner:
             parameters_before=parameters_before,
             error=error,
         )
+
+    def _is_corrected(self, target: Sublayer) -> bool:
+        """Whether the input of a target is corrected; that of the lowest cannot differ from the teacher's."""
+        return self.config.tuning and self.config.correct_inputs and target.place != self.frontier.targets[0].place
+
+    def _correct_inputs(self, teacher: Sublayer, target: Sublayer) -> None:
+        """Folds the map x_student -> x_teacher into the input projections: they read what comes closest to x_teacher.
+
+        min_{M, c} || X_teacher - X_student M - 1 c ||_F^2 + ridge to M = I;    W <- W M^T,  b <- b + W c
+        """
+        with self.stopwatch("fit"):
+            fit = gather_correction(self.frontier, teacher, target, self.progress)
+        with self.stopwatch("solve"), torch.no_grad():
+            fit_bias = all(projection.bias is not None for projection in target.inputs)
+            identity = Projection(torch.eye(fit.features).to(fit.gram), torch.zeros(fit.features).to(fit.gram))
+            correction = fit.solve(identity, self.config.ridge, fit_bias, target.name)
+            for projection in target.inputs:
+                weight = projection.weight.double()
+                projection.weight.copy_(weight @ correction.weight.T)
+                if fit_bias:
+                    projection.bias += (weight @ correction.bias).to(projection.bias)
 
     def _select(self, students: list[Sublayer]) -> Tensor:
         """Returns (units,) boolean, true at the units of the target to keep."""
@@ -122,7 +147,7 @@ class SublayerPruner:
     def _tune(self, teacher: Sublayer, target: Sublayer) -> float:
         """Refits the output projection of the kept units; returns the relative reconstruction error."""
         with self.stopwatch("fit"):
-            fit = gather_fit(self.frontier, teacher, target, self.progress)
+            fit = gather_fit(self.frontier, teacher, target, self.config, self.progress)
         with self.stopwatch("solve"):
             return self._refit(target, fit)
 

@@ -56,6 +56,11 @@ class Sublayer:
         return self.units * self.unit_size
 
     @property
+    def inputs(self) -> list[Any]:
+        """The input projections, which all read the same hidden states."""
+        return [self.block.get_submodule(name) for name in self.adapter.inputs]
+
+    @property
     def output(self) -> Any:
         """The output projection."""
         return self.block.get_submodule(self.adapter.output)
@@ -75,8 +80,7 @@ class Sublayer:
         """FLOPs of one unit on a sequence of that many tokens."""
         if not self.units:
             return 0.0
-        names = (*self.adapter.inputs, self.adapter.output)
-        weights = sum(self.block.get_submodule(name).get_parameter("weight").numel() for name in names)
+        weights = sum(projection.weight.numel() for projection in (*self.inputs, self.output))
         return unit_flops(self.adapter.kind, weights // self.units, self.unit_size, sequence_length)
 
     def projection(self) -> Projection:

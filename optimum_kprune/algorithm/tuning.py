@@ -1,4 +1,4 @@
-"""Knowledge-preserving weight tuning: the output projection refitted by least squares."""
+"""Knowledge-preserving weight tuning: projections refitted by least squares."""
 
 import logging
 from typing import NamedTuple
@@ -10,10 +10,12 @@ logger = logging.getLogger(__name__)
 
 # Products are summed in float32 within a batch: what is smaller, relative to the terms, is noise.
 SUM_PRECISION = 1e-6
+# As in layer norms: keeps the weight of a token without any variance finite.
+NORM_EPSILON = 1e-5
 
 
 class Projection(NamedTuple):
-    """An output projection seen from its features: Y = A W + b.
+    """An affine map of row vectors, such as an output projection seen from its features: Y = A W + b.
 
     Attributes:
         weight: W, (features, d) float64.
@@ -24,10 +26,28 @@ class Projection(NamedTuple):
     bias: Tensor
 
 
+def scale_weights(stream: Tensor) -> Tensor:
+    """Weights under which the error of every token counts relative to the scale of its residual stream.
+
+        D_t = 1 / (Var(x_t) + eps)      x_t: the teacher's residual stream behind the sublayer
+
+    What reads the stream normalises it, so that an error matters as a share of the token's standard deviation.
+    Without weights, the few tokens of large scale would decide the fit. Not in the paper.
+
+    Args:
+        stream: (tokens, d).
+
+    Returns:
+        (tokens,) in float32.
+    """
+    return 1 / (stream.float().var(dim=-1, correction=0) + NORM_EPSILON)
+
+
 class LeastSquares:
     """The sums over tokens that determine a linear fit of Y (tokens, d) on A (tokens, features).
 
-    Only A1^T A1, A1^T Y and ||Y||^2 are held, with A1 = [A, 1], in float64: memory does not grow with tokens.
+    Only A1^T D A1, A1^T D Y and ||D^(1/2) Y||^2 are held, with A1 = [A, 1] and the tokens' weights on the diagonal of
+    D, in float64: memory does not grow with tokens.
     """
 
     def __init__(self, features: int, outputs: int, device: torch.device) -> None:
@@ -36,28 +56,31 @@ class LeastSquares:
         self.cross = torch.zeros(features + 1, outputs, dtype=torch.float64, device=device)
         self.squared_target = torch.zeros((), dtype=torch.float64, device=device)
 
-    def add(self, features: Tensor, target: Tensor) -> None:
-        """Adds A (tokens, features) and Y (tokens, d) of real tokens."""
+    def add(self, features: Tensor, target: Tensor, weights: Tensor | None = None) -> None:
+        """Adds A (tokens, features) and Y (tokens, d) of real tokens, with their weights (tokens,), 1 if not given."""
         features, target = features.float(), target.float()
+        weights = features.new_ones(features.shape[0]) if weights is None else weights.float()
+        roots = weights.sqrt()[:, None]
+        feature_sum, target_sum = weights @ features, weights @ target
+        features, target = roots * features, roots * target
         # Added in place and by parts, so that neither A1 nor a float64 copy of its products is made.
         self.gram[:-1, :-1] += features.T @ features
         self.cross[:-1] += features.T @ target
-        feature_sum = features.sum(dim=0)
         self.gram[:-1, -1] += feature_sum
         self.gram[-1, :-1] += feature_sum
-        self.gram[-1, -1] += features.shape[0]
-        self.cross[-1] += target.sum(dim=0)
+        self.gram[-1, -1] += weights.sum(dtype=torch.float64)
+        self.cross[-1] += target_sum
         self.squared_target += target.square().sum(dtype=torch.float64)
 
     @property
-    def tokens(self) -> int:
-        """Number of tokens added."""
-        return round(self.gram[-1, -1].item())
+    def weight(self) -> Tensor:
+        """Sum of the weights of the tokens added."""
+        return self.gram[-1, -1]
 
     def solve(self, start: Projection, ridge: float, fit_bias: bool, name: str) -> Projection:
         """Fits the projection.
 
-            min_{W, b} || Y - A W - 1 b ||_F^2 + rho * mean(diag(A^T A)) * || W - W0 ||_F^2
+            min_{W, b} || D^(1/2) (Y - A W - 1 b) ||_F^2 + rho * mean(diag(A^T D A)) * || W - W0 ||_F^2
 
         With a free bias the fit is that of the centred features and targets, and b = mean(Y) - mean(A) W; with a
         fixed one it is that of A to Y - 1 b0. Solved in float64 by Cholesky; where A^T A is singular the
@@ -72,8 +95,8 @@ class LeastSquares:
         gram, cross = self.gram[:-1, :-1], self.cross[:-1]
         feature_sum, target_sum = self.gram[:-1, -1], self.cross[-1]
         if fit_bias:
-            gram = gram - torch.outer(feature_sum, feature_sum) / self.tokens
-            cross = cross - torch.outer(feature_sum, target_sum) / self.tokens
+            gram = gram - torch.outer(feature_sum, feature_sum) / self.weight
+            cross = cross - torch.outer(feature_sum, target_sum) / self.weight
         else:
             cross = cross - torch.outer(feature_sum, start.bias)
         if self.features == 0:
@@ -82,11 +105,11 @@ class LeastSquares:
             penalty = ridge * self.gram[:-1, :-1].diagonal().mean()
             regularised = gram + penalty * torch.eye(self.features, dtype=gram.dtype, device=gram.device)
             weight = start.weight + _solve_positive(regularised, cross - gram @ start.weight, name)
-        bias = (target_sum - feature_sum @ weight) / self.tokens if fit_bias else start.bias
+        bias = (target_sum - feature_sum @ weight) / self.weight if fit_bias else start.bias
         return Projection(weight, bias)
 
     def squared_error(self, projection: Projection) -> float:
-        """Returns || Y - A W - 1 b ||_F^2 of a projection."""
+        """Returns || D^(1/2) (Y - A W - 1 b) ||_F^2 of a projection."""
         solution = torch.cat([projection.weight, projection.bias[None]])
         error = self.squared_target - 2 * (solution * self.cross).sum() + (solution * (self.gram @ solution)).sum()
         return max(error.item(), 0.0)
