@@ -31,8 +31,8 @@ class KPruneConfig(BaseConfig):
         measure_tokens (`int`, *optional*, defaults to 25 000): calibration tokens on which knowledge is measured,
             spread evenly over the lengths of the samples: scores need fewer than the fit, which takes all. `None`
             takes all.
-        measure_every (`int`, defaults to 1): knowledge is measured before every `measure_every`-th sublayer; in between,
-            the scores of the last measurement are used. Above 1 is faster, and costs quality.
+        measure_every (`int`, defaults to 1): every how many sublayers knowledge is measured; in between, the scores of
+            the last measurement are used. Above 1 is faster, and costs quality.
         measure_precision (`str`, defaults to `"auto"`): `"bfloat16"` runs the model under bfloat16 autocast where
             knowledge is measured, with statistics in float32; which units are kept at the margin may then depend on
             batching and hardware. `"float32"` does not; `"auto"` does where the hardware multiplies bfloat16 natively
