@@ -31,13 +31,12 @@ class KPruneConfig(BaseConfig):
         measure_tokens (`int`, *optional*, defaults to 25 000): calibration tokens on which knowledge is measured,
             spread evenly over the lengths of the samples: scores need fewer than the fit, which takes all. `None`
             takes all.
-        measure_every (`int`, defaults to 1): knowledge is measured before every `measure_every`-th sublayer; in
-            between, the scores of the last measurement are used. Above 1 is faster, and costs quality.
-        measure_precision (`str`, defaults to `"auto"`): `"bfloat16"` runs the model under bfloat16 autocast where
-            knowledge is measured, with statistics in float32; which units are kept at the margin may then depend on
-            batching and hardware. `"float32"` does not; `"auto"` does where the hardware multiplies bfloat16 natively
-            and `knowledge` is `"fisher"`. Models of another type than float32 run as they are. The fit is never
-            affected.
+        measure_every (`int`, defaults to 1): every how many sublayers knowledge is measured; in between, the scores of
+            the last measurement are used. Above 1 is faster, and costs quality.
+        measure_precision (`str`, defaults to `"float32"`): `"bfloat16"` runs the model under bfloat16 autocast where
+            knowledge is measured, with statistics in float32: faster, but which units are kept at the margin may then
+            depend on batching and hardware. `"auto"` does so where the hardware multiplies bfloat16 natively and
+            `knowledge` is `"fisher"`. Models of another type than float32 run as they are. The fit is never affected.
         memory_budget (`int`, *optional*): bytes that cached hidden states may take in memory; what exceeds it lies in
             memory-mapped files in the temporary folder of the system. `None` is no limit.
         sequence_length (`int`, *optional*): number of tokens T at which FLOPs are counted. `None` takes the mean
@@ -75,7 +74,7 @@ class KPruneConfig(BaseConfig):
     num_tokens: int | None = 100_000
     measure_tokens: int | None = 25_000
     measure_every: int = 1
-    measure_precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    measure_precision: Literal["float32", "bfloat16", "auto"] = "float32"
     memory_budget: int | None = None
     sequence_length: int | None = None
     tuning: bool = True
@@ -116,7 +115,7 @@ class KPruneConfig(BaseConfig):
         _require_whole(self, "seed", 0)
         _require_choice(self, "knowledge", ("fisher", "divergence"))
         _require_choice(self, "gradient", ("sample", "batch"))
-        _require_choice(self, "measure_precision", ("auto", "float32", "bfloat16"))
+        _require_choice(self, "measure_precision", ("float32", "bfloat16", "auto"))
         _require_choice(self, "bias", ("refit", "keep", "drop"))
         _require_choice(self, "tuning", (True, False))
         _require_choice(self, "token_weights", ("scale", "equal"))
@@ -136,7 +135,6 @@ class KPruneConfig(BaseConfig):
             "correct_inputs": False,
             "bias": "drop",
             "measure_tokens": None,
-            "measure_precision": "float32",
             "published_targets": True,
         }
         return cls(**{**published, **overrides})

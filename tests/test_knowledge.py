@@ -127,7 +127,6 @@ def measured(teacher, student, batches, first=0, task=None, **settings):
     """The importances of the sublayers from `first` on, measured with the frontier at the block of the first."""
     frontier = frontier_of(teacher, student, batches, task)
     sublayers = frontier.student.sublayers()[first:]
-    settings = {"measure_precision": "float32"} | settings
     with torch.no_grad():
         frontier.advance(frontier.targets[first], iter)
         return measure_knowledge(frontier, sublayers, KPruneConfig(temperature=GAMMA, **settings), iter)
@@ -275,7 +274,7 @@ def test_scores_do_not_depend_on_batches(head, knowledge):
 def test_kept_units_do_not_depend_on_batches(head):
     model = tiny_model(head=head)
     samples = samples_for(model, 12)
-    config = KPruneConfig(num_tokens=None, measure_precision="float32")
+    config = KPruneConfig(num_tokens=None)
     expected = KPruner(model).prune(config, batches_of(samples))
     for name, batches in arrangements(samples).items():
         result = KPruner(model).prune(config, batches)

@@ -101,7 +101,7 @@ def test_a_real_encoder_in_other_layouts_is_pruned_alike(convert):
 
 
 def assert_pruned_alike(bert, other, batches, rate):
-    config = KPruneConfig(compression_rate=rate, num_tokens=None, measure_precision="float32")
+    config = KPruneConfig(compression_rate=rate, num_tokens=None)
     pruners = [KPruner(bert), KPruner(other)]
     kept = [pruner.prune(config, batches).kept for pruner in pruners]
     assert kept[0] == kept[1]

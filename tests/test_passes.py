@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 def prune(model, batches=None, **settings):
     found = KPruner(model)
-    config = KPruneConfig(**{"num_tokens": None, "measure_tokens": None, "measure_precision": "float32", **settings})
+    config = KPruneConfig(**{"num_tokens": None, "measure_tokens": None, **settings})
     found.prune(config, batches_of(SAMPLES, 7) if batches is None else batches)
     return found
 
@@ -79,7 +79,7 @@ def test_the_teacher_passes_every_sublayer_once(family):
     with torch.no_grad():
         for target in frontier.targets:
             frontier.advance(target, iter)
-            gather_fit(frontier, target, frontier.student.sublayer(target.place), iter)
+            gather_fit(frontier, target, frontier.student.sublayer(target.place), KPruneConfig(), iter)
             # Already there: only the student moves next.
             behind = [other for other in frontier.targets if other.place > target.place]
             assert not behind or frontier._teacher.place == behind[0].place
@@ -295,7 +295,7 @@ def test_two_hidden_states_per_token_are_held():
         frontier.start(iter)
         for target in frontier.targets:
             frontier.advance(target, iter)
-            gather_fit(frontier, target, frontier.student.sublayer(target.place), iter)
+            gather_fit(frontier, target, frontier.student.sublayer(target.place), KPruneConfig(), iter)
             size = sum(batch["input_ids"].numel() for batch in batches) * teacher.config.hidden_size * 4
             assert store.bytes_in_memory <= 2 * size
 
