@@ -70,10 +70,10 @@ class Stream:
 
     def input_of(self, sublayer: Sublayer, batch: Batch, hidden: Tensor | None) -> Tensor:
         """Returns what the input projections of a sublayer read; runs the model only if that is not at hand."""
-        projection = sublayer.inputs[0]
-        if hidden is not None and self.place == sublayer.place and sublayer.residual is projection:
+        reads_stream = sublayer.adapter.residual in sublayer.adapter.inputs
+        if hidden is not None and self.place == sublayer.place and reads_stream:
             return hidden
-        with recorded_input(projection) as inputs:
+        with recorded_input(sublayer.inputs[0]) as inputs:
             self.run(batch, hidden)
         return inputs[0]
 

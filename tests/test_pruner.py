@@ -171,7 +171,8 @@ def masked_dense(dense, pruned):
 
 def put_rows(target, source, units):
     """Copies the rows of the units in the input projections; a projection can hold several, one after the other."""
-    for (name, parts), whole, kept in zip(target.adapter.inputs.items(), target.inputs, source.inputs, strict=True):
+    for name, parts in target.adapter.inputs.items():
+        whole, kept = (sublayer.block.get_submodule(name) for sublayer in (target, source))
         for parameter, values in zip(whole.parameters(), kept.parameters(), strict=True):
             rows = parameter.data.view(parts, target.units, -1)
             rows[:, units] = values.data.view(parts, source.units, -1)
