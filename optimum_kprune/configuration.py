@@ -24,6 +24,8 @@ class KPruneConfig(BaseConfig):
         lambda_rep (`float`, defaults to 0.1): weight lambda of the representational against the predictive knowledge.
         mu (`float`, *optional*): factor on the score of a head, whose knowledge is averaged over the dimensions of
             the head. `None` takes the head dimension, which makes the average a sum.
+        head_weight (`float`, defaults to 3.0): another factor on the score of a head. Tuning makes up for removed
+            neurons with those that are left, for heads hardly; published is 1.
         gradient (`str`, defaults to `"sample"`): `"sample"` squares the gradient of every sample, so that batching
             cannot matter; `"batch"` squares the gradient of the batch mean, as the authors' program does.
         num_tokens (`int`, *optional*, defaults to 100 000): budget of calibration tokens, padding not counted.
@@ -70,6 +72,7 @@ class KPruneConfig(BaseConfig):
     knowledge: Literal["fisher", "divergence"] = "fisher"
     lambda_rep: float = 0.1
     mu: float | None = None
+    head_weight: float = 3.0
     gradient: Literal["sample", "batch"] = "sample"
     num_tokens: int | None = 100_000
     measure_tokens: int | None = 25_000
@@ -106,6 +109,7 @@ class KPruneConfig(BaseConfig):
         _require_number(self, "temperature", "above 0", lambda value: value > 0)
         _require_number(self, "lambda_rep", "0 or above", lambda value: value >= 0)
         _require_number(self, "mu", "above 0, or None", lambda value: value > 0, optional=True)
+        _require_number(self, "head_weight", "above 0", lambda value: value > 0)
         _require_whole(self, "num_tokens", 1, optional=True)
         _require_whole(self, "measure_tokens", 1, optional=True)
         _require_whole(self, "measure_every", 1)
@@ -129,6 +133,7 @@ class KPruneConfig(BaseConfig):
             "temperature": 2.0,
             "knowledge": "divergence",
             "lambda_rep": 2.5e-4,
+            "head_weight": 1.0,
             "gradient": "batch",
             "ridge": 0.0,
             "token_weights": "equal",

@@ -170,4 +170,4 @@ class SublayerPruner:
         """The factor on scores: heads' knowledge is a mean over their dimensions, neurons' is not."""
         if sublayer.adapter.kind == "ffn":
             return 1.0
-        return sublayer.unit_size if self.config.mu is None else self.config.mu
+        return self.config.head_weight * (sublayer.unit_size if self.config.mu is None else self.config.mu)

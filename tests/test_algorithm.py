@@ -12,7 +12,7 @@ from optimum_kprune.algorithm.cost import unit_flops
 from optimum_kprune.algorithm.divergence import Prediction, curvature_probe, divergence
 from optimum_kprune.algorithm.knowledge import Importance, UnitStatistics, unit_scores
 from optimum_kprune.algorithm.search import select_units
-from optimum_kprune.algorithm.tuning import LeastSquares, Projection
+from optimum_kprune.algorithm.tuning import LeastSquares, Projection, scale_weights
 
 CPU = torch.device("cpu")
 
@@ -278,6 +278,28 @@ def test_solution_is_the_closed_form(generator, ridge, fit_bias):
     expected = closed_form(inputs, target, start, ridge, fit_bias)
     torch.testing.assert_close(found.weight, expected.weight, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.bias, expected.bias, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("fit_bias", [True, False])
+def test_a_token_of_weight_three_counts_like_three_tokens(generator, fit_bias):
+    inputs, target, start = problem(generator)
+    weights = torch.randint(4, (200,), generator=generator)
+    weighed = LeastSquares(inputs.shape[1], target.shape[1], CPU)
+    weighed.add(inputs.float(), target.float(), weights)
+    repeated = fit_of(*(rows.repeat_interleave(weights, dim=0) for rows in (inputs, target)), int(weights.sum()))
+    assert weighed.weight == repeated.weight
+    one, other = (fit.solve(start, 1e-3, fit_bias, "layer 0 ffn") for fit in (weighed, repeated))
+    torch.testing.assert_close(one.weight, other.weight, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(one.bias, other.bias, rtol=1e-4, atol=1e-3)
+    assert weighed.squared_error(one) == pytest.approx(repeated.squared_error(other), rel=1e-4)
+
+
+def test_tokens_weigh_by_the_scale_of_their_stream(generator):
+    stream = torch.randn(5, 64, generator=generator)
+    weights = scale_weights(stream)
+    torch.testing.assert_close(scale_weights(10 * stream + 7), weights / 100, rtol=1e-3, atol=0)
+    torch.testing.assert_close(weights, 1 / stream.double().var(dim=1, correction=0).float(), rtol=1e-3, atol=0)
+    assert scale_weights(torch.ones(2, 64, dtype=torch.float16)).isfinite().all()
 
 
 def test_the_ridge_pulls_towards_the_weights_the_model_came_with(generator):

@@ -16,6 +16,7 @@ from optimum_kprune.entering import find_joints
 from optimum_kprune.frontier import Frontier
 from optimum_kprune.observe import hooks
 from optimum_kprune.passes import gather_fit, measuring_precision
+from optimum_kprune.pruning import SublayerPruner
 from optimum_kprune.stages import STAGES, Stopwatch
 from optimum_kprune.states import StateStore
 from optimum_kprune.sublayers import Encoder, Place
@@ -298,6 +299,64 @@ def test_two_hidden_states_per_token_are_held():
             gather_fit(frontier, target, frontier.student.sublayer(target.place), KPruneConfig(), iter)
             size = sum(batch["input_ids"].numel() for batch in batches) * teacher.config.hidden_size * 4
             assert store.bytes_in_memory <= 2 * size
+
+
+# Inputs are corrected
+
+
+def drifted(model, gain, shift):
+    """A copy whose hidden states below the first block are an affine map of the model's."""
+    student = copy.deepcopy(model).requires_grad_(False)
+    norm = student.base_model.embeddings.LayerNorm
+    norm.weight.mul_(gain)
+    norm.bias.copy_(norm.bias * gain + shift)
+    return student
+
+
+@torch.no_grad()
+def test_a_drift_that_is_affine_is_undone():
+    """The input projections read other hidden states than the teacher's, and give the same."""
+    teacher = tiny_model().eval()
+    student = drifted(teacher, gain=1.7, shift=0.3)
+    frontier = frontier_of(teacher, student, batches_of(SAMPLES, 12))
+    target, pruned = frontier.targets[0], frontier.student.sublayer(frontier.targets[0].place)
+    SublayerPruner(frontier, KPruneConfig(ridge=0.0), iter)._correct_inputs(target, pruned)
+    for step in frontier:
+        preserved, present = frontier.inputs(step, target, pruned)
+        assert (preserved - present).abs().max() > 0.1
+        for teachers, students in zip(target.inputs, pruned.inputs, strict=True):
+            torch.testing.assert_close(students(present), teachers(preserved), rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_input_of_a_sublayer_is_at_hand_or_recorded(family):
+    """Both ways give what the projections really read; only the second runs the model."""
+    teacher = tiny_model(family).eval()
+    at_hand, recorded = (
+        frontier_of(teacher, copy.deepcopy(teacher).requires_grad_(False), batches_of(SAMPLES, 12)) for _ in range(2)
+    )
+    recorded.teacher.joints = recorded.student.joints = {}
+    recorded._places = recorded._places_of_targets()
+    for target in at_hand.targets:
+        inputs = []
+        for frontier in (at_hand, recorded):
+            frontier.advance(target, iter)
+            student = frontier.student.sublayer(target.place)
+            inputs.append([frontier.inputs(step, target, student) for step in frontier])
+        for pairs in zip(*inputs, strict=True):
+            for states in zip(*pairs, strict=True):
+                torch.testing.assert_close(*states, rtol=1e-4, atol=1e-4)
+
+
+def test_inputs_are_corrected_where_tuning_and_setting_ask_for_it():
+    biases = {
+        name: prune(tiny_model(), compression_rate=0.4, **settings).model.bert.encoder.layer[1].intermediate.dense.bias
+        for name, settings in (("default", {}), ("off", {"correct_inputs": False}), ("untuned", {"tuning": False}))
+    }
+    original = set(tiny_model().bert.encoder.layer[1].intermediate.dense.bias.tolist())
+    assert set(biases["off"].tolist()) <= original and set(biases["untuned"].tolist()) <= original
+    assert not set(biases["default"].tolist()) & original
 
 
 # The time of stages
