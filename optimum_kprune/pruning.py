@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .algorithm.knowledge import unit_scores
-from .algorithm.search import select_units
+from .algorithm.search import round_selection, select_units
 from .algorithm.tuning import LeastSquares, Projection
 from .configuration import KPruneConfig
 from .frontier import Frontier, Progress
@@ -149,7 +149,11 @@ class SublayerPruner:
         self._selections += 1
         with self.stopwatch("search"):
             flops = [sublayer.unit_flops(self.sequence_length) for sublayer in students]
-            return select_units([self._scores[sublayer.place] for sublayer in students], flops, self.budget)[0]
+            scores = [self._scores[sublayer.place] for sublayer in students]
+            selected = select_units(scores, flops, self.budget)[0]
+            if students[0].adapter.kind == "ffn" and self.config.neuron_multiple > 1:
+                return round_selection(selected, scores[0], self.config.neuron_multiple, self.budget / flops[0])
+            return selected
 
     def _measure(self, students: list[Sublayer]) -> None:
         """Scores the units of the target and the sublayers above it."""
