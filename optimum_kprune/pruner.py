@@ -196,8 +196,8 @@ class KPruner(OptimumPruner):
 
         What does not depend on the rate is done once: reading and preparing the calibration data, checking the
         weights, finding how the model is entered, the teacher's predictions and the first measurement of knowledge.
-        Everything above the lowest sublayer is done for every rate, the teacher's own way through the sublayers
-        included: to keep it would take a hidden state per token and sublayer. One student at a time is in work.
+        All else is done for every rate, the teacher's own way through the sublayers included: to keep it would take a
+        hidden state per token and sublayer. One student at a time is in work; the finished models stay in memory.
 
         Args:
             rates: the compression rates, each once.
