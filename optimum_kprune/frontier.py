@@ -137,6 +137,15 @@ class Frontier:
         """Where the student's hidden states enter."""
         return self._student.place
 
+    def restart(self, student: Encoder) -> None:
+        """Goes back to the bottom with another copy of the teacher; what the teacher predicts stays."""
+        student.joints = self.teacher.joints
+        for stream in (self._teacher, self._student):
+            stream.hidden.clear()
+        self.student = student
+        self._teacher = Stream(self.teacher, self._teacher.hidden)
+        self._student = Stream(student, self._student.hidden)
+
     def start(self, progress: Progress) -> None:
         """Runs the teacher once over the batches on which knowledge is measured, and keeps what it predicts.
 

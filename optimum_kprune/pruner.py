@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -172,14 +172,65 @@ class KPruner(OptimumPruner):
             ValueError: if the data cannot be used, or weights or activations are not finite.
             FileExistsError: if `save_directory` is not empty.
         """
-        if not isinstance(config, KPruneConfig):
-            raise ValueError(f"`config` must be a KPruneConfig. Got {type(config).__name__} instead.")
-        config.check()
+        _check(config)
         if save_directory is not None:
             hub.require_free(save_directory)
+        calibration = self._calibration(config, calibration_dataset, data_collator, batch_size)
+        (pruned,) = self._prune_each([config], calibration)
+        self.model, self.result, self.config = pruned.model, pruned.result, config
+        if save_directory is not None:
+            self.save_pretrained(save_directory)
+        return cast(KPruneResult, pruned.result)
+
+    @torch.inference_mode(False)
+    def sweep(
+        self,
+        rates: Iterable[float],
+        config: KPruneConfig,
+        calibration_dataset: Dataset | Iterable[Any],
+        data_collator: Callable[[list[Any]], Any] | None = None,
+        batch_size: int = 32,
+        save_directory: str | PathLike | None = None,
+    ) -> list["KPruner"]:
+        """Prunes copies of the teacher to several rates; each comes out as from a `prune` to that rate alone.
+
+        What does not depend on the rate is done once: reading and preparing the calibration data, checking the
+        weights, finding how the model is entered, the teacher's predictions and the first measurement of knowledge.
+        All else is done for every rate, the teacher's own way through the sublayers included: to keep it would take a
+        hidden state per token and sublayer. One student at a time is in work; the finished models stay in memory.
+
+        Args:
+            rates: the compression rates, each once.
+            config: the settings; each rate takes the place of its `compression_rate`.
+            calibration_dataset: as in `prune`, and the following arguments too.
+            data_collator: see `prune`.
+            batch_size: see `prune`.
+            save_directory: folder to save every pruned model in, as soon as it is there, in a folder named after its
+                rate, such as "0.4"; those must be new or empty.
+
+        Returns:
+            one pruner per rate, in the order given, with its `model`, `result` and `config`, to save or publish from
+            as after `prune`. This pruner's own stay what they were. The seconds of the first result include what is
+            shared.
+
+        Raises:
+            ValueError: if a rate is out of range or given twice, the data cannot be used, or weights or activations
+                are not finite.
+            FileExistsError: if the folder of a rate is not empty.
+        """
+        configs = _configs_of(rates, config)
+        folders = None
+        if save_directory is not None:
+            folders = [hub.require_free(Path(save_directory) / str(entry.compression_rate)) for entry in configs]
+        calibration = self._calibration(config, calibration_dataset, data_collator, batch_size)
+        return self._prune_each(configs, calibration, folders)
+
+    def _calibration(
+        self, config: KPruneConfig, dataset: Any, data_collator: Callable[[list[Any]], Any] | None, batch_size: int
+    ) -> CalibrationBatches:
         _require_finite_weights(self.teacher)
-        calibration = prepare_batches(
-            calibration_dataset,
+        return prepare_batches(
+            dataset,
             self._input_spec(config.seed),
             num_tokens=config.num_tokens,
             measure_tokens=config.measure_tokens,
@@ -187,38 +238,58 @@ class KPruner(OptimumPruner):
             data_collator=data_collator,
             keep_order=config.gradient == "batch",
         )
-        self.model, self.result = self._prune(config, calibration)
-        self.config = config
-        if save_directory is not None:
-            self.save_pretrained(save_directory)
-        return self.result
 
-    def _prune(self, config: KPruneConfig, calibration: CalibrationBatches) -> tuple[Any, KPruneResult]:
+    def _prune_each(
+        self, configs: list[KPruneConfig], calibration: CalibrationBatches, folders: list[Path] | None = None
+    ) -> list["KPruner"]:
+        """Prunes with settings that differ in the rate alone; returns one pruner for each, saved if asked."""
         started = time.perf_counter()
-        student = copy.deepcopy(self.teacher).requires_grad_(False)
-        with torch.no_grad(), evaluating(self.teacher), evaluating(student):
-            task = with_published_targets(self.task) if config.published_targets else self.task
-            teacher_encoder, student_encoder = Encoder(self.teacher, self.adapter), Encoder(student, self.adapter)
-            with StateStore(config.memory_budget) as store, tqdm(desc="Pruning", unit="batch") as bar:
-                frontier = Frontier(teacher_encoder, student_encoder, calibration, task, store)
-                _warn_if_few_tokens(frontier)
-                pruning = SublayerPruner(frontier, config, lambda batches: _counted(batches, bar))
-                bar.reset(pruning.batches)
-                results = pruning.run()
-            kprune = kprune_field(self.teacher, self.adapter, results)
-            pruned = pruned_model_from(student, kprune)
+        task = with_published_targets(self.task) if configs[0].published_targets else self.task
+        pruners: list[KPruner] = []
+        with (
+            torch.no_grad(),
+            evaluating(self.teacher),
+            StateStore(configs[0].memory_budget) as store,
+            tqdm(desc="Pruning", unit="batch") as bar,
+        ):
+            frontier = Frontier(Encoder(self.teacher, self.adapter), self._student(), calibration, task, store)
+            _warn_if_few_tokens(frontier)
+            first_scores = None
+            for index, config in enumerate(configs):
+                if index:
+                    started = time.perf_counter()
+                    frontier.restart(self._student())
+                pruning = SublayerPruner(frontier, config, lambda batches: _counted(batches, bar), first_scores)
+                if not index:
+                    bar.reset(len(configs) * pruning.batches - (len(configs) - 1) * pruning.shared_batches)
+                pruners.append(self._pruned(pruning, started))
+                first_scores = pruning.first_scores
+                if folders:
+                    pruners[-1].save_pretrained(folders[index])
+        return pruners
+
+    def _student(self) -> Encoder:
+        return Encoder(copy.deepcopy(self.teacher).requires_grad_(False), self.adapter)
+
+    def _pruned(self, pruning: SublayerPruner, started: float) -> "KPruner":
+        """Runs a prune that began at a time; returns a pruner that has it behind it."""
+        frontier = pruning.frontier
+        results = pruning.run()
+        pruned = copy.copy(self)
+        pruned.config = pruning.config
+        pruned.model = pruned_model_from(frontier.student.model, kprune_field(self.teacher, self.adapter, results))
         seconds = time.perf_counter() - started
-        result = KPruneResult(
+        pruned.result = KPruneResult(
             sublayers=results,
             sequence_length=pruning.sequence_length,
             samples=frontier.samples,
             tokens=frontier.tokens,
             parameters_before=self.teacher.num_parameters(),
-            parameters_after=pruned.num_parameters(),
+            parameters_after=pruned.model.num_parameters(),
             seconds=seconds,
             stages=pruning.stopwatch.stages(seconds),
         )
-        return pruned, result
+        return pruned
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
         """Saves the pruned model, its tokenizer, the settings and a report of what was kept.
@@ -299,6 +370,28 @@ def _require_prunable(model: PreTrainedModel) -> None:
             "A model that computes its feed-forward sublayers in chunks cannot be observed. Load it with "
             "chunk_size_feed_forward=0."
         )
+
+
+def _check(config: KPruneConfig) -> None:
+    if not isinstance(config, KPruneConfig):
+        raise ValueError(f"`config` must be a KPruneConfig. Got {type(config).__name__} instead.")
+    config.check()
+
+
+def _configs_of(rates: Iterable[float], config: KPruneConfig) -> list[KPruneConfig]:
+    """Returns the settings with each of the rates."""
+    _check(config)
+    given = list(rates) if isinstance(rates, Iterable) and not isinstance(rates, str) else rates
+    if not isinstance(given, list) or not given:
+        raise ValueError(f"`rates` must be a list of compression rates, such as [0.4, 0.6]. Got {given!r} instead.")
+    configs = []
+    for rate in given:
+        configs.append(copy.copy(config))
+        configs[-1].compression_rate = rate
+        configs[-1].check()
+    if len(set(given)) < len(given):
+        raise ValueError(f"`rates` must hold every rate once. Got {given!r} instead.")
+    return configs
 
 
 def _require_finite_weights(model: PreTrainedModel) -> None:

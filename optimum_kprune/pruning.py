@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .algorithm.knowledge import unit_scores
-from .algorithm.search import select_units
+from .algorithm.search import round_selection, select_units
 from .algorithm.tuning import LeastSquares, Projection
 from .configuration import KPruneConfig
 from .frontier import Frontier, Progress
@@ -26,18 +26,27 @@ class SublayerPruner:
         frontier: at its start, where the student equals the teacher.
         config: the settings.
         progress: wraps every iteration over the calibration data.
+        first_scores: those of an earlier prune of the same frontier, to whatever rate: where the student still equals
+            the teacher, all rates measure the same. None starts the frontier and measures.
 
     Attributes:
         sequence_length: tokens T at which FLOPs are counted.
         budget: FLOPs that the sublayers from the target upward may cost.
         stopwatch: the time of the stages.
         batches: how many batches are run over in all.
+        first_scores: scores of all units by sublayer, as measured at the lowest target.
 
     Raises:
         ValueError: if the model has no units.
     """
 
-    def __init__(self, frontier: Frontier, config: KPruneConfig, progress: Progress) -> None:
+    def __init__(
+        self,
+        frontier: Frontier,
+        config: KPruneConfig,
+        progress: Progress,
+        first_scores: dict[Place, Tensor] | None = None,
+    ) -> None:
         self.frontier = frontier
         self.config = config
         self.progress = progress
@@ -49,23 +58,29 @@ class SublayerPruner:
             raise ValueError("The model has no heads or neurons left to prune. Start from a larger model.")
         self.budget = total - math.ceil(config.compression_rate * total)
         self.stopwatch = Stopwatch(frontier.student.device)
-        self._scores: dict[Place, Tensor] = {}
+        self.first_scores = self._scores = first_scores or {}
         self._selections = 0
 
     @property
     def batches(self) -> int:
-        """How many batches a prune runs over: to start, to measure, to gather and to advance."""
+        """How many batches a prune runs over: to measure, to gather and to advance, and those that can be shared."""
         targets = len(self.frontier.targets)
         measurements = math.ceil(targets / self.config.measure_every)
         corrections = targets - 1 if self.config.tuning and self.config.correct_inputs else 0
         gathered = targets + corrections + self.frontier.moves
-        return (1 + measurements) * self.frontier.measured + gathered * len(self.frontier)
+        return (measurements - 1) * self.frontier.measured + gathered * len(self.frontier) + self.shared_batches
+
+    @property
+    def shared_batches(self) -> int:
+        """How many of the batches are not run over if first scores are given: to start, and to measure first."""
+        return 2 * self.frontier.measured
 
     def run(self) -> list[SublayerResult]:
         """Prunes all sublayers; returns one entry for each, bottom to top."""
         results = []
-        with self.stopwatch("teacher"):
-            self.frontier.start(self.progress)
+        if not self.first_scores:
+            with self.stopwatch("teacher"):
+                self.frontier.start(self.progress)
         for index, teacher in enumerate(self.frontier.teacher.sublayers()):
             started = time.perf_counter()
             if teacher.units:
@@ -128,21 +143,27 @@ class SublayerPruner:
 
     def _select(self, students: list[Sublayer]) -> Tensor:
         """Returns (units,) boolean, true at the units of the target to keep."""
-        if self._selections % self.config.measure_every == 0:
+        if not self._scores or (self._selections and self._selections % self.config.measure_every == 0):
             with self.stopwatch("measure"):
                 self._measure(students)
         self._selections += 1
         with self.stopwatch("search"):
             flops = [sublayer.unit_flops(self.sequence_length) for sublayer in students]
-            return select_units([self._scores[sublayer.place] for sublayer in students], flops, self.budget)[0]
+            scores = [self._scores[sublayer.place] for sublayer in students]
+            selected = select_units(scores, flops, self.budget)[0]
+            if students[0].adapter.kind == "ffn" and self.config.neuron_multiple > 1:
+                return round_selection(selected, scores[0], self.config.neuron_multiple, self.budget / flops[0])
+            return selected
 
     def _measure(self, students: list[Sublayer]) -> None:
         """Scores the units of the target and the sublayers above it."""
         importances = measure_knowledge(self.frontier, students, self.config, self.progress)
+        self._scores = {}
         for importance, sublayer in zip(importances, students, strict=True):
             flops = sublayer.unit_flops(self.sequence_length)
             scores = unit_scores(importance, self.config.lambda_rep, self._mu(sublayer), flops)
             self._scores[sublayer.place] = scores
+        self.first_scores = self.first_scores or self._scores
 
     def _tune(self, teacher: Sublayer, target: Sublayer) -> float:
         """Refits the output projection of the kept units; returns the relative reconstruction error."""

@@ -99,6 +99,12 @@ class States:
     def __iter__(self) -> Iterator[Tensor | None]:
         return (self[index] for index in range(len(self)))
 
+    def clear(self) -> None:
+        """Forgets all entries."""
+        for held in self._held:
+            self._store.drop(held)
+        self._held = [None] * len(self)
+
     def __setitem__(self, index: int, tensor: Tensor) -> None:
         self._store.drop(self._held[index])
         self._held[index] = self._store.put(tensor)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from optimum_kprune.algorithm.cost import unit_flops
 from optimum_kprune.algorithm.divergence import Prediction, curvature_probe, divergence
 from optimum_kprune.algorithm.knowledge import Importance, UnitStatistics, unit_scores
-from optimum_kprune.algorithm.search import select_units
+from optimum_kprune.algorithm.search import round_selection, select_units
 from optimum_kprune.algorithm.tuning import LeastSquares, Projection, scale_weights
 
 CPU = torch.device("cpu")
@@ -235,6 +235,33 @@ def test_of_equal_scores_the_lower_come_first_within_the_budget():
     for budget, kept in enumerate([[], [5], [1, 5], [0, 1, 5], [0, 1, 2, 5], [0, 1, 2, 3, 5], [0, 1, 2, 3, 4, 5]]):
         selected = torch.cat(select_units(scores, [1.0, 1.0], float(budget)))
         assert selected.nonzero().flatten().tolist() == kept
+
+
+@pytest.mark.parametrize(
+    ("wanted", "multiple", "most", "count"),
+    [
+        (7, 4, 99, 8),
+        (5, 4, 99, 4),
+        (6, 4, 99, 4),  # halfway: down
+        (7, 4, 7.9, 4),  # 8 do not fit
+        (7, 4, 8.0, 8),
+        (9, 4, 99, 8),
+        (10, 4, 99, 10),  # all, though no multiple
+        (1, 4, 99, 0),
+        (0, 4, 0.0, 0),
+        (10, 4, 10, 10),
+        (6, 100, 99, 10),
+        (5, 100, 99, 0),
+        (6, 100, 9, 0),
+        (7, 1, 7.5, 7),
+    ],
+)
+def test_a_selection_is_rounded_to_the_nearest_multiple_that_fits(generator, wanted, multiple, most, count):
+    scores = torch.randint(4, (10,), generator=generator).double()
+    order = scores.argsort(descending=True, stable=True)
+    selected = torch.zeros(10, dtype=torch.bool).index_fill(0, order[:wanted], True)
+    kept = round_selection(selected, scores, multiple, most)
+    assert torch.equal(kept, torch.zeros(10, dtype=torch.bool).index_fill(0, order[:count], True))
 
 
 # Least squares

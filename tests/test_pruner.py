@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -149,6 +150,33 @@ def test_mu_weighs_heads_against_neurons():
         for mu in (1e-9, HEAD_SIZE, None, 1e9)
     }
     assert heads[1e-9] < heads[None] < heads[1e9] and heads[None] == heads[HEAD_SIZE]
+
+
+@pytest.mark.parametrize(("family", "rate"), zip(itertools.cycle(FAMILIES), (0, 0.1, 0.4, 0.6, 0.8, 0.95)))
+@pytest.mark.parametrize("multiple", [3, 8])
+def test_kept_neurons_are_multiples_within_the_budget(family, rate, multiple):
+    result = prune(tiny_model(family), compression_rate=rate, neuron_multiple=multiple).result
+    counts = [len(entry["kept"]) for entry in result.kept if entry["kind"] == "ffn"]
+    assert all(count % multiple == 0 or count == NEURONS for count in counts)
+    # What the last sublayer cannot round up is left over, and a unit that does not fit.
+    unit = max(flops_of_unit(kind, result.sequence_length) for kind in TOTALS)
+    most_left = unit + multiple * flops_of_unit("ffn", result.sequence_length)
+    assert 0 <= (1 - rate) * result.flops_before - result.flops_after <= most_left
+
+
+@pytest.mark.parametrize("rate", [0, 0.5, 0.95])
+def test_a_multiple_above_the_width_keeps_all_neurons_or_none(rate):
+    result = prune(tiny_model(), compression_rate=rate, neuron_multiple=NEURONS + 1).result
+    assert {len(entry["kept"]) for entry in result.kept if entry["kind"] == "ffn"} <= {0, NEURONS}
+    assert result.flops_removed >= rate
+
+
+def test_neurons_of_a_model_pruned_before_are_rounded_too():
+    once = prune(tiny_model())
+    result = prune(once.model, batches_of(SAMPLES), compression_rate=0.3, neuron_multiple=8).result
+    neurons = [entry for entry in result.kept if entry["kind"] == "ffn"]
+    assert all(len(entry["kept"]) % 8 == 0 or len(entry["kept"]) == entry["total"] for entry in neurons)
+    assert any(entry["total"] % 8 for entry in neurons) and result.flops_removed >= 0.3
 
 
 # The pruned model is the dense one with masks and with other weights in its projections

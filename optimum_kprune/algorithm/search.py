@@ -25,3 +25,27 @@ def select_units(scores: list[Tensor], unit_flops: list[float], budget: float) -
     selected = torch.zeros_like(costs, dtype=torch.bool)
     selected[order] = affordable
     return list(selected.split([score.numel() for score in scores]))
+
+
+def round_selection(selected: Tensor, scores: Tensor, multiple: int, most: float) -> Tensor:
+    """Selects as many units of a sublayer as the nearest multiple of a number, those with the highest scores.
+
+        kept = the n with the least |n - selected|, over n in {0, multiple, 2 multiple, ...; units} with n <= most
+
+    Between two that are as near, the lower. Of equal scores, those of lower index come first.
+
+    Args:
+        selected: (units,) boolean, of the units with the highest scores.
+        scores: (units,).
+        multiple: 1 or above. All units may be kept even if their number is none of its multiples.
+        most: how many units fit the budget, 0 or above.
+
+    Returns:
+        (units,) boolean, true where a unit is kept.
+    """
+    allowed = [count for count in (*range(0, len(scores), multiple), len(scores)) if count <= most]
+    wanted = int(selected.sum())
+    count = min(allowed, key=lambda count: abs(count - wanted))
+    kept = torch.zeros_like(selected)
+    kept[scores.argsort(descending=True, stable=True)[:count]] = True
+    return kept

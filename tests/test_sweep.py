@@ -1,0 +1,182 @@
+"""KPruner.sweep: every rate as from a prune of its own, for less work; what is written, refused and left alone."""
+
+import pytest
+import torch
+from tiny import batches_of, ragged_samples, same_state, samples_for, texts_of, tiny_model, tiny_tokenizer
+from transformers import AutoModelForSequenceClassification
+
+from optimum_kprune import KPruneConfig, KPruner, frontier, hub, passes, pruner, pruning
+
+RATES = [0.8, 0.0, 0.45]
+SAMPLES = ragged_samples()
+
+
+def settings(**overrides):
+    return KPruneConfig(**{"num_tokens": None, "measure_tokens": 60, **overrides})
+
+
+def untouchable():
+    """Calibration data that must not be read."""
+    raise AssertionError("work has begun")
+    yield
+
+
+def sweep(model=None, rates=RATES, **arguments):
+    return KPruner(model or tiny_model(), tiny_tokenizer()).sweep(rates, settings(), texts_of(SAMPLES), **arguments)
+
+
+def errors_of(result):
+    return [entry.error for entry in result.sublayers]
+
+
+@pytest.mark.parametrize(
+    ("family", "head", "overrides"),
+    [
+        ("bert", "single label", {}),
+        ("bert", "single label", {"measure_every": 4, "memory_budget": 5000}),
+        ("roberta", "masked language model", {"memory_budget": 0, "tuning": False}),
+        ("distilbert", "question answering", {"gradient": "batch", "knowledge": "divergence"}),
+        ("electra", "multiple choice", {"published_targets": True, "correct_inputs": False}),
+    ],
+)
+def test_every_rate_is_that_of_a_prune_of_its_own_bit_for_bit(family, head, overrides):
+    dense = tiny_model(family, head)
+    found = KPruner(dense).sweep(RATES, settings(**overrides), batches_of(samples_for(dense), 5))
+    for rate, swept in zip(RATES, found, strict=True):
+        alone = KPruner(dense)
+        result = alone.prune(settings(compression_rate=rate, **overrides), batches_of(samples_for(dense), 5))
+        assert swept.config.to_dict() == alone.config.to_dict()
+        assert swept.result.kept == result.kept and errors_of(swept.result) == errors_of(result)
+        assert same_state(swept.model, alone.model)
+
+
+@pytest.mark.parametrize("rates", [(0.3, 0.7), (0.7, 0.3)])
+def test_a_model_without_units_at_the_bottom_can_be_swept(rates):
+    once = KPruner(tiny_model())
+    once.prune(settings(compression_rate=0.95), batches_of(SAMPLES))
+    assert not once.result.kept[0]["kept"]
+    for rate, swept in zip(rates, KPruner(once.model).sweep(rates, settings(), batches_of(SAMPLES)), strict=True):
+        alone = KPruner(once.model)
+        alone.prune(settings(compression_rate=rate), batches_of(SAMPLES))
+        assert same_state(swept.model, alone.model)
+
+
+def test_what_does_not_depend_on_the_rate_is_done_once(monkeypatch):
+    calls = []
+
+    def counting(module, name):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, **kwargs: calls.append(name) or original(*args, **kwargs))
+
+    counting(pruner, "prepare_batches")
+    counting(frontier, "find_joints")
+    counting(frontier.Frontier, "start")
+    counting(pruning, "measure_knowledge")
+    found = sweep()
+    assert [calls.count(name) for name in ("prepare_batches", "find_joints", "start")] == [1, 1, 1]
+    targets = len(found[0].result.sublayers)
+    assert calls.count("measure_knowledge") == 1 + len(RATES) * (targets - 1)
+    assert found[0].result.stages["teacher"] > 0 and found[1].result.stages["teacher"] == 0
+
+
+def test_the_progress_bar_counts_every_batch_of_all_rates(monkeypatch):
+    bars = []
+
+    class Bar(pruner.tqdm):
+        def __init__(self, *args, **kwargs):
+            bars.append(self)
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(pruner, "tqdm", Bar)
+    sweep()
+    assert len(bars) == 1 and bars[0].n == bars[0].total > 0
+
+
+def test_the_pruner_stays_as_it_was():
+    one = KPruner(tiny_model(), tiny_tokenizer())
+    assert len(one.sweep([0.5], settings(), texts_of(SAMPLES))) == 1
+    assert (one.model, one.result, one.config) == (one.teacher, None, None)
+    result, model = one.prune(settings(), texts_of(SAMPLES)), one.model
+    config = settings(compression_rate=0.3)
+    found = one.sweep((rate for rate in RATES), config, texts_of(SAMPLES))
+    assert one.model is model and one.result is result and config.compression_rate == 0.3
+    assert all(swept.teacher is one.teacher for swept in found) and one.teacher.training
+    assert len({id(parameter) for swept in found for parameter in swept.model.parameters()}) == sum(
+        len(list(swept.model.parameters())) for swept in found
+    )
+
+
+def test_every_rate_has_its_folder(tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.txt").write_text("precious")
+    found = sweep(save_directory=tmp_path / "sweep")
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"0.8", "0.0", "0.45", "mine.txt"}
+    for rate, swept in zip(RATES, found, strict=True):
+        folder = tmp_path / "sweep" / str(rate)
+        assert same_state(AutoModelForSequenceClassification.from_pretrained(folder), swept.model)
+        assert KPruneConfig.from_pretrained(folder).compression_rate == rate
+        assert (folder / "kprune_report.json").is_file() and (folder / "tokenizer.json").is_file()
+
+
+def test_a_folder_in_use_is_refused_before_any_work(tmp_path):
+    (tmp_path / "0.45").mkdir()
+    (tmp_path / "0.45" / "mine.txt").write_text("precious")
+    with pytest.raises(FileExistsError, match=r"0\.45"):
+        KPruner(tiny_model()).sweep(RATES, settings(), untouchable(), save_directory=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["0.45"]
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        ([], r"list of compression rates.*Got \[\]"),
+        (0.5, "list of compression rates.*Got 0.5"),
+        ("0.5", "list of compression rates.*Got '0.5'"),
+        ([0.4, 0.6, 0.4], "every rate once"),
+        ([0, 0.0], "every rate once"),
+        ([0.4, 1.0], r"'compression_rate'.*\[0, 1\).*Got 1.0"),
+        ([0.4, "0.5"], "'compression_rate'.*Got '0.5'"),
+    ],
+)
+def test_wrong_rates_are_refused_before_any_work(rates, message):
+    with pytest.raises(ValueError, match=message):
+        KPruner(tiny_model()).sweep(rates, settings(), untouchable())
+
+
+def test_settings_that_are_none_are_refused():
+    with pytest.raises(ValueError, match=r"`config` must be a KPruneConfig\. Got dict"):
+        KPruner(tiny_model()).sweep([0.5], {}, untouchable())
+
+
+def test_a_failure_leaves_the_pruner_as_it_was_and_the_rates_before_it_whole(tmp_path, monkeypatch):
+    dense = tiny_model()
+    one = KPruner(dense, tiny_tokenizer())
+    before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
+    original = hub.write_report
+
+    def fail_at_second(folder, report):
+        if (tmp_path / "0.8").exists():
+            raise KeyboardInterrupt
+        original(folder, report)
+
+    monkeypatch.setattr(hub, "write_report", fail_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        one.sweep(RATES, settings(), texts_of(SAMPLES), save_directory=tmp_path)
+    assert (one.model, one.result, one.config) == (dense, None, None) and dense.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in dense.state_dict().items())
+    assert [path.name for path in tmp_path.iterdir()] == ["0.8"]
+    assert (tmp_path / "0.8" / "kprune_report.json").is_file()
+
+
+def test_states_of_one_prune_at_a_time_are_held(monkeypatch):
+    """The budget of memory is for the states of one prune: those of the last are dropped when the next begins."""
+    held = []
+    original = passes.gather_fit
+
+    def watching(frontier, *args):
+        held.append(frontier._student.hidden._store.bytes_in_memory)
+        return original(frontier, *args)
+
+    monkeypatch.setattr(pruning, "gather_fit", watching)
+    targets = len(sweep()[0].result.sublayers)
+    assert held[:targets] == held[targets : 2 * targets] == held[2 * targets :]
