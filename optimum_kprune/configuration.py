@@ -43,9 +43,9 @@ class KPruneConfig(BaseConfig):
             memory-mapped files in the temporary folder of the system. `None` is no limit.
         sequence_length (`int`, *optional*): number of tokens T at which FLOPs are counted. `None` takes the mean
             length of the calibration data, rounded.
-        neuron_multiple (`int`, defaults to 1): kept neurons per feed-forward sublayer are a multiple of this, or all:
+        neuron_multiple (`int`, defaults to 8): kept neurons per feed-forward sublayer are a multiple of this, or all:
             the selected number is rounded to the nearest that fits the budget, and the sublayers above make up for
-            the difference. Some hardware multiplies such widths faster.
+            the difference. Matrices of odd widths are multiplied slower, by up to a third.
         tuning (`bool`, defaults to `True`): whether to refit the projections of the pruned sublayers.
         ridge (`float`, defaults to 0.01): strength rho of the pull towards the model's own weights in the fits,
             relative to the mean square of the features.
@@ -83,7 +83,7 @@ class KPruneConfig(BaseConfig):
     measure_precision: Literal["float32", "bfloat16", "auto"] = "float32"
     memory_budget: int | None = None
     sequence_length: int | None = None
-    neuron_multiple: int = 1
+    neuron_multiple: int = 8
     tuning: bool = True
     ridge: float = 0.01
     token_weights: Literal["scale", "equal"] = "scale"
@@ -139,6 +139,7 @@ class KPruneConfig(BaseConfig):
             "knowledge": "divergence",
             "lambda_rep": 2.5e-4,
             "head_weight": 1.0,
+            "neuron_multiple": 1,
             "gradient": "batch",
             "ridge": 0.0,
             "token_weights": "equal",

@@ -125,6 +125,7 @@ def test_the_published_settings():
         "lambda_rep": 2.5e-4,
         "gradient": "batch",
         "head_weight": 1.0,
+        "neuron_multiple": 1,
         "ridge": 0.0,
         "token_weights": "equal",
         "correct_inputs": False,
