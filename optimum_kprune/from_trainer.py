@@ -7,7 +7,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, Trainer
 
 
-def plain_model(model: PreTrainedModel) -> PreTrainedModel:
+def plain_model(model: Any) -> Any:
     """Returns the model as it computes outside of its trainer; weights and submodules are shared.
 
     A trainer in mixed precision replaces `forward` of the model by one under autocast, and leaves it there.

@@ -119,7 +119,8 @@ class KPruner(OptimumPruner):
         Raises:
             ValueError: if the model is not supported.
         """
-        pruner = cls(plain_model(trainer.model), trainer.processing_class)
+        processing_class: Any = trainer.processing_class
+        pruner = cls(plain_model(trainer.model), processing_class)
         pruner.trainer = trainer
         return pruner
 

@@ -63,4 +63,4 @@ class KPruneCallback(TrainerCallback):
             self.pruner = pruner
 
     def _folder(self, args: TrainingArguments) -> Path:
-        return Path(args.output_dir, "pruned") if self.output_dir is None else Path(self.output_dir)
+        return Path(str(args.output_dir), "pruned") if self.output_dir is None else Path(self.output_dir)
