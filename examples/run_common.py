@@ -100,9 +100,9 @@ def load_metric(name: str, config: str | None = None) -> Any:
         return evaluate.load(name, config)
     except (ImportError, OSError) as error:
         sys.exit(
-            f"The metric {name!r} could not be loaded: {error} Metrics of `evaluate` are fetched from the Hub and need "
-            "`pip install evaluate scikit-learn`. Without a network, pass --metric with a local folder: a clone of "
-            f"https://huggingface.co/spaces/evaluate-metric/{Path(name).name}."
+            f"The metric {name!r} could not be loaded: {error} Metrics of `evaluate` are fetched from the Hub, and "
+            "need `pip install evaluate scikit-learn`. Without a network, pass --metric with a local folder: a clone "
+            f"of https://huggingface.co/spaces/evaluate-metric/{Path(name).name}."
         )
 
 
@@ -130,7 +130,8 @@ def run(
         scores = pruner.evaluate()
         for name, metrics in scores.items():
             trainer.save_metrics(name, metrics, combined=False)
-        common.print_table({name: (before, scores["pruned"][name]) for name, before in scores["dense"].items()})
+        names = [name for name in scores["dense"] if not name.endswith(("time", "second", "epoch"))]
+        common.print_table({name: (scores["dense"][name], scores["pruned"][name]) for name in names})
     if push_to_hub:
         repo_id = training.hub_model_id or Path(str(training.output_dir)).name
         print("Uploaded:", pruner.push_to_hub(repo_id, training.hub_token, training.hub_private_repo))

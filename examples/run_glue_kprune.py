@@ -1,4 +1,4 @@
-"""Fine-tunes (--do_train) or loads a classifier, prunes it, evaluates both (--do_eval), saves, uploads (--push_to_hub).
+"""Fine-tunes or loads a classifier, prunes it, evaluates both, saves, and uploads with --push_to_hub.
 
 python examples/run_glue_kprune.py --model_name_or_path bert-base-uncased --task_name sst2 --do_train --do_eval \
     --max_seq_length 128 --num_train_epochs 3 --compression_rate 0.6 --output_dir sst2
@@ -42,7 +42,7 @@ class DataTrainingArguments(run_common.DataTrainingArguments):
     def __post_init__(self) -> None:
         """A task without files means the data of GLUE."""
         if self.task_name is not None and self.task_name not in TASK_COLUMNS:
-            raise ValueError(f"--task_name must be one of {', '.join(TASK_COLUMNS)}. Got {self.task_name!r}.")
+            sys.exit(f"--task_name must be one of {', '.join(TASK_COLUMNS)}. Got {self.task_name!r}.")
         if self.task_name is not None and self.dataset_name is None and self.train_file is None:
             self.dataset_name, self.dataset_config_name = GLUE, self.task_name
 

@@ -1,5 +1,4 @@
-"""Fine-tunes (--do_train) or loads an extractive question answering model, prunes it, evaluates both (--do_eval),
-saves, uploads (--push_to_hub).
+"""Fine-tunes or loads a model that answers questions, prunes it, evaluates both, saves, and uploads.
 
 python examples/run_qa_kprune.py --model_name_or_path bert-base-uncased --dataset_name rajpurkar/squad --do_train \
     --do_eval --max_seq_length 384 --num_train_epochs 2 --compression_rate 0.6 --output_dir squad
@@ -21,7 +20,6 @@ from datasets import Dataset
 from question_answering import best_span
 from transformers import AutoModelForQuestionAnswering, EvalPrediction, PreTrainedTokenizerBase, Trainer
 
-# For the trainer, labels; for the metric, where the tokens of a window are in the context.
 LABELS = ("start_positions", "end_positions")
 
 
