@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "EncoderAdapter": "adapters",
+    "KPruneCallback": "trainer",
     "KPruneConfig": "configuration",
     "KPruneResult": "report",
     "KPruner": "pruner",

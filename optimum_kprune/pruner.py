@@ -13,13 +13,14 @@ from typing import Any, cast
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from . import hub
 from .adapters import EncoderAdapter
 from .base import OptimumPruner
 from .calibration import CalibrationBatches, InputSpec, load_calibration_dataset, prepare_batches
 from .configuration import KPruneConfig
+from .from_trainer import calibration_data, evaluate_like, plain_model
 from .frontier import Frontier
 from .kept import adapter_of, kprune_field
 from .loading import load_model, load_processing_class
@@ -46,6 +47,7 @@ class KPruner(OptimumPruner):
         teacher: the model as it was given. Every prune starts from it.
         model: the pruned model of the last prune that succeeded, the teacher before.
         result: the result of the last prune that succeeded, or None.
+        trainer: the trainer of `from_trainer`, or None.
 
     Raises:
         ValueError: if the model's type has no adapter, its class is for no known task, or `task` is another one.
@@ -73,6 +75,7 @@ class KPruner(OptimumPruner):
         self.teacher = model
         self.model = model
         self.processing_class = processing_class
+        self.trainer: Trainer | None = None
         self.config: KPruneConfig | None = None
         self.result: KPruneResult | None = None
 
@@ -105,6 +108,21 @@ class KPruner(OptimumPruner):
         if processing_class is None:
             processing_class = load_processing_class(model_or_path, **model_kwargs)
         return cls(model, processing_class)
+
+    @classmethod
+    def from_trainer(cls, trainer: Trainer) -> "KPruner":
+        """Takes model and processing class of a trainer; its data, collator and metrics become the defaults.
+
+        `prune` then calibrates on the train data, and `evaluate` compares the models on the evaluation data. The
+        model in the trainer is never changed. Training it on changes the teacher.
+
+        Raises:
+            ValueError: if the model is not supported.
+        """
+        processing_class: Any = trainer.processing_class
+        pruner = cls(plain_model(trainer.model), processing_class)
+        pruner.trainer = trainer
+        return pruner
 
     def get_calibration_dataset(
         self,
@@ -150,7 +168,7 @@ class KPruner(OptimumPruner):
     def prune(
         self,
         config: KPruneConfig,
-        calibration_dataset: Dataset | Iterable[Any],
+        calibration_dataset: Dataset | Iterable[Any] | None = None,
         data_collator: Callable[[list[Any]], Any] | None = None,
         batch_size: int = 32,
         save_directory: str | PathLike | None = None,
@@ -160,8 +178,10 @@ class KPruner(OptimumPruner):
         Args:
             config: the settings.
             calibration_dataset: a data set, raw or tokenized; texts or pairs of texts; or an iterable of batches,
-                which are taken as they are. Labels are not needed and not looked at.
-            data_collator: makes a batch of a list of tokenized samples; None pads with the tokenizer.
+                which are taken as they are. Labels are not needed and not looked at. None takes the train data of
+                the trainer, drawn by the seed.
+            data_collator: makes a batch of a list of tokenized samples; None pads with the tokenizer, and takes the
+                trainer's collator with the trainer's data.
             batch_size: most samples in a batch. Without effect on the result, except with `gradient="batch"`.
             save_directory: folder to save the pruned model to, new or empty.
 
@@ -187,7 +207,7 @@ class KPruner(OptimumPruner):
         self,
         rates: Iterable[float],
         config: KPruneConfig,
-        calibration_dataset: Dataset | Iterable[Any],
+        calibration_dataset: Dataset | Iterable[Any] | None = None,
         data_collator: Callable[[list[Any]], Any] | None = None,
         batch_size: int = 32,
         save_directory: str | PathLike | None = None,
@@ -229,6 +249,10 @@ class KPruner(OptimumPruner):
         self, config: KPruneConfig, dataset: Any, data_collator: Callable[[list[Any]], Any] | None, batch_size: int
     ) -> CalibrationBatches:
         _require_finite_weights(self.teacher)
+        if dataset is None:
+            trainer = self._need_trainer("A prune needs a `calibration_dataset`")
+            dataset = calibration_data(trainer.train_dataset, config.seed)
+            data_collator = data_collator or trainer.data_collator
         return prepare_batches(
             dataset,
             self._input_spec(config.seed),
@@ -290,6 +314,26 @@ class KPruner(OptimumPruner):
             stages=pruning.stopwatch.stages(seconds),
         )
         return pruned
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """Evaluates the dense and the pruned model as the trainer of `from_trainer` evaluates.
+
+        Returns:
+            the metrics of `"dense"` and of `"pruned"`, named as the trainer names them.
+
+        Raises:
+            ValueError: if the pruner has no trainer, the trainer no evaluation data, or nothing was pruned yet.
+        """
+        trainer = self._need_trainer("`evaluate` needs evaluation data and metrics")
+        if self.result is None:
+            raise ValueError("There is no pruned model to evaluate yet. Call `prune` first.")
+        models = {"dense": self.teacher, "pruned": self.model}
+        return {name: evaluate_like(trainer, model) for name, model in models.items()}
+
+    def _need_trainer(self, reason: str) -> Trainer:
+        if self.trainer is None:
+            raise ValueError(f"{reason}. Got none, and no trainer to take it from: use `KPruner.from_trainer(...)`.")
+        return self.trainer
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
         """Saves the pruned model, its tokenizer, the settings and a report of what was kept.

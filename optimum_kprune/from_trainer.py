@@ -1,0 +1,53 @@
+"""What a pruner takes from a `Trainer`: the model, calibration data and the way to evaluate."""
+
+import copy
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel, Trainer
+
+
+def plain_model(model: Any) -> Any:
+    """Returns the model as it computes outside of its trainer; weights and submodules are shared.
+
+    A trainer in mixed precision replaces `forward` of the model by one under autocast, and leaves it there.
+    """
+    if "_original_forward" not in vars(model):
+        return model
+    plain = copy.copy(model)
+    del plain._original_forward, plain.forward
+    return plain
+
+
+def calibration_data(train_dataset: Any, seed: int) -> Dataset:
+    """Returns train data in an order that depends on `seed` alone: it may lie sorted, and a part may be enough.
+
+    Raises:
+        ValueError: if there is none, or it is nothing that can be drawn from.
+    """
+    if not isinstance(train_dataset, Dataset):
+        given = "none" if train_dataset is None else type(train_dataset).__name__
+        raise ValueError(
+            f"The train data of the trainer must be a `datasets.Dataset` to calibrate on it. Got {given} instead. "
+            "Give the trainer one, for instance `Dataset.from_list(...)`; or prune after training, with "
+            "`KPruner.from_trainer(trainer).prune(config, calibration_dataset=...)`."
+        )
+    return train_dataset.shuffle(seed, keep_in_memory=True)
+
+
+def evaluate_like(trainer: Trainer, model: PreTrainedModel) -> dict[str, float]:
+    """Evaluates a model on the data and with the arguments and metrics of a trainer, which stays as it is."""
+    args = copy.copy(trainer.args)
+    # A trainer that only evaluates must neither make a repository nor report a run of its own.
+    args.push_to_hub, args.report_to = False, []
+    evaluator = Trainer(
+        # A copy, because trainers move models, cast them and wrap their forward.
+        model=copy.deepcopy(plain_model(model)),
+        args=args,
+        data_collator=trainer.data_collator,
+        eval_dataset=trainer.eval_dataset,
+        processing_class=trainer.processing_class,
+        compute_metrics=trainer.compute_metrics,
+        preprocess_logits_for_metrics=trainer.preprocess_logits_for_metrics,
+    )
+    return evaluator.evaluate()

@@ -1,0 +1,66 @@
+"""A callback that prunes what a `Trainer` has trained."""
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .configuration import KPruneConfig
+from .from_trainer import calibration_data, plain_model
+from .hub import require_free
+from .pruner import KPruner
+
+
+class KPruneCallback(TrainerCallback):
+    """Prunes the model that training ends with (the best one with `load_best_model_at_end`) and saves it.
+
+    It calibrates on the trainer's train data with its collator; labels are not looked at. The trained model stays as
+    it is. What would not work is said before training, and only the main process prunes.
+
+    Args:
+        config: the settings of the prune.
+        output_dir: a new or empty folder for the pruned model; None takes "pruned" in the trainer's output folder,
+            beside the checkpoints.
+
+    Attributes:
+        pruner: the pruner after training, with the pruned `model` and the `result`; None before, and in processes
+            other than the main one.
+
+    Raises:
+        ValueError: before training, if the model cannot be pruned or the train data not be calibrated on.
+        FileExistsError: before training, if the output folder is not empty.
+    """
+
+    def __init__(self, config: KPruneConfig, output_dir: str | PathLike | None = None) -> None:
+        self.config = config
+        self.output_dir = output_dir
+        self.pruner: KPruner | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Checks what can be known before training."""
+        if state.is_world_process_zero:
+            self.config.check()
+            require_free(self._folder(args))
+            KPruner(plain_model(kwargs["model"]))
+            calibration_data(kwargs["train_dataloader"].dataset, self.config.seed)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Prunes and saves."""
+        if state.is_world_process_zero:
+            loader = kwargs["train_dataloader"]
+            pruner = KPruner(plain_model(kwargs["model"]), kwargs["processing_class"])
+            pruner.prune(
+                self.config,
+                calibration_data(loader.dataset, self.config.seed),
+                data_collator=loader.collate_fn,
+                save_directory=self._folder(args),
+            )
+            self.pruner = pruner
+
+    def _folder(self, args: TrainingArguments) -> Path:
+        return Path(str(args.output_dir), "pruned") if self.output_dir is None else Path(self.output_dir)
