@@ -5,7 +5,9 @@ import inspect
 import logging
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,16 @@ from . import hub
 from .adapters import EncoderAdapter
 from .base import OptimumPruner
 from .calibration import CalibrationBatches, InputSpec, load_calibration_dataset, prepare_batches
+from .card import CardFacts, ModelFacts, model_card
 from .configuration import KPruneConfig
 from .frontier import Frontier
 from .kept import adapter_of, kprune_field
+from .latency import latency_of, machine_of
 from .loading import load_model, load_processing_class
 from .modeling_kprune import pruned_class, pruned_model_from
 from .observe import evaluating
 from .pruning import SublayerPruner
+from .recipe import LOCAL_DATA, LOCAL_MODEL, Recipe, changed, hub_name
 from .report import KPruneResult
 from .states import StateStore
 from .sublayers import Encoder
@@ -75,6 +80,9 @@ class KPruner(OptimumPruner):
         self.processing_class = processing_class
         self.config: KPruneConfig | None = None
         self.result: KPruneResult | None = None
+        self._recipe = Recipe()
+        # Of every data set that was drawn here, how.
+        self._draws: weakref.WeakKeyDictionary[Dataset, dict[str, Any]] = weakref.WeakKeyDictionary()
 
     @classmethod
     def from_pretrained(
@@ -104,7 +112,11 @@ class KPruner(OptimumPruner):
         model = load_model(model_or_path, task, **model_kwargs)
         if processing_class is None:
             processing_class = load_processing_class(model_or_path, **model_kwargs)
-        return cls(model, processing_class)
+        pruner = cls(model, processing_class)
+        told = {name: str(model_kwargs[name]) for name in ("revision", "dtype") if model_kwargs.get(name) is not None}
+        source = {"model_or_path": hub_name(str(model_or_path)) or LOCAL_MODEL, "task": pruner.task.name}
+        pruner._recipe = Recipe(load={**source, **{name: text.removeprefix("torch.") for name, text in told.items()}})
+        return pruner
 
     def get_calibration_dataset(
         self,
@@ -136,14 +148,19 @@ class KPruner(OptimumPruner):
             FileNotFoundError: if there is no such data set.
             ValueError: if the data or an argument cannot be used; the message says why and what to do.
         """
+        # Before there are other names than those of the arguments.
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "dataset_name")}
         spec = self._input_spec(seed, text_columns, preprocess_function, max_length)
-        return load_calibration_dataset(
+        dataset = load_calibration_dataset(
             dataset_name,
             spec,
             num_tokens=num_tokens,
             dataset_config_name=dataset_config_name,
             dataset_split=dataset_split,
         )
+        drawn = {"dataset_name": hub_name(dataset_name) or LOCAL_DATA}
+        self._draws[dataset] = drawn | changed(self.get_calibration_dataset, arguments)
+        return dataset
 
     # Gradients are needed, also by those who call in inference mode.
     @torch.inference_mode(False)
@@ -189,6 +206,9 @@ class KPruner(OptimumPruner):
         )
         self.model, self.result = self._prune(config, calibration)
         self.config = config
+        drawn = self._draws.get(calibration_dataset) if isinstance(calibration_dataset, Dataset) else None
+        options = {"data_collator": data_collator, "batch_size": batch_size}
+        self._recipe = replace(self._recipe, draw=drawn, prune=changed(self.prune, options))
         if save_directory is not None:
             self.save_pretrained(save_directory)
         return self.result
@@ -220,11 +240,19 @@ class KPruner(OptimumPruner):
         )
         return pruned, result
 
-    def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
-        """Saves the pruned model, its tokenizer, the settings and a report of what was kept.
+    def save_pretrained(
+        self,
+        save_directory: str | PathLike,
+        facts: CardFacts | None = None,
+        measure_latency: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Saves the pruned model, its tokenizer, the settings, a report of what was kept and a model card.
 
         Args:
             save_directory: a new or empty folder; it appears whole or not at all.
+            facts: what the card should tell beyond the prune, such as the quality that you measured.
+            measure_latency: whether to measure latency for the card, in seconds and on the device of the models.
             kwargs: arguments of the model's `save_pretrained`, such as `max_shard_size`.
 
         Raises:
@@ -233,14 +261,7 @@ class KPruner(OptimumPruner):
         """
         if "push_to_hub" in kwargs:
             raise ValueError("`save_pretrained` does not upload. Call `push_to_hub(repo_id)`.")
-        if self.result is None or self.config is None:
-            raise ValueError("There is no pruned model to save yet. Call `prune` first.")
-        with hub.written_whole(save_directory) as folder:
-            self.model.save_pretrained(folder, **kwargs)
-            if self.processing_class is not None:
-                self.processing_class.save_pretrained(folder)
-            self.config.save_pretrained(folder)
-            hub.write_report(folder, self.result.to_dict())
+        self._save(save_directory, None, facts, measure_latency, **kwargs)
 
     def push_to_hub(
         self,
@@ -248,16 +269,78 @@ class KPruner(OptimumPruner):
         token: str | None = None,
         private: bool | None = None,
         commit_message: str = "Upload a model pruned by K-prune",
+        facts: CardFacts | None = None,
+        measure_latency: bool = False,
     ) -> str:
         """Uploads what `save_pretrained` writes to a model repository, which is made if it does not exist.
 
+        If the repository has a model card, what was written into it by hand stays.
+
+        Args:
+            repo_id: name of the repository.
+            token: token that may write; None takes that of `hf auth login` or HF_TOKEN.
+            private: whether a repository that is made is private.
+            commit_message: message of the commit.
+            facts: what the card should tell beyond the prune, such as the quality that you measured.
+            measure_latency: whether to measure latency for the card, in seconds and on the device of the models.
+
         Returns:
             the address of the commit.
+
+        Raises:
+            ValueError: if nothing was pruned yet, or the name or the card on the Hub cannot be used.
+            PermissionError: if there is no token, or it may not write to the repository.
+            OSError: if the Hub cannot be reached or fails.
         """
+        self._require_pruned()
+        repo_id = hub.create_repository(repo_id, token, private)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
-            self.save_pretrained(folder)
-            return hub.upload(folder, repo_id, token, private, commit_message)
+            self._save(folder, repo_id, facts, measure_latency)
+            return hub.upload(folder, repo_id, token, commit_message)
+
+    def _require_pruned(self) -> tuple[KPruneResult, KPruneConfig]:
+        if self.result is None or self.config is None:
+            raise ValueError("There is no pruned model to save yet. Call `prune` first.")
+        return self.result, self.config
+
+    def _save(
+        self,
+        save_directory: str | PathLike,
+        repo_id: str | None,
+        facts: CardFacts | None,
+        measure_latency: bool,
+        **kwargs: Any,
+    ) -> None:
+        result, config = self._require_pruned()
+        facts = facts or CardFacts()
+        if measure_latency:
+            facts = self._with_latency(facts)
+        with hub.written_whole(save_directory) as folder:
+            self.model.save_pretrained(folder, **kwargs)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+            config.save_pretrained(folder)
+            hub.write_report(folder, result.to_dict())
+            model_card(result, config, self._model_facts(repo_id), facts).save(folder / hub.CARD_NAME)
+
+    def _model_facts(self, repo_id: str | None) -> ModelFacts:
+        return ModelFacts(
+            task=self.task.name,
+            auto_class=self.task.auto_class,
+            base_model=hub_name(self.teacher.config._name_or_path),
+            bytes_before=_bytes_of(self.teacher),
+            bytes_after=_bytes_of(self.model),
+            recipe=self._recipe,
+            repo_id=repo_id,
+        )
+
+    def _with_latency(self, facts: CardFacts) -> CardFacts:
+        """The facts with a latency that is measured now: one sample of 128 tokens, or of as many as there can be."""
+        tokens = min(128, _max_positions(self.teacher) or 128)
+        shape = (1, 2, tokens) if self.task.name == "multiple-choice" else (1, tokens)
+        pair = (latency_of(self.teacher, shape), latency_of(self.model, shape))
+        return replace(facts, latency={f"batch 1, {tokens} tokens": pair}, machine=machine_of(self.model))
 
     def _input_spec(
         self,
@@ -284,6 +367,10 @@ def _max_positions(model: PreTrainedModel) -> int | None:
     embedding = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     padding_index = getattr(embedding, "padding_idx", None)
     return positions if positions is None or padding_index is None else positions - padding_index - 1
+
+
+def _bytes_of(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def _require_prunable(model: PreTrainedModel) -> None:
