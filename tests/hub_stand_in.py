@@ -20,7 +20,8 @@ class HubStandIn:
 
     def __init__(self):
         self.files, self.requests, self.tokens, self.bodies, self.refuse = {}, [], [], [], None
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler_for(self))
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.hub = self
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -48,57 +49,51 @@ class HubStandIn:
         return {"success": True, "commitUrl": f"{self.endpoint}/{repo_id}/commit/{COMMIT}", "commitOid": COMMIT}
 
 
-def handler_for(hub):
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
 
-        def log_message(self, *_):
-            pass
+    def log_message(self, *_):
+        pass
 
-        def answer(self, status, body=b"", **headers):
-            self.send_response(status)
-            for name, value in {"Content-Length": len(body), "X-Repo-Commit": COMMIT, **headers}.items():
-                self.send_header(name.replace("_", "-"), str(value))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
+    def answer(self, status, body=b"", **headers):
+        self.send_response(status)
+        for name, value in {"Content-Length": len(body), "X-Repo-Commit": COMMIT, **headers}.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
-        def record(self):
-            path = self.path.partition("?")[0]
-            hub.requests.append(f"{self.command} {path}")
-            hub.tokens.append(self.headers.get("Authorization"))
-            return path.strip("/").split("/")
+    def record(self):
+        path = self.path.partition("?")[0]
+        self.server.hub.requests.append(f"{self.command} {path}")
+        self.server.hub.tokens.append(self.headers.get("Authorization"))
+        return path.strip("/").split("/")
 
-        def do_POST(self):
-            parts = self.record()
-            content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            if hub.refuse:
-                return self.answer(hub.refuse)
-            lines = [json.loads(line) for line in content.splitlines()]
-            hub.bodies.append(lines)
-            if parts == ["api", "repos", "create"]:
-                reply = hub.create(lines[0])
-            elif parts[:2] == ["api", "models"] and parts[4] == "preupload":
-                modes = [{"path": file["path"], "uploadMode": "regular"} for file in lines[0]["files"]]
-                reply = {"files": [{"shouldIgnore": False, **mode} for mode in modes]}
-            elif parts[:2] == ["api", "models"] and parts[4] == "commit":
-                reply = hub.commit("/".join(parts[2:4]), lines)
-            else:
-                reply = {}
-            return self.answer(200, json.dumps(reply).encode(), Content_Type="application/json")
+    def do_POST(self):
+        parts, hub = self.record(), self.server.hub
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if hub.refuse:
+            return self.answer(hub.refuse)
+        lines = [json.loads(line) for line in content.splitlines()]
+        hub.bodies.append(lines)
+        if parts == ["api", "repos", "create"]:
+            reply = hub.create(lines[0])
+        elif parts == ["api", "validate-yaml"]:
+            reply = {"errors": [], "warnings": []}
+        elif parts[4] == "preupload":
+            modes = [{"path": file["path"], "uploadMode": "regular"} for file in lines[0]["files"]]
+            reply = {"files": [{"shouldIgnore": False, **mode} for mode in modes]}
+        elif parts[4] == "commit":
+            reply = hub.commit("/".join(parts[2:4]), lines)
+        return self.answer(200, json.dumps(reply).encode(), Content_Type="application/json")
 
-        def do_GET(self):
-            parts = self.record()
-            if hub.refuse:
-                return self.answer(hub.refuse)
-            content = hub.files.get("/".join(parts[:2]), {}).get(parts[-1]) if parts[2:3] == ["resolve"] else None
-            if parts[:2] == ["api", "models"]:
-                reply = {"id": "/".join(parts[2:4]), "sha": COMMIT, "siblings": [], "private": False, "tags": []}
-                return self.answer(200, json.dumps(reply).encode(), Content_Type="application/json")
-            if content is None:
-                return self.answer(404, X_Error_Code="EntryNotFound")
-            return self.answer(200, content, ETag=f'"{hashlib.sha1(content).hexdigest()}"')
+    def do_GET(self):
+        parts, hub = self.record(), self.server.hub
+        if hub.refuse:
+            return self.answer(hub.refuse)
+        content = hub.files.get("/".join(parts[:2]), {}).get(parts[-1]) if parts[2:3] == ["resolve"] else None
+        if content is None:
+            return self.answer(404, X_Error_Code="EntryNotFound")
+        return self.answer(200, content, ETag=f'"{hashlib.sha1(content).hexdigest()}"')
 
-        do_HEAD = do_GET
-
-    return Handler
+    do_HEAD = do_GET
