@@ -63,7 +63,7 @@ class Recipe:
 def hub_name(name: Any) -> str | None:
     """Returns a name if it can be one on the Hub, and None for a path or what exists locally."""
     is_name = isinstance(name, str) and HUB_NAME.fullmatch(name) and not looks_like_path(name)
-    return name if is_name and not Path(name).exists() and name not in (LOCAL_MODEL, LOCAL_DATA) else None
+    return name if is_name and not Path(name).exists() else None
 
 
 def changed(call: Callable, arguments: Mapping[str, Any]) -> dict[str, Any]:
