@@ -100,7 +100,7 @@ def model_card(result: KPruneResult, config: KPruneConfig, model: ModelFacts, fa
     """Returns the card of a pruned model."""
     title = f"{model.base_model or 'An encoder'}, pruned by K-prune"
     sections = [
-        _introduction(result, model),
+        _introduction(result, config, model),
         _comparison(result, model, facts),
         _removed(result),
         _reproduction(result, config, model),
@@ -161,12 +161,12 @@ def _metadata(model: ModelFacts, facts: CardFacts) -> ModelCardData:
     )
 
 
-def _introduction(result: KPruneResult, model: ModelFacts) -> str:
+def _introduction(result: KPruneResult, config: KPruneConfig, model: ModelFacts) -> str:
     base = f"[{model.base_model}](https://huggingface.co/{model.base_model})" if model.base_model else None
     return (
         f"This is {base or 'a local checkpoint'} for {model.task}, made smaller by [K-prune]({PAPER}): "
-        f"{result.flops_removed:.1%} of the FLOPs of its attention heads and feed-forward neurons were removed, and "
-        "what is left was refitted, without retraining and without labels."
+        f"{result.flops_removed:.1%} of the FLOPs of its attention heads and feed-forward neurons were removed"
+        f"{', and what is left was refitted' if config.tuning else ''}, without retraining and without labels."
     )
 
 
@@ -182,7 +182,7 @@ def _comparison(result: KPruneResult, model: ModelFacts, facts: CardFacts) -> st
         _smaller("size of the weights", model.bytes_before, model.bytes_after, lambda value: f"{value / 1e6:,.1f} MB"),
     ]
     rows += [
-        (f"latency, {name}", f"{dense:.1f} ms", f"{pruned:.1f} ms", f"{dense / pruned:.2f}x faster")
+        (f"latency, {name}", f"{dense:.1f} ms", f"{pruned:.1f} ms", f"{dense / pruned:.2f}x as fast")
         for name, (dense, pruned) in facts.latency.items()
     ]
     notes = []

@@ -123,7 +123,7 @@ def test_the_numbers_are_those_of_the_result(pruner, tmp_path):
     assert size[1] == f"{4 * result.parameters_after / 1e6:.1f} MB"
     assert abs((tmp_path / "out" / "model.safetensors").stat().st_size - 4 * result.parameters_after) < 10_000
     assert cells(card, "accuracy") == [["accuracy", "0.91", "0.8875", "-0.0225"]]
-    assert cells(card, "latency")[0][1:] == ["30.0 ms", "12.0 ms", "2.50x faster"] and "a laptop" in card.text
+    assert cells(card, "latency")[0][1:] == ["30.0 ms", "12.0 ms", "2.50x as fast"] and "a laptop" in card.text
     rows = [row for row in cells(card, "") if row[0].isdecimal()]
     for (layer, units, bar, kept, parameters, error), entry in zip(rows, result.sublayers, strict=True):
         assert (int(layer), "attention" in units) == (entry.layer, entry.kind == "attention")
@@ -157,7 +157,7 @@ def test_latency_is_measured_on_request_for_every_head(head, tmp_path):
     card = saved_card(pruner, tmp_path / "out", measure_latency=True)
     ((name, dense, small, faster),) = cells(card, "latency")
     assert name == "latency, batch 1, 38 tokens" and "thread" in card.text
-    assert dense.endswith(" ms") and small.endswith(" ms") and faster.endswith("x faster")
+    assert dense.endswith(" ms") and small.endswith(" ms") and faster.endswith("x as fast")
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_an_upload_makes_these_requests_and_no_others(pruner, stand_in, tmp_path
     assert address == f"{stand_in.endpoint}/me/small/commit/0123456789abcdef0123456789abcdef01234567"
     assert stand_in.requests == [request.format("me/small") for request in UPLOAD]
     assert set(stand_in.tokens) == {"Bearer hf_secret"}
-    assert (stand_in.bodies[0][0]["name"], stand_in.bodies[0][0]["private"]) == ("small", True)
+    assert (stand_in.bodies[0][0]["name"], stand_in.bodies[0][0]["visibility"]) == ("small", "private")
     assert stand_in.bodies[-1][0]["value"]["summary"] == "Pruned"
     pruner.save_pretrained(tmp_path / "out", facts=FACTS)
     files = stand_in.files["me/small"]
