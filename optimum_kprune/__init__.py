@@ -12,6 +12,7 @@ from .modeling_kprune import register_auto_classes
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "CardFacts": "card",
     "EncoderAdapter": "adapters",
     "KPruneCallback": "trainer",
     "KPruneConfig": "configuration",

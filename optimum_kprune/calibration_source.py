@@ -35,7 +35,7 @@ def read_split(
         path = Path(dataset_name).expanduser()
         if path.is_dir():
             return _read_folder(path, config_name, split)
-        if not path.exists() and not _looks_like_path(str(dataset_name)):
+        if not path.exists() and not looks_like_path(str(dataset_name)):
             return _load(str(dataset_name), split, config_name)
         dataset_name = [path]
     _reject_config(config_name, "files")
@@ -43,7 +43,7 @@ def read_split(
     return _load(_format_of(files), split, data_files=[str(file) for file in files])
 
 
-def _looks_like_path(name: str) -> bool:
+def looks_like_path(name: str) -> bool:
     """Hub names are `name` or `owner/name`: anything else, and anything that ends like a file, is a path."""
     is_file_like = Path(name).suffix.lower() in FILE_FORMATS.keys() | OTHER_FILE_SUFFIXES
     return is_file_like or name.count("/") > 1 or name.startswith((".", "/", "~")) or any(c in name for c in "\\*?[")

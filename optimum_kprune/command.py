@@ -1,6 +1,7 @@
 """What `optimum-cli kprune` does: the arguments -> load, calibrate, prune, save."""
 
 import logging
+import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Any
 
 import torch
 
+from . import hub
 from .configuration import KPruneConfig
-from .hub import require_free
 from .pruner import KPruner
 
 logger = logging.getLogger("optimum_kprune")
@@ -30,7 +31,9 @@ def run(arguments: Namespace) -> None:
 
 def _prune(arguments: Namespace) -> None:
     config = _config(arguments)
-    require_free(arguments.output_dir)
+    hub.require_free(arguments.output_dir)
+    if arguments.push_to_hub is not None:
+        hub.require_uploadable(arguments.push_to_hub)
     pruner = KPruner.from_pretrained(arguments.model, task=arguments.task, **_given(arguments, "revision", "dtype"))
     if arguments.device is not None:
         _move(pruner, arguments.device)
@@ -46,7 +49,15 @@ def _prune(arguments: Namespace) -> None:
     result = pruner.prune(config, calibration, batch_size=arguments.batch_size, save_directory=arguments.output_dir)
     logger.info("%s\nSaved to %s", result, arguments.output_dir)
     if arguments.push_to_hub is not None:
+        _upload(pruner, arguments)
+
+
+def _upload(pruner: KPruner, arguments: Namespace) -> None:
+    try:
         logger.info("Uploaded: %s", pruner.push_to_hub(arguments.push_to_hub))
+    except (ValueError, OSError) as error:
+        upload = shlex.join(["hf", "upload", arguments.push_to_hub, arguments.output_dir])
+        raise OSError(f"{error} The pruned model is whole in {arguments.output_dir!r}: `{upload}`.") from error
 
 
 def _move(pruner: KPruner, device: str) -> None:

@@ -5,7 +5,9 @@ import inspect
 import logging
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -19,14 +21,17 @@ from . import hub
 from .adapters import EncoderAdapter
 from .base import OptimumPruner
 from .calibration import CalibrationBatches, InputSpec, load_calibration_dataset, prepare_batches
+from .card import CardFacts, ModelFacts, model_card
 from .configuration import KPruneConfig
 from .from_trainer import calibration_data, evaluate_like, plain_model
 from .frontier import Frontier
 from .kept import adapter_of, kprune_field
+from .latency import latency_of, machine_of
 from .loading import load_model, load_processing_class
 from .modeling_kprune import pruned_class, pruned_model_from
 from .observe import evaluating
 from .pruning import SublayerPruner
+from .recipe import LOCAL_DATA, LOCAL_MODEL, Recipe, changed, hub_name
 from .report import KPruneResult
 from .states import StateStore
 from .sublayers import Encoder
@@ -78,6 +83,9 @@ class KPruner(OptimumPruner):
         self.trainer: Trainer | None = None
         self.config: KPruneConfig | None = None
         self.result: KPruneResult | None = None
+        self._recipe = Recipe()
+        # Of every data set that was drawn here, how.
+        self._draws: weakref.WeakKeyDictionary[Dataset, dict[str, Any]] = weakref.WeakKeyDictionary()
 
     @classmethod
     def from_pretrained(
@@ -107,7 +115,11 @@ class KPruner(OptimumPruner):
         model = load_model(model_or_path, task, **model_kwargs)
         if processing_class is None:
             processing_class = load_processing_class(model_or_path, **model_kwargs)
-        return cls(model, processing_class)
+        pruner = cls(model, processing_class)
+        told = {name: str(model_kwargs[name]) for name in ("revision", "dtype") if model_kwargs.get(name) is not None}
+        source = {"model_or_path": hub_name(str(model_or_path)) or LOCAL_MODEL, "task": pruner.task.name}
+        pruner._recipe = Recipe(load={**source, **{name: text.removeprefix("torch.") for name, text in told.items()}})
+        return pruner
 
     @classmethod
     def from_trainer(cls, trainer: Trainer) -> "KPruner":
@@ -154,14 +166,19 @@ class KPruner(OptimumPruner):
             FileNotFoundError: if there is no such data set.
             ValueError: if the data or an argument cannot be used; the message says why and what to do.
         """
+        # Before there are other names than those of the arguments.
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "dataset_name")}
         spec = self._input_spec(seed, text_columns, preprocess_function, max_length)
-        return load_calibration_dataset(
+        dataset = load_calibration_dataset(
             dataset_name,
             spec,
             num_tokens=num_tokens,
             dataset_config_name=dataset_config_name,
             dataset_split=dataset_split,
         )
+        drawn = {"dataset_name": hub_name(dataset_name) or LOCAL_DATA}
+        self._draws[dataset] = drawn | changed(self.get_calibration_dataset, arguments)
+        return dataset
 
     # Gradients are needed, also by those who call in inference mode.
     @torch.inference_mode(False)
@@ -196,8 +213,9 @@ class KPruner(OptimumPruner):
         if save_directory is not None:
             hub.require_free(save_directory)
         calibration = self._calibration(config, calibration_dataset, data_collator, batch_size)
-        (pruned,) = self._prune_each([config], calibration)
-        self.model, self.result, self.config = pruned.model, pruned.result, config
+        recipe = self._recipe_of(calibration_dataset, data_collator, batch_size)
+        (pruned,) = self._prune_each([config], calibration, recipe)
+        self.model, self.result, self.config, self._recipe = pruned.model, pruned.result, config, recipe
         if save_directory is not None:
             self.save_pretrained(save_directory)
         return cast(KPruneResult, pruned.result)
@@ -243,7 +261,8 @@ class KPruner(OptimumPruner):
         if save_directory is not None:
             folders = [hub.require_free(Path(save_directory) / str(entry.compression_rate)) for entry in configs]
         calibration = self._calibration(config, calibration_dataset, data_collator, batch_size)
-        return self._prune_each(configs, calibration, folders)
+        recipe = self._recipe_of(calibration_dataset, data_collator, batch_size)
+        return self._prune_each(configs, calibration, recipe, folders)
 
     def _calibration(
         self, config: KPruneConfig, dataset: Any, data_collator: Callable[[list[Any]], Any] | None, batch_size: int
@@ -263,8 +282,17 @@ class KPruner(OptimumPruner):
             keep_order=config.gradient == "batch",
         )
 
+    def _recipe_of(self, dataset: Any, data_collator: Callable[[list[Any]], Any] | None, batch_size: int) -> Recipe:
+        drawn = self._draws.get(dataset) if isinstance(dataset, Dataset) else None
+        options = {"data_collator": data_collator, "batch_size": batch_size}
+        return replace(self._recipe, draw=drawn, prune=changed(self.prune, options))
+
     def _prune_each(
-        self, configs: list[KPruneConfig], calibration: CalibrationBatches, folders: list[Path] | None = None
+        self,
+        configs: list[KPruneConfig],
+        calibration: CalibrationBatches,
+        recipe: Recipe,
+        folders: list[Path] | None = None,
     ) -> list["KPruner"]:
         """Prunes with settings that differ in the rate alone; returns one pruner for each, saved if asked."""
         started = time.perf_counter()
@@ -286,7 +314,7 @@ class KPruner(OptimumPruner):
                 pruning = SublayerPruner(frontier, config, lambda batches: _counted(batches, bar), first_scores)
                 if not index:
                     bar.reset(len(configs) * pruning.batches - (len(configs) - 1) * pruning.shared_batches)
-                pruners.append(self._pruned(pruning, started))
+                pruners.append(self._pruned(pruning, recipe, started))
                 first_scores = pruning.first_scores
                 if folders:
                     pruners[-1].save_pretrained(folders[index])
@@ -295,12 +323,12 @@ class KPruner(OptimumPruner):
     def _student(self) -> Encoder:
         return Encoder(copy.deepcopy(self.teacher).requires_grad_(False), self.adapter)
 
-    def _pruned(self, pruning: SublayerPruner, started: float) -> "KPruner":
+    def _pruned(self, pruning: SublayerPruner, recipe: Recipe, started: float) -> "KPruner":
         """Runs a prune that began at a time; returns a pruner that has it behind it."""
         frontier = pruning.frontier
         results = pruning.run()
         pruned = copy.copy(self)
-        pruned.config = pruning.config
+        pruned.config, pruned._recipe = pruning.config, recipe
         pruned.model = pruned_model_from(frontier.student.model, kprune_field(self.teacher, self.adapter, results))
         seconds = time.perf_counter() - started
         pruned.result = KPruneResult(
@@ -335,11 +363,19 @@ class KPruner(OptimumPruner):
             raise ValueError(f"{reason}. Got none, and no trainer to take it from: use `KPruner.from_trainer(...)`.")
         return self.trainer
 
-    def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
-        """Saves the pruned model, its tokenizer, the settings and a report of what was kept.
+    def save_pretrained(
+        self,
+        save_directory: str | PathLike,
+        facts: CardFacts | None = None,
+        measure_latency: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Saves the pruned model, its tokenizer, the settings, a report of what was kept and a model card.
 
         Args:
             save_directory: a new or empty folder; it appears whole or not at all.
+            facts: what the card should tell beyond the prune, such as the quality that you measured.
+            measure_latency: whether to measure latency for the card, in seconds and on the device of the models.
             kwargs: arguments of the model's `save_pretrained`, such as `max_shard_size`.
 
         Raises:
@@ -348,14 +384,7 @@ class KPruner(OptimumPruner):
         """
         if "push_to_hub" in kwargs:
             raise ValueError("`save_pretrained` does not upload. Call `push_to_hub(repo_id)`.")
-        if self.result is None or self.config is None:
-            raise ValueError("There is no pruned model to save yet. Call `prune` first.")
-        with hub.written_whole(save_directory) as folder:
-            self.model.save_pretrained(folder, **kwargs)
-            if self.processing_class is not None:
-                self.processing_class.save_pretrained(folder)
-            self.config.save_pretrained(folder)
-            hub.write_report(folder, self.result.to_dict())
+        self._save(save_directory, None, facts, measure_latency, **kwargs)
 
     def push_to_hub(
         self,
@@ -363,16 +392,78 @@ class KPruner(OptimumPruner):
         token: str | None = None,
         private: bool | None = None,
         commit_message: str = "Upload a model pruned by K-prune",
+        facts: CardFacts | None = None,
+        measure_latency: bool = False,
     ) -> str:
         """Uploads what `save_pretrained` writes to a model repository, which is made if it does not exist.
 
+        If the repository has a model card, what was written into it by hand stays.
+
+        Args:
+            repo_id: name of the repository.
+            token: token that may write; None takes that of `hf auth login` or HF_TOKEN.
+            private: whether a repository that is made is private.
+            commit_message: message of the commit.
+            facts: what the card should tell beyond the prune, such as the quality that you measured.
+            measure_latency: whether to measure latency for the card, in seconds and on the device of the models.
+
         Returns:
             the address of the commit.
+
+        Raises:
+            ValueError: if nothing was pruned yet, or the name or the card on the Hub cannot be used.
+            PermissionError: if there is no token, or it may not write to the repository.
+            OSError: if the Hub cannot be reached or fails.
         """
+        self._require_pruned()
+        repo_id = hub.create_repository(repo_id, token, private)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
-            self.save_pretrained(folder)
-            return hub.upload(folder, repo_id, token, private, commit_message)
+            self._save(folder, repo_id, facts, measure_latency)
+            return hub.upload(folder, repo_id, token, commit_message)
+
+    def _require_pruned(self) -> tuple[KPruneResult, KPruneConfig]:
+        if self.result is None or self.config is None:
+            raise ValueError("There is no pruned model to save yet. Call `prune` first.")
+        return self.result, self.config
+
+    def _save(
+        self,
+        save_directory: str | PathLike,
+        repo_id: str | None,
+        facts: CardFacts | None,
+        measure_latency: bool,
+        **kwargs: Any,
+    ) -> None:
+        result, config = self._require_pruned()
+        facts = facts or CardFacts()
+        if measure_latency:
+            facts = self._with_latency(facts)
+        with hub.written_whole(save_directory) as folder:
+            self.model.save_pretrained(folder, **kwargs)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+            config.save_pretrained(folder)
+            hub.write_report(folder, result.to_dict())
+            model_card(result, config, self._model_facts(repo_id), facts).save(folder / hub.CARD_NAME)
+
+    def _model_facts(self, repo_id: str | None) -> ModelFacts:
+        return ModelFacts(
+            task=self.task.name,
+            auto_class=self.task.auto_class,
+            base_model=hub_name(self.teacher.config._name_or_path),
+            bytes_before=_bytes_of(self.teacher),
+            bytes_after=_bytes_of(self.model),
+            recipe=self._recipe,
+            repo_id=repo_id,
+        )
+
+    def _with_latency(self, facts: CardFacts) -> CardFacts:
+        """The facts with a latency that is measured now: one sample of 128 tokens, or of as many as there can be."""
+        tokens = min(128, _max_positions(self.teacher) or 128)
+        shape = (1, 2, tokens) if self.task.name == "multiple-choice" else (1, tokens)
+        pair = (latency_of(self.teacher, shape), latency_of(self.model, shape))
+        return replace(facts, latency={f"batch 1, {tokens} tokens": pair}, machine=machine_of(self.model))
 
     def _input_spec(
         self,
@@ -399,6 +490,10 @@ def _max_positions(model: PreTrainedModel) -> int | None:
     embedding = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     padding_index = getattr(embedding, "padding_idx", None)
     return positions if positions is None or padding_index is None else positions - padding_index - 1
+
+
+def _bytes_of(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def _require_prunable(model: PreTrainedModel) -> None:

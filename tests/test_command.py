@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import datasets
 import pytest
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from tiny import outputs_of, pad, ragged_samples, save_tiny, texts_of
 from transformers import AutoModelForSequenceClassification
 
@@ -129,14 +130,32 @@ def test_the_folder_can_be_uploaded(place, tmp_path, command, monkeypatch, caplo
         def create_repo(self, repo_id, **arguments):
             return SimpleNamespace(repo_id=repo_id)
 
+        def hf_hub_download(self, *_, **__):
+            raise RemoteEntryNotFoundError("no card", response=SimpleNamespace(headers={}, request=None))
+
         def upload_folder(self, folder_path, repo_id, **arguments):
             uploads.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
             return "https://hub.invalid/commit/1"
 
     monkeypatch.setattr(hub, "HfApi", RecordingApi)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert command(*arguments_of(place, tmp_path / "out", push_to_hub="me/small")) is None
     assert uploads == [("me/small", sorted(path.name for path in (tmp_path / "out").iterdir()))]
     assert "https://hub.invalid/commit/1" in caplog.text
+
+
+def test_an_upload_that_fails_says_where_the_model_is(place, tmp_path, command, monkeypatch):
+    """HF_HUB_OFFLINE is set in all tests: the Hub cannot be reached."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    message = command(*arguments_of(place, tmp_path / "out", push_to_hub="me/small"))
+    assert "could not be reached" in message and f"`hf upload me/small {tmp_path / 'out'}`" in message
+    assert (tmp_path / "out" / "model.safetensors").is_file() and (tmp_path / "out" / "README.md").is_file()
+
+
+def test_an_upload_without_a_token_is_refused_before_any_work(place, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(hub, "get_token", lambda: None)
+    message = command(*arguments_of(place, tmp_path / "out", model="/nowhere/model", push_to_hub="me/small"))
+    assert "hf auth login" in message and not (tmp_path / "out").exists()
 
 
 MISTAKES = {

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from tiny import (
     FAMILIES,
     HEAD_COUNT,
@@ -97,6 +98,9 @@ def network_free_hub(monkeypatch):
         def create_repo(self, repo_id, **arguments):
             calls.append(("create_repo", repo_id, arguments))
             return SimpleNamespace(repo_id=f"me/{repo_id}")
+
+        def hf_hub_download(self, *_, **__):
+            raise RemoteEntryNotFoundError("no card", response=SimpleNamespace(headers={}, request=None))
 
         def upload_folder(self, folder_path, **arguments):
             calls.append(("upload_folder", sorted(path.name for path in Path(folder_path).iterdir()), arguments))
@@ -599,7 +603,8 @@ def test_the_folder_holds_all_that_is_needed(tmp_path):
     pruner = KPruner(tiny_model(), tiny_tokenizer())
     result = pruner.prune(settings(lambda_rep=0.3), texts_of(SAMPLES), save_directory=folder)
     expected = {"config.json", "model.safetensors", "modeling_kprune.py", "tokenizer.json", "tokenizer_config.json"}
-    assert {path.name for path in folder.iterdir()} == expected | {"kprune_config.json", "kprune_report.json"}
+    expected |= {"kprune_config.json", "kprune_report.json", "README.md"}
+    assert {path.name for path in folder.iterdir()} == expected
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
     assert folder.stat().st_mode & 0o777 == 0o755
     settings_file = json.loads((folder / "kprune_config.json").read_text())
@@ -755,6 +760,7 @@ def test_push_to_hub_uploads_what_is_saved(tmp_path, network_free_hub):
     assert network_free_hub == [
         ("token", "secret"),
         ("create_repo", "name", {"private": True, "exist_ok": True}),
+        ("token", "secret"),
         (
             "upload_folder",
             sorted(path.name for path in (tmp_path / "out").iterdir()),

@@ -1,0 +1,44 @@
+"""How long a model takes: a quick measurement beside the model card, not a benchmark."""
+
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from .observe import evaluating
+
+
+@torch.inference_mode()
+def latency_of(model: PreTrainedModel, shape: tuple[int, ...], repeats: int = 10) -> float:
+    """Returns the median milliseconds of a forward pass over tokens of a shape, on the device of the model."""
+    # Any token but padding, which some models do not count as a position.
+    token = next(index for index in range(3) if index != model.config.pad_token_id)
+    inputs = torch.full(shape, token, device=model.device)
+    seconds = []
+    with evaluating(model):
+        for _ in range(repeats + 2):
+            started = time.perf_counter()
+            model(input_ids=inputs, attention_mask=torch.ones_like(inputs))
+            _wait_for(model.device)
+            seconds.append(time.perf_counter() - started)
+    return 1000 * statistics.median(seconds[2:])
+
+
+def machine_of(model: PreTrainedModel) -> str:
+    """Returns the kind of processor that the model is on, and of how many threads it makes use."""
+    if model.device.type != "cpu":
+        name = getattr(getattr(torch, model.device.type), "get_device_name", lambda device: model.device.type)
+        return name(model.device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    threads = torch.get_num_threads()
+    return f"{(names or [platform.processor() or platform.machine()])[0]}, {threads} thread{'s' * (threads != 1)}"
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
