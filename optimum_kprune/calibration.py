@@ -21,9 +21,8 @@ __all__ = ["CalibrationBatches", "InputSpec", "load_calibration_dataset", "prepa
 
 logger = logging.getLogger(__name__)
 
-# Tokens from which on a batch is as fast per token as larger ones, and the padding above which it then ends.
-FULL_BATCH = 1000
-MOST_PADDING = 0.05
+# Tokens, padding included, from which on a batch is as fast per token as larger ones, which only take more memory.
+FULL_BATCH = 1024
 
 Batch = dict[str, Tensor]
 DataCollator = Callable[[list[Sample]], Mapping[str, Any]]
@@ -97,10 +96,10 @@ def prepare_batches(
         num_tokens: budget of real tokens; the sample (or batch) that reaches it is the last one. `None` takes all.
         measure_tokens: real tokens in the batches on which knowledge is measured, spread evenly over the lengths.
             `None` takes all.
-        batch_size: samples per batch; fewer where the batch would hold much padding, and in the last one.
+        batch_size: most samples in a batch; long ones fill it earlier.
         data_collator: makes a batch from a list of samples; gets the label columns of tokenized data too, as in
             training. `None` pads with the tokenizer.
-        keep_order: whether to leave the samples in their order, at the price of padding.
+        keep_order: whether to leave the samples in their order, in batches of `batch_size`.
 
     Returns:
         Batches of CPU tensors with `input_ids` and `attention_mask` (if the model takes it) of shape (batch, tokens),
@@ -126,26 +125,23 @@ def prepare_batches(
     if not keep_order:
         # By content where lengths are equal: what is measured must not depend on the order of the data.
         taken.sort(key=lambda sample: (_width(sample), sample["input_ids"]))
+    full = math.inf if keep_order else FULL_BATCH
     measured, others = [
-        [_collated(batch, collate, spec) for batch in _grouped(group, batch_size, tight=not keep_order)]
+        [_collated(batch, collate, spec) for batch in _grouped(group, batch_size, full)]
         for group in _spread(taken, _sample_tokens, measure_tokens)
     ]
     return CalibrationBatches(measured + others, len(measured))
 
 
-def _grouped(samples: list[Sample], batch_size: int, tight: bool) -> Iterator[list[Sample]]:
-    """Makes batches of samples in their order; `tight` ones end before a sample that brings too much padding."""
+def _grouped(samples: list[Sample], batch_size: int, full: float) -> Iterator[list[Sample]]:
+    """Makes batches of samples in their order; they end before a sample with which they would be more than full."""
     batch: list[Sample] = []
-    real = 0
     for sample in samples:
-        tokens, width = _sample_tokens(sample), _width(sample) * len(_rows(sample["input_ids"]))
-        grown = width * (len(batch) + 1)
-        is_loose = tight and real >= FULL_BATCH and grown > (1 + MOST_PADDING) * (real + tokens)
-        if len(batch) == batch_size or is_loose:
+        width = _width(sample) * len(_rows(sample["input_ids"]))
+        if batch and (len(batch) == batch_size or width * (len(batch) + 1) > full):
             yield batch
-            batch, real = [], 0
+            batch = []
         batch.append(sample)
-        real += tokens
     if batch:
         yield batch
 

@@ -205,7 +205,7 @@ def test_an_interruption_is_told_in_one_line_and_leaves_nothing_behind(place, tm
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(KPruner, "_prune", interrupted)
+    monkeypatch.setattr(KPruner, "_prune_each", interrupted)
     assert (
         command(*arguments_of(place, tmp_path / "out"))
         == "optimum-cli kprune: interrupted; the output folder is whole, or it is not there."
