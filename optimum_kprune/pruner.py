@@ -39,6 +39,8 @@ from .tasks import get_task, task_of, with_published_targets
 
 logger = logging.getLogger(__name__)
 
+BATCH_SIZE = 32
+
 
 class KPruner(OptimumPruner):
     """Prunes a fine-tuned encoder without retraining and without labels (Park, Choi and Kang, ICLR 2024).
@@ -187,7 +189,7 @@ class KPruner(OptimumPruner):
         config: KPruneConfig,
         calibration_dataset: Dataset | Iterable[Any] | None = None,
         data_collator: Callable[[list[Any]], Any] | None = None,
-        batch_size: int = 32,
+        batch_size: int = BATCH_SIZE,
         save_directory: str | PathLike | None = None,
     ) -> KPruneResult:
         """Prunes a copy of the teacher, which becomes `model` when the prune has succeeded.
@@ -227,7 +229,7 @@ class KPruner(OptimumPruner):
         config: KPruneConfig,
         calibration_dataset: Dataset | Iterable[Any] | None = None,
         data_collator: Callable[[list[Any]], Any] | None = None,
-        batch_size: int = 32,
+        batch_size: int = BATCH_SIZE,
         save_directory: str | PathLike | None = None,
     ) -> list["KPruner"]:
         """Prunes copies of the teacher to several rates; each comes out as from a `prune` to that rate alone.
@@ -282,10 +284,12 @@ class KPruner(OptimumPruner):
             keep_order=config.gradient == "batch",
         )
 
-    def _recipe_of(self, dataset: Any, data_collator: Callable[[list[Any]], Any] | None, batch_size: int) -> Recipe:
+    def _recipe_of(
+        self, dataset: Any, data_collator: Callable[[list[Any]], Any] | None = None, batch_size: int = BATCH_SIZE
+    ) -> Recipe:
         drawn = self._draws.get(dataset) if isinstance(dataset, Dataset) else None
         options = {"data_collator": data_collator, "batch_size": batch_size}
-        return replace(self._recipe, draw=drawn, prune=changed(self.prune, options))
+        return replace(self._recipe, draw=drawn, prune=changed(self._recipe_of, options))
 
     def _prune_each(
         self,
