@@ -13,7 +13,6 @@ prints a table and writes it as JSON, with a plot, into --output_dir.
 import argparse
 import ast
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from matplotlib.figure import Figure
 
 from optimum_kprune import KPruneConfig
 from optimum_kprune.configuration import SETTINGS
+from optimum_kprune.latency import processor_name
 
 Row = dict[str, Any]
 
@@ -228,11 +228,8 @@ def make_config(args: argparse.Namespace, **changes: Any) -> KPruneConfig:
 
 def machine(args: argparse.Namespace) -> Row:
     """Returns what the times depend on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cpu": processor_name(),
         "threads": args.threads or torch.get_num_threads(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if args.device == "cuda" else args.device,

@@ -209,9 +209,9 @@ def _removed(result: KPruneResult) -> str:
     ]
     return (
         "## What was removed\n\n"
-        + _table(("layer", "units", "kept", "", "parameters", "error"), rows)
+        + _table(("layer", "units", "", "kept", "parameters", "error"), rows)
         + "\n\nThe error is the squared distance of the hidden states behind the sublayer from the dense model's, "
-        "relative to the square of what the sublayer adds. `kprune_report.json` lists the units that were kept."
+        "relative to the square of what the sublayer had to add. `kprune_report.json` lists the units that were kept."
     )
 
 

@@ -1,5 +1,6 @@
 """Running a model from any sublayer on: what lies below is skipped, and no forward pass has to be known or copied."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from .adapters import SublayerAdapter
 from .observe import Stop, first_input, hooks, recorded_output
 from .sublayers import BOTTOM, Encoder, Place, Sublayer
+
+logger = logging.getLogger(__name__)
 
 Forward = Callable[..., Any]
 
@@ -70,6 +73,11 @@ def find_joints(encoder: Encoder, batch: dict[str, Tensor]) -> dict[Place, str]:
         # Also false where values are not finite.
         if not bool((outputs[0] - expected).abs().max() <= 1e-3 * expected.abs().max()):
             del joints[place]
+    if len(joints) < len(entering):
+        logger.warning(
+            f"{len(entering) - len(joints)} of {len(entering)} sublayers of this {encoder.model.config.model_type} "
+            "cannot be entered inside of their block: what lies below them there is computed again, which takes time."
+        )
     return joints
 
 

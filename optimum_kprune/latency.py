@@ -32,11 +32,16 @@ def machine_of(model: PreTrainedModel) -> str:
     if model.device.type != "cpu":
         name = getattr(getattr(torch, model.device.type), "get_device_name", lambda device: model.device.type)
         return name(model.device)
+    threads = torch.get_num_threads()
+    return f"{processor_name()}, {threads} thread{'s' * (threads != 1)}"
+
+
+def processor_name() -> str:
+    """Returns the model of the CPU, or what the platform tells of it."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    threads = torch.get_num_threads()
-    return f"{(names or [platform.processor() or platform.machine()])[0]}, {threads} thread{'s' * (threads != 1)}"
+    return (names or [platform.processor() or platform.machine()])[0]
 
 
 def _wait_for(device: torch.device) -> None:

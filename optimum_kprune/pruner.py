@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import logging
 import tempfile
 import time
 import weakref
@@ -22,13 +21,14 @@ from .adapters import EncoderAdapter
 from .base import OptimumPruner
 from .calibration import CalibrationBatches, InputSpec, load_calibration_dataset, prepare_batches
 from .card import CardFacts, ModelFacts, model_card
+from .checks import check_config, configs_of, require_finite_weights, require_prunable, warn_if_few_tokens
 from .configuration import KPruneConfig
 from .from_trainer import calibration_data, evaluate_like, plain_model
 from .frontier import Frontier
 from .kept import adapter_of, kprune_field
 from .latency import latency_of, machine_of
 from .loading import load_model, load_processing_class
-from .modeling_kprune import pruned_class, pruned_model_from
+from .modeling_kprune import pruned_model_from
 from .observe import evaluating
 from .pruning import SublayerPruner
 from .recipe import LOCAL_DATA, LOCAL_MODEL, Recipe, changed, hub_name
@@ -36,8 +36,6 @@ from .report import KPruneResult
 from .states import StateStore
 from .sublayers import Encoder
 from .tasks import get_task, task_of, with_published_targets
-
-logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
 
@@ -73,7 +71,7 @@ class KPruner(OptimumPruner):
             )
         self.adapter: EncoderAdapter = adapter_of(model)
         self.task = task_of(model)
-        _require_prunable(model)
+        require_prunable(model)
         if task is not None and get_task(task) != self.task:
             raise ValueError(
                 f"`task` must fit the model: a {type(model).__name__} is for {self.task.name!r}. Got {task!r} "
@@ -168,18 +166,20 @@ class KPruner(OptimumPruner):
             FileNotFoundError: if there is no such data set.
             ValueError: if the data or an argument cannot be used; the message says why and what to do.
         """
-        # Before there are other names than those of the arguments.
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "dataset_name")}
-        spec = self._input_spec(seed, text_columns, preprocess_function, max_length)
-        dataset = load_calibration_dataset(
-            dataset_name,
-            spec,
-            num_tokens=num_tokens,
-            dataset_config_name=dataset_config_name,
-            dataset_split=dataset_split,
-        )
-        drawn = {"dataset_name": hub_name(dataset_name) or LOCAL_DATA}
-        self._draws[dataset] = drawn | changed(self.get_calibration_dataset, arguments)
+        drawing: dict[str, Any] = {
+            "num_tokens": num_tokens,
+            "dataset_config_name": dataset_config_name,
+            "dataset_split": dataset_split,
+        }
+        reading: dict[str, Any] = {
+            "text_columns": text_columns,
+            "preprocess_function": preprocess_function,
+            "max_length": max_length,
+            "seed": seed,
+        }
+        dataset = load_calibration_dataset(dataset_name, self._input_spec(**reading), **drawing)
+        name = {"dataset_name": hub_name(dataset_name) or LOCAL_DATA}
+        self._draws[dataset] = name | changed(self.get_calibration_dataset, drawing | reading)
         return dataset
 
     # Gradients are needed, also by those who call in inference mode.
@@ -211,7 +211,7 @@ class KPruner(OptimumPruner):
             ValueError: if the data cannot be used, or weights or activations are not finite.
             FileExistsError: if `save_directory` is not empty.
         """
-        _check(config)
+        check_config(config)
         if save_directory is not None:
             hub.require_free(save_directory)
         calibration = self._calibration(config, calibration_dataset, data_collator, batch_size)
@@ -258,7 +258,7 @@ class KPruner(OptimumPruner):
                 are not finite.
             FileExistsError: if the folder of a rate is not empty.
         """
-        configs = _configs_of(rates, config)
+        configs = configs_of(rates, config)
         folders = None
         if save_directory is not None:
             folders = [hub.require_free(Path(save_directory) / str(entry.compression_rate)) for entry in configs]
@@ -269,7 +269,7 @@ class KPruner(OptimumPruner):
     def _calibration(
         self, config: KPruneConfig, dataset: Any, data_collator: Callable[[list[Any]], Any] | None, batch_size: int
     ) -> CalibrationBatches:
-        _require_finite_weights(self.teacher)
+        require_finite_weights(self.teacher)
         if dataset is None:
             trainer = self._need_trainer("A prune needs a `calibration_dataset`")
             dataset = calibration_data(trainer.train_dataset, config.seed)
@@ -309,7 +309,7 @@ class KPruner(OptimumPruner):
             tqdm(desc="Pruning", unit="batch") as bar,
         ):
             frontier = Frontier(Encoder(self.teacher, self.adapter), self._student(), calibration, task, store)
-            _warn_if_few_tokens(frontier)
+            warn_if_few_tokens(frontier)
             first_scores = None
             for index, config in enumerate(configs):
                 if index:
@@ -498,61 +498,6 @@ def _max_positions(model: PreTrainedModel) -> int | None:
 
 def _bytes_of(model: PreTrainedModel) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-
-
-def _require_prunable(model: PreTrainedModel) -> None:
-    try:
-        pruned_class(type(model))
-    except AttributeError as error:
-        raise ValueError(
-            f"The class {type(model).__name__} is not one that transformers loads for a task of encoders, so that no "
-            "folder could load its pruned model again. Load the checkpoint with an Auto class."
-        ) from error
-    if getattr(model.config, "chunk_size_feed_forward", 0):
-        raise ValueError(
-            "A model that computes its feed-forward sublayers in chunks cannot be observed. Load it with "
-            "chunk_size_feed_forward=0."
-        )
-
-
-def _check(config: KPruneConfig) -> None:
-    if not isinstance(config, KPruneConfig):
-        raise ValueError(f"`config` must be a KPruneConfig. Got {type(config).__name__} instead.")
-    config.check()
-
-
-def _configs_of(rates: Iterable[float], config: KPruneConfig) -> list[KPruneConfig]:
-    """Returns the settings with each of the rates."""
-    _check(config)
-    given = list(rates) if isinstance(rates, Iterable) and not isinstance(rates, str) else rates
-    if not isinstance(given, list) or not given:
-        raise ValueError(f"`rates` must be a list of compression rates, such as [0.4, 0.6]. Got {given!r} instead.")
-    configs = []
-    for rate in given:
-        configs.append(copy.copy(config))
-        configs[-1].compression_rate = rate
-        configs[-1].check()
-    if len(set(given)) < len(given):
-        raise ValueError(f"`rates` must hold every rate once. Got {given!r} instead.")
-    return configs
-
-
-def _require_finite_weights(model: PreTrainedModel) -> None:
-    broken = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
-    if broken:
-        raise ValueError(
-            f"The model has weights that are not finite: {', '.join(broken)}. Load an intact checkpoint, in a type "
-            "that is wide enough."
-        )
-
-
-def _warn_if_few_tokens(frontier: Frontier) -> None:
-    widest = max(sublayer.features for sublayer in frontier.teacher.sublayers())
-    if frontier.tokens < widest:
-        logger.warning(
-            f"The calibration data has {frontier.tokens} tokens, but the widest sublayer has {widest} features to "
-            "fit. Use more calibration data: some tens of thousands of tokens give a reliable prune."
-        )
 
 
 def _counted(batches: Iterable[Any], bar: tqdm) -> Iterator[Any]:

@@ -93,11 +93,11 @@ class KPruneResult:
         return asdict(self) | totals
 
     def __str__(self) -> str:
-        lines = [f"{'layer':>5} {'kind':<9} {'kept':>11} {'MFLOPs':>8} {'parameters':>10} {'error':>7} {'seconds':>7}"]
+        lines = [f"{'layer':>5} {'kind':<9} {'kept':>12} {'MFLOPs':>8} {'parameters':>10} {'error':>7} {'seconds':>7}"]
         for entry in self.sublayers:
             kept = f"{len(entry.kept)} of {entry.total}"
             lines.append(
-                f"{entry.layer:>5} {entry.kind:<9} {kept:>11} {entry.flops / 1e6:>8.1f} {entry.parameters:>10,} "
+                f"{entry.layer:>5} {entry.kind:<9} {kept:>12} {entry.flops / 1e6:>8.1f} {entry.parameters:>10,} "
                 f"{entry.error:>7.4f} {entry.seconds:>7.1f}"
             )
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.stages.items())

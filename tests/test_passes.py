@@ -100,7 +100,7 @@ def test_where_a_block_cannot_be_entered_inside_the_result_is_the_same(monkeypat
     )
 
 
-def test_a_way_in_that_gives_something_else_is_not_taken():
+def test_a_way_in_that_gives_something_else_is_not_taken(caplog):
     """Here the block adds something between its sublayers, behind the norm, that no module returns."""
 
     class Odd(nn.Module):
@@ -117,6 +117,7 @@ def test_a_way_in_that_gives_something_else_is_not_taken():
     model.bert.encoder.layer[1] = Odd(model.bert.encoder.layer[1])
     joints = find_joints(encoder_of(model), pad(SAMPLES[:3]))
     assert list(joints) == [Place(0, 1), Place(2, 1)]
+    assert "1 of 3 sublayers of this bert cannot be entered" in caplog.text
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.999])

@@ -1,0 +1,72 @@
+"""What is checked before a prune: the model, the settings, the amount of data."""
+
+import copy
+import logging
+from collections.abc import Iterable
+
+from transformers import PreTrainedModel
+
+from .configuration import KPruneConfig
+from .frontier import Frontier
+from .modeling_kprune import pruned_class
+
+logger = logging.getLogger(__name__)
+
+
+def require_prunable(model: PreTrainedModel) -> None:
+    """Raises a ValueError if no folder could hold the pruned model, or its sublayers cannot be observed."""
+    try:
+        pruned_class(type(model))
+    except AttributeError as error:
+        raise ValueError(
+            f"The class {type(model).__name__} is not one that transformers loads for a task of encoders, so that no "
+            "folder could load its pruned model again. Load the checkpoint with an Auto class."
+        ) from error
+    if getattr(model.config, "chunk_size_feed_forward", 0):
+        raise ValueError(
+            "A model that computes its feed-forward sublayers in chunks cannot be observed. Load it with "
+            "chunk_size_feed_forward=0."
+        )
+
+
+def require_finite_weights(model: PreTrainedModel) -> None:
+    """Raises a ValueError that names the weights that are not finite."""
+    broken = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"The model has weights that are not finite: {', '.join(broken)}. Load an intact checkpoint, in a type "
+            "that is wide enough."
+        )
+
+
+def check_config(config: KPruneConfig) -> None:
+    """Raises a ValueError if these are no settings, or one of them is out of its range."""
+    if not isinstance(config, KPruneConfig):
+        raise ValueError(f"`config` must be a KPruneConfig. Got {type(config).__name__} instead.")
+    config.check()
+
+
+def configs_of(rates: Iterable[float], config: KPruneConfig) -> list[KPruneConfig]:
+    """Returns the settings with each of the rates; raises a ValueError if one is out of range or given twice."""
+    check_config(config)
+    given = list(rates) if isinstance(rates, Iterable) and not isinstance(rates, str) else rates
+    if not isinstance(given, list) or not given:
+        raise ValueError(f"`rates` must be a list of compression rates, such as [0.4, 0.6]. Got {given!r} instead.")
+    configs = []
+    for rate in given:
+        configs.append(copy.copy(config))
+        configs[-1].compression_rate = rate
+        configs[-1].check()
+    if len(set(given)) < len(given):
+        raise ValueError(f"`rates` must hold every rate once. Got {given!r} instead.")
+    return configs
+
+
+def warn_if_few_tokens(frontier: Frontier) -> None:
+    """Warns if the widest sublayer has more features to fit than there are tokens."""
+    widest = max(sublayer.features for sublayer in frontier.teacher.sublayers())
+    if frontier.tokens < widest:
+        logger.warning(
+            f"The calibration data has {frontier.tokens} tokens, but the widest sublayer has {widest} features to "
+            "fit. Use more calibration data: some tens of thousands of tokens give a reliable prune."
+        )
