@@ -22,7 +22,7 @@ __all__ = ["CalibrationBatches", "InputSpec", "load_calibration_dataset", "prepa
 logger = logging.getLogger(__name__)
 
 # Tokens, padding included, from which on a batch is as fast per token as larger ones, which only take more memory.
-FULL_BATCH = 1024
+FULL_BATCH = 512
 
 Batch = dict[str, Tensor]
 DataCollator = Callable[[list[Sample]], Mapping[str, Any]]

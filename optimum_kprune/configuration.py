@@ -30,7 +30,7 @@ class KPruneConfig(BaseConfig):
             cannot matter; `"batch"` squares the gradient of the batch mean, as the authors' program does.
         num_tokens (`int`, *optional*, defaults to 100 000): budget of calibration tokens, padding not counted.
             `None` uses all calibration data.
-        measure_tokens (`int`, *optional*, defaults to 25 000): calibration tokens on which knowledge is measured,
+        measure_tokens (`int`, *optional*, defaults to 10 000): calibration tokens on which knowledge is measured,
             spread evenly over the lengths of the samples: scores need fewer than the fit, which takes all. `None`
             takes all.
         measure_every (`int`, defaults to 1): every how many sublayers knowledge is measured; in between, the scores of
@@ -78,7 +78,7 @@ class KPruneConfig(BaseConfig):
     head_weight: float = 3.0
     gradient: Literal["sample", "batch"] = "sample"
     num_tokens: int | None = 100_000
-    measure_tokens: int | None = 25_000
+    measure_tokens: int | None = 10_000
     measure_every: int = 1
     measure_precision: Literal["float32", "bfloat16", "auto"] = "float32"
     memory_budget: int | None = None

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from datasets import Dataset
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
@@ -325,7 +326,9 @@ class KPruner(OptimumPruner):
         return pruners
 
     def _student(self) -> Encoder:
-        return Encoder(copy.deepcopy(self.teacher).requires_grad_(False), self.adapter)
+        """A copy of the teacher that shares its weights: a prune puts others in their place, and changes none."""
+        weights = {id(weight): nn.Parameter(weight.detach(), False) for weight in self.teacher.parameters()}
+        return Encoder(copy.deepcopy(self.teacher, weights), self.adapter)
 
     def _pruned(self, pruning: SublayerPruner, recipe: Recipe, started: float) -> "KPruner":
         """Runs a prune that began at a time; returns a pruner that has it behind it."""

@@ -3,9 +3,10 @@
 import math
 import time
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .algorithm.knowledge import unit_scores
 from .algorithm.search import round_selection, select_units
@@ -137,9 +138,9 @@ class SublayerPruner:
             correction = fit.solve(identity, self.config.ridge, fit_bias, target.name)
             for projection in target.inputs:
                 weight = projection.weight.double()
-                projection.weight.copy_(weight @ correction.weight.T)
+                _replace(projection, weight=weight @ correction.weight.T)
                 if fit_bias:
-                    projection.bias += (weight @ correction.bias).to(projection.bias)
+                    _replace(projection, bias=projection.bias.double() + weight @ correction.bias)
 
     def _select(self, students: list[Sublayer]) -> Tensor:
         """Returns (units,) boolean, true at the units of the target to keep."""
@@ -181,10 +182,10 @@ class SublayerPruner:
         if self.config.tuning:
             fit_bias = has_bias and self.config.bias == "refit"
             projection = fit.solve(projection, self.config.ridge, fit_bias, target.name)
-        with torch.no_grad():
-            target.output.weight[:, : target.features] = projection.weight.T.to(target.output.weight)
-            if has_bias:
-                target.output.bias.copy_(projection.bias)
+        if target.units:
+            _replace(target.output, weight=projection.weight.T)
+        if has_bias:
+            _replace(target.output, bias=projection.bias)
         return fit.squared_error(projection) / max(fit.squared_target.item(), torch.finfo(torch.float64).tiny)
 
     def _mu(self, sublayer: Sublayer) -> float:
@@ -192,3 +193,10 @@ class SublayerPruner:
         if sublayer.adapter.kind == "ffn":
             return 1.0
         return self.config.head_weight * (sublayer.unit_size if self.config.mu is None else self.config.mu)
+
+
+def _replace(projection: Any, **values: Tensor) -> None:
+    """Puts new parameters into a projection: what is there may be shared with the teacher."""
+    for name, value in values.items():
+        present = getattr(projection, name)
+        setattr(projection, name, nn.Parameter(value.to(present).contiguous(), present.requires_grad))

@@ -55,6 +55,7 @@ from optimum_kprune import (
 from optimum_kprune.adapters import BERT
 from optimum_kprune.kept import adapter_of
 from optimum_kprune.modeling_kprune import parse_units
+from optimum_kprune.pruning import SublayerPruner
 from optimum_kprune.sublayers import Encoder
 
 HEAD_SIZE = HIDDEN // HEAD_COUNT
@@ -510,6 +511,21 @@ def test_the_teacher_is_unchanged_by_a_prune():
     assert pruner.teacher is teacher and pruner.model is not teacher
     addresses = {parameter.data_ptr() for parameter in teacher.parameters()}
     assert not addresses & {parameter.data_ptr() for parameter in pruner.model.parameters()}
+
+
+def test_the_student_shares_weights_until_they_are_pruned(monkeypatch):
+    """A prune takes memory for the weights that it makes, not for a second model."""
+    teacher, shared = tiny_model(), []
+
+    def watched(pruning, lower, students):
+        weights = {weight.data_ptr() for weight in teacher.parameters()}
+        shared.append([student.output.weight.data_ptr() in weights for student in students])
+        return original(pruning, lower, students)
+
+    original = SublayerPruner._prune_target
+    monkeypatch.setattr(SublayerPruner, "_prune_target", watched)
+    prune(teacher)
+    assert shared == [[True] * count for count in range(2 * LAYERS, 0, -1)]
 
 
 def test_the_pruned_model_is_ready_to_use_and_to_train():
