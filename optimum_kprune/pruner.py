@@ -24,7 +24,7 @@ from .checks import check_config, configs_of, require_finite_weights, require_pr
 from .configuration import KPruneConfig
 from .from_trainer import calibration_data, evaluate_like, plain_model
 from .frontier import Frontier
-from .kept import adapter_of, kprune_field
+from .kept import adapter_of, kprune_field, prune_fields
 from .loading import load_model, load_processing_class
 from .modeling_kprune import pruned_model_from
 from .observe import evaluating
@@ -344,6 +344,7 @@ class KPruner(OptimumPruner):
             seconds=seconds,
             stages=pruning.stopwatch.stages(seconds),
         )
+        pruned.model.config.kprune |= prune_fields(pruning.config, pruned.result)
         return pruned
 
     def evaluate(self) -> dict[str, dict[str, float]]:

@@ -12,6 +12,7 @@ from . import hub
 from .card import CardFacts, ModelFacts, model_card
 from .configuration import KPruneConfig
 from .latency import latency_of, machine_of
+from .modeling_kprune import write_report
 from .recipe import Recipe, hub_name
 from .report import KPruneResult
 from .sublayers import max_positions
@@ -57,11 +58,11 @@ class Publication:
         """
         facts = self._with_latency() if self.measure_latency else self.facts
         with hub.written_whole(save_directory) as folder:
+            # With the settings, and the report without its times, which are known here alone.
             self.model.save_pretrained(folder, **kwargs)
+            write_report(folder, self.result.to_dict())
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
-            self.config.save_pretrained(folder)
-            hub.write_report(folder, self.result.to_dict())
             model_card(self.result, self.config, self._model_facts(repo_id), facts).save(folder / hub.CARD_NAME)
 
     def push(self, repo_id: str, token: str | None, private: bool | None, commit_message: str) -> str:
