@@ -15,6 +15,8 @@ import functools
 import json
 import reprlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +164,13 @@ def shrink_model(model: PreTrainedModel, kprune: dict[str, Any]) -> None:
     """Shrinks a model of dense shape to the units that the config field `kprune` keeps, in place.
 
     Raises:
-        ValueError: if the entries do not match the sublayers of the model one by one.
+        ValueError: if the field is not whole, or its entries do not match the sublayers of the model one by one.
     """
+    if not {"adapter", "kept"} <= kprune.keys():
+        raise ValueError(
+            f"The config field `kprune` must have `adapter` and `kept`. Got {sorted(kprune)}. Use the config.json "
+            "that was saved with the weights."
+        )
     adapter, entries = kprune["adapter"], kprune["kept"]
     blocks: Any = model.base_model.get_submodule(adapter["blocks"])
     sublayers = [(layer, sublayer) for layer in range(len(blocks)) for sublayer in adapter["sublayers"]]
@@ -177,6 +184,20 @@ def shrink_model(model: PreTrainedModel, kprune: dict[str, Any]) -> None:
         )
     for (layer, sublayer), entry in zip(sublayers, entries, strict=True):
         shrink_sublayer(blocks[layer], sublayer, parse_units(entry["kept"]), entry["total"])
+
+
+@contextmanager
+def weights_that_fit() -> Iterator[None]:
+    """Says of weights that could not be loaded what may be wrong."""
+    try:
+        yield
+    except RuntimeError as error:
+        error.add_note(
+            "A pruned model has the shapes that the field `kprune` of its config tells, and takes weights of these "
+            "shapes alone: not those of the dense model, nor of another prune. Load config.json and weights from the "
+            "folder in which they were saved together; to resume training, load the model from the checkpoint first."
+        )
+        raise
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
@@ -319,11 +340,17 @@ def _make_model_class(dense: Any) -> type[PreTrainedModel]:
             Weights that stay where the file was mapped are not aligned, which changes the last bits of products:
             a model must give the same outputs before it is saved and after it is loaded.
             """
-            loaded = super().from_pretrained(*args, **kwargs)
+            with weights_that_fit():
+                loaded = super().from_pretrained(*args, **kwargs)
             model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
             for parameter in model.parameters():
                 if parameter.device.type == "cpu":
                     parameter.data = parameter.data.clone()
             return loaded
+
+        def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            """Loads weights of the same prune, as trainers do that resume."""
+            with weights_that_fit():
+                return super().load_state_dict(*args, **kwargs)
 
     return PrunedModel

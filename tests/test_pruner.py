@@ -786,6 +786,25 @@ def test_the_pruner_is_an_optimum_pruner_and_takes_models_and_paths(tmp_path):
         KPruner.from_pretrained(loaded, dtype="float32")
 
 
+@pytest.mark.parametrize("mistake", ["empty", "no weights", "broken weights", "weights of the pruned model"])
+def test_a_folder_that_holds_no_whole_model_is_told(mistake, tmp_path):
+    save_tiny(tmp_path / "dense")
+    folder, weights = tmp_path / "dense", tmp_path / "dense" / "model.safetensors"
+    message = r"dense'.*could not be loaded.*saved with its config\.json"
+    if mistake == "empty":
+        folder, message = tmp_path / "empty", r"empty'.*no config\.json.*`save_pretrained`"
+        folder.mkdir()
+    elif mistake == "no weights":
+        weights.unlink()
+    elif mistake == "broken weights":
+        weights.write_bytes(b"broken")
+    else:
+        prune(tiny_model()).save_pretrained(tmp_path / "pruned")
+        weights.write_bytes((tmp_path / "pruned" / "model.safetensors").read_bytes())
+    with pytest.raises(OSError, match=message):
+        KPruner.from_pretrained(folder)
+
+
 def test_arguments_of_loading_reach_the_model(tmp_path):
     save_tiny(tmp_path)
     pruner = KPruner.from_pretrained(tmp_path, dtype=torch.bfloat16, attn_implementation="eager")
