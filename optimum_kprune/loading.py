@@ -32,7 +32,7 @@ def load_model(path: str | PathLike, task: str | None, **model_kwargs: Any) -> P
     source = {name: model_kwargs[name] for name in SOURCE_ARGUMENTS if name in model_kwargs}
     if "trust_remote_code" in model_kwargs:
         source["trust_remote_code"] = model_kwargs["trust_remote_code"]
-    folder = Path(path, source.get("subfolder", ""))
+    folder = Path(path, source.get("subfolder") or "")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise OSError(
             f"No model could be loaded from {str(path)!r}: the folder has no config.json. Give the folder that the "

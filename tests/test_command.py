@@ -116,7 +116,7 @@ def test_csv_with_labels_and_settings_from_a_file_with_overrides(place, tmp_path
 
 def test_the_card_tells_what_was_measured(place, tmp_path, command):
     arguments = arguments_of(place, tmp_path / "out")
-    metrics = ["--metric", "accuracy=0.924,0.917", "f1=0.9,0.88", "--measure_latency"]
+    metrics = ["--metric", "accuracy=0.924,0.917", "--metric", "f1=0.9,0.88", "--measure_latency"]
     assert command(*arguments[:-1], *metrics, arguments[-1]) is None
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| accuracy | 0.924 | 0.917 | -0.007 |" in card and "| f1 | 0.9 | 0.88 | -0.02 |" in card
