@@ -33,7 +33,7 @@ def run(arguments: Namespace) -> None:
 
 def _prune(arguments: Namespace) -> None:
     config = _config(arguments)
-    card = {"facts": _facts(arguments), "measure_latency": arguments.measure_latency}
+    card: dict[str, Any] = {"facts": _facts(arguments), "measure_latency": arguments.measure_latency}
     hub.require_free(arguments.output_dir)
     if arguments.push_to_hub is not None:
         hub.require_uploadable(arguments.push_to_hub)
