@@ -2,9 +2,11 @@
 
 import logging
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .tasks import Task, get_task, task_of_class
@@ -24,18 +26,30 @@ def load_model(path: str | PathLike, task: str | None, **model_kwargs: Any) -> P
         model_kwargs: arguments of `from_pretrained`.
 
     Raises:
-        OSError: if there is no such checkpoint.
+        OSError: if there is no such checkpoint, or its weights are not there, broken, or not of its config's shapes.
         ValueError: if the task cannot be told or does not fit the checkpoint's head.
     """
     source = {name: model_kwargs[name] for name in SOURCE_ARGUMENTS if name in model_kwargs}
     if "trust_remote_code" in model_kwargs:
         source["trust_remote_code"] = model_kwargs["trust_remote_code"]
+    folder = Path(path, source.get("subfolder") or "")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise OSError(
+            f"No model could be loaded from {str(path)!r}: the folder has no config.json. Give the folder that the "
+            "model's `save_pretrained` wrote."
+        )
     try:
         config = AutoConfig.from_pretrained(path, **source)
     except OSError as error:
         raise OSError(f"No model could be loaded from {str(path)!r}. {error}") from error
     auto_class = getattr(transformers, _choose_task(path, config, task).auto_class)
-    model, info = auto_class.from_pretrained(path, output_loading_info=True, **model_kwargs)
+    try:
+        model, info = auto_class.from_pretrained(path, output_loading_info=True, **model_kwargs)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise OSError(
+            f"The weights of {str(path)!r} could not be loaded. They must be whole, and those that were saved with "
+            f"its config.json: {' '.join([str(error), *getattr(error, '__notes__', ())])}"
+        ) from error
     # A pooler is no head: encoders are published without it, and embeddings are not read from it.
     absent = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
     fresh = sorted(name for name in absent if "pooler" not in name)

@@ -5,14 +5,19 @@ holds a copy, so that `trust_remote_code=True` loads the model where the plugin 
 of the config names the units that are left; a model is built in its dense shape and shrunk to them:
 
     {"adapter": {"blocks": ..., "sublayers": [...]},
-     "kept": [{"layer": 0, "kind": "attention", "kept": "0-3,7", "total": 12}, ...]}     one entry per sublayer
+     "kept": [{"layer": 0, "kind": "attention", "kept": "0-3,7", "total": 12}, ...],     one entry per sublayer
+     "settings": {...}, "report": {...}}     of the last prune; saved as kprune_config.json and kprune_report.json too
 
 `KPrune<class>` is here for every encoder class of transformers, as in `KPruneBertForSequenceClassification`.
 """
 
 import functools
+import json
 import reprlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +28,10 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+SETTINGS_NAME = "kprune_config.json"
+REPORT_NAME = "kprune_report.json"
+TAGS = ["optimum-kprune", "kprune", "pruning"]
 
 
 def format_units(indices: list[int]) -> str:
@@ -155,8 +164,13 @@ def shrink_model(model: PreTrainedModel, kprune: dict[str, Any]) -> None:
     """Shrinks a model of dense shape to the units that the config field `kprune` keeps, in place.
 
     Raises:
-        ValueError: if the entries do not match the sublayers of the model one by one.
+        ValueError: if the field is not whole, or its entries do not match the sublayers of the model one by one.
     """
+    if not {"adapter", "kept"} <= kprune.keys():
+        raise ValueError(
+            f"The config field `kprune` must have `adapter` and `kept`. Got {sorted(kprune)}. Use the config.json "
+            "that was saved with the weights."
+        )
     adapter, entries = kprune["adapter"], kprune["kept"]
     blocks: Any = model.base_model.get_submodule(adapter["blocks"])
     sublayers = [(layer, sublayer) for layer in range(len(blocks)) for sublayer in adapter["sublayers"]]
@@ -170,6 +184,28 @@ def shrink_model(model: PreTrainedModel, kprune: dict[str, Any]) -> None:
         )
     for (layer, sublayer), entry in zip(sublayers, entries, strict=True):
         shrink_sublayer(blocks[layer], sublayer, parse_units(entry["kept"]), entry["total"])
+
+
+@contextmanager
+def weights_that_fit() -> Iterator[None]:
+    """Says of weights that could not be loaded what may be wrong."""
+    try:
+        yield
+    except RuntimeError as error:
+        error.add_note(
+            "A pruned model has the shapes that the field `kprune` of its config tells, and takes weights of these "
+            "shapes alone: not those of the dense model, nor of another prune. Load config.json and weights from the "
+            "folder in which they were saved together; to resume training, load the model from the checkpoint first."
+        )
+        raise
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    """Writes the report of a prune as JSON, with one line per sublayer, however many units it kept."""
+    head = json.dumps({name: value for name, value in report.items() if name != "sublayers"}, indent=2)
+    head = head.removesuffix("\n}")
+    rows = ",\n".join(f"    {json.dumps(row)}" for row in report["sublayers"])
+    (folder / REPORT_NAME).write_text(f'{head},\n  "sublayers": [\n{rows}\n  ]\n}}\n', encoding="utf-8")
 
 
 def pruned_model_from(model: PreTrainedModel, kprune: dict[str, Any]) -> PreTrainedModel:
@@ -196,7 +232,7 @@ def pruned_model_from(model: PreTrainedModel, kprune: dict[str, Any]) -> PreTrai
         pruned = model_class._from_config(model_class.config_class(**fields), dtype=model.dtype)
     pruned.tie_weights()
     pruned.load_state_dict(model.state_dict())
-    pruned.model_tags = model.model_tags
+    pruned.add_model_tags(list(model.model_tags or []))
     return pruned.eval()
 
 
@@ -258,6 +294,17 @@ def _make_config_class(dense: Any) -> type[PreTrainedConfig]:
         model_type = f"kprune-{dense.model_type}"
         _auto_class = "AutoConfig"
 
+        def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+            """Saves the config, and beside it what it tells of the prune: models and trainers save through here."""
+            super().save_pretrained(save_directory, *args, **kwargs)
+            folder, kprune = Path(save_directory), self.kprune or {}
+            if "settings" in kprune:
+                text = json.dumps(kprune["settings"], indent=2) + "\n"
+                (folder / SETTINGS_NAME).write_text(text, encoding="utf-8")
+            if "report" in kprune:
+                rows = [row | {"kept": parse_units(row["kept"])} for row in kprune["report"]["sublayers"]]
+                write_report(folder, kprune["report"] | {"sublayers": rows})
+
     return PrunedConfig
 
 
@@ -281,6 +328,7 @@ def _make_model_class(dense: Any) -> type[PreTrainedModel]:
             file = __name__.rpartition(".")[2]
             classes = {"AutoConfig": dense.config_class} | loadable
             config.auto_map = {name: f"{file}.KPrune{value.__name__}" for name, value in classes.items()}
+            self.add_model_tags(TAGS)
             if getattr(config, "kprune", None) is not None:
                 shrink_model(self, config.kprune)
                 self.post_init()
@@ -292,11 +340,17 @@ def _make_model_class(dense: Any) -> type[PreTrainedModel]:
             Weights that stay where the file was mapped are not aligned, which changes the last bits of products:
             a model must give the same outputs before it is saved and after it is loaded.
             """
-            loaded = super().from_pretrained(*args, **kwargs)
+            with weights_that_fit():
+                loaded = super().from_pretrained(*args, **kwargs)
             model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
             for parameter in model.parameters():
                 if parameter.device.type == "cpu":
                     parameter.data = parameter.data.clone()
             return loaded
+
+        def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            """Loads weights of the same prune, as trainers do that resume."""
+            with weights_that_fit():
+                return super().load_state_dict(*args, **kwargs)
 
     return PrunedModel

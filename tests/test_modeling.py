@@ -237,6 +237,22 @@ def test_entries_that_do_not_match_the_sublayers_are_refused():
 # The pruned classes
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda field: field["kept"][1].update(kept="0-4"), RuntimeError, "saved together"),
+        (lambda field: field.pop("adapter"), ValueError, "`adapter` and `kept`.*saved with the weights"),
+    ],
+)
+def test_a_config_that_does_not_fit_the_weights_is_told(change, error, message, tmp_path):
+    pruned_model(dense_model()).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    change(config["kprune"])
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(error, match=message):
+        load(tmp_path)
+
+
 def test_model_given_is_not_changed_nor_shared():
     dense = dense_model(id2label={0: "a", 1: "b", 2: "c"}, problem_type="single_label_classification", note="mine")
     dense.set_attn_implementation("eager")

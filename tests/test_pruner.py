@@ -49,6 +49,7 @@ from optimum_kprune import (
     SublayerAdapter,
     adapters,
     hub,
+    publishing,
     register_adapter,
     supported_model_types,
 )
@@ -738,7 +739,7 @@ def test_a_save_that_fails_leaves_nothing_behind(error, exists, tmp_path, monkey
         assert (folder / "model.safetensors").is_file()
         raise error("disk full")
 
-    monkeypatch.setattr(hub, "write_report", fail)
+    monkeypatch.setattr(publishing, "write_report", fail)
     place = tmp_path / "out"
     if exists:
         place.mkdir()
@@ -799,6 +800,25 @@ def test_the_pruner_is_an_optimum_pruner_and_takes_models_and_paths(tmp_path):
     assert pruners[2].processing_class is not None and pruners[0].processing_class is None
     with pytest.raises(ValueError, match="dtype"):
         KPruner.from_pretrained(loaded, dtype="float32")
+
+
+@pytest.mark.parametrize("mistake", ["empty", "no weights", "broken weights", "weights of the pruned model"])
+def test_a_folder_that_holds_no_whole_model_is_told(mistake, tmp_path):
+    save_tiny(tmp_path / "dense")
+    folder, weights = tmp_path / "dense", tmp_path / "dense" / "model.safetensors"
+    message = r"dense'.*could not be loaded.*saved with its config\.json"
+    if mistake == "empty":
+        folder, message = tmp_path / "empty", r"empty'.*no config\.json.*`save_pretrained`"
+        folder.mkdir()
+    elif mistake == "no weights":
+        weights.unlink()
+    elif mistake == "broken weights":
+        weights.write_bytes(b"broken")
+    else:
+        prune(tiny_model()).save_pretrained(tmp_path / "pruned")
+        weights.write_bytes((tmp_path / "pruned" / "model.safetensors").read_bytes())
+    with pytest.raises(OSError, match=message):
+        KPruner.from_pretrained(folder)
 
 
 def test_arguments_of_loading_reach_the_model(tmp_path):
