@@ -82,5 +82,5 @@ def with_encoder(pipeline: SentenceTransformer, model: PreTrainedModel, card: st
     copied = copy.deepcopy(pipeline, {id(encoder_of(pipeline)): model, id(pipeline.model_card_data): card_data})
     card_data.register_model(copied)
     # The card that is written unless the pipeline is trained on.
-    copied._model_card_text = card
+    copied._model_card_text = card  # type: ignore[assignment]
     return copied
