@@ -15,12 +15,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from . import __version__
 from .calibration_source import looks_like_path
 from .configuration import KPruneConfig
+from .modeling_kprune import TAGS
 from .recipe import Recipe, command, hub_name, program
 from .report import KPruneResult, SublayerResult
 
 BEGIN = "<!-- optimum-kprune: what lies between these two marks is written anew with every upload -->"
 END = "<!-- optimum-kprune: end -->"
-TAGS = ["optimum-kprune", "kprune", "pruning"]
 BAR = 20
 PAPER = "https://arxiv.org/abs/2308.03449"
 CITATION = """@inproceedings{park2024kprune,

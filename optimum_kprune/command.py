@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from . import hub
+from .card import CardFacts
 from .configuration import KPruneConfig
 from .pruner import KPruner
+from .recipe import hub_name
 
 logger = logging.getLogger("optimum_kprune")
 
@@ -31,6 +33,7 @@ def run(arguments: Namespace) -> None:
 
 def _prune(arguments: Namespace) -> None:
     config = _config(arguments)
+    card = {"facts": _facts(arguments), "measure_latency": arguments.measure_latency}
     hub.require_free(arguments.output_dir)
     if arguments.push_to_hub is not None:
         hub.require_uploadable(arguments.push_to_hub)
@@ -46,15 +49,16 @@ def _prune(arguments: Namespace) -> None:
         max_length=arguments.max_length,
         seed=config.seed,
     )
-    result = pruner.prune(config, calibration, batch_size=arguments.batch_size, save_directory=arguments.output_dir)
+    result = pruner.prune(config, calibration, batch_size=arguments.batch_size)
+    pruner.save_pretrained(arguments.output_dir, **card)
     logger.info("%s\nSaved to %s", result, arguments.output_dir)
     if arguments.push_to_hub is not None:
-        _upload(pruner, arguments)
+        _upload(pruner, arguments, card)
 
 
-def _upload(pruner: KPruner, arguments: Namespace) -> None:
+def _upload(pruner: KPruner, arguments: Namespace, card: dict[str, Any]) -> None:
     try:
-        logger.info("Uploaded: %s", pruner.push_to_hub(arguments.push_to_hub))
+        logger.info("Uploaded: %s", pruner.push_to_hub(arguments.push_to_hub, **card))
     except (ValueError, OSError) as error:
         upload = shlex.join(["hf", "upload", arguments.push_to_hub, arguments.output_dir])
         raise OSError(f"{error} The pruned model is whole in {arguments.output_dir!r}: `{upload}`.") from error
@@ -77,6 +81,22 @@ def _config(arguments: Namespace) -> KPruneConfig:
     source = Path(arguments.config)
     saved = KPruneConfig.from_json_file(source) if source.is_file() else KPruneConfig.from_pretrained(arguments.config)
     return KPruneConfig(**{**saved.to_dict(), **overrides})
+
+
+def _facts(arguments: Namespace) -> CardFacts:
+    """What the card is told: the metrics, and where they were measured if the data set has a name."""
+    metrics = {}
+    for metric in arguments.metric or ():
+        name, _, values = metric.partition("=")
+        try:
+            dense, pruned = map(float, values.split(",") if name else ())
+        except ValueError:
+            raise ValueError(
+                "`--metric` must be a name and two numbers, those of the dense and of the pruned model, such as "
+                f"accuracy=0.924,0.917. Got {metric!r} instead."
+            ) from None
+        metrics[name] = (dense, pruned)
+    return CardFacts(metrics, hub_name(arguments.dataset), arguments.dataset_config, arguments.metric_split)
 
 
 def _given(arguments: Namespace, *names: str) -> dict[str, Any]:

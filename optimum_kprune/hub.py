@@ -1,13 +1,11 @@
 """A pruned model as a folder, written whole or not at all, and as a repository on the Hub."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
@@ -17,7 +15,6 @@ from yaml import YAMLError
 from .card import merge_cards
 
 CARD_NAME = "README.md"
-REPORT_NAME = "kprune_report.json"
 
 
 def require_free(save_directory: str | PathLike) -> Path:
@@ -59,14 +56,6 @@ def written_whole(save_directory: str | PathLike) -> Iterator[Path]:
         temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_report(folder: Path, report: dict[str, Any]) -> None:
-    """Writes the result of a prune as JSON, with every list of unit indices on one line."""
-    rows = report.pop("sublayers")
-    head = json.dumps(report, indent=2).removesuffix("\n}")
-    body = ",\n".join(f"    {json.dumps(row)}" for row in rows)
-    (folder / REPORT_NAME).write_text(f'{head},\n  "sublayers": [\n{body}\n  ]\n}}\n', encoding="utf-8")
 
 
 def require_uploadable(repo_id: str, token: str | None = None) -> None:

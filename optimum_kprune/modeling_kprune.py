@@ -5,14 +5,17 @@ holds a copy, so that `trust_remote_code=True` loads the model where the plugin 
 of the config names the units that are left; a model is built in its dense shape and shrunk to them:
 
     {"adapter": {"blocks": ..., "sublayers": [...]},
-     "kept": [{"layer": 0, "kind": "attention", "kept": "0-3,7", "total": 12}, ...]}     one entry per sublayer
+     "kept": [{"layer": 0, "kind": "attention", "kept": "0-3,7", "total": 12}, ...],     one entry per sublayer
+     "settings": {...}, "report": {...}}     of the last prune; saved as kprune_config.json and kprune_report.json too
 
 `KPrune<class>` is here for every encoder class of transformers, as in `KPruneBertForSequenceClassification`.
 """
 
 import functools
+import json
 import reprlib
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +26,10 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+SETTINGS_NAME = "kprune_config.json"
+REPORT_NAME = "kprune_report.json"
+TAGS = ["optimum-kprune", "kprune", "pruning"]
 
 
 def format_units(indices: list[int]) -> str:
@@ -172,6 +179,14 @@ def shrink_model(model: PreTrainedModel, kprune: dict[str, Any]) -> None:
         shrink_sublayer(blocks[layer], sublayer, parse_units(entry["kept"]), entry["total"])
 
 
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    """Writes the report of a prune as JSON, with one line per sublayer, however many units it kept."""
+    head = json.dumps({name: value for name, value in report.items() if name != "sublayers"}, indent=2)
+    head = head.removesuffix("\n}")
+    rows = ",\n".join(f"    {json.dumps(row)}" for row in report["sublayers"])
+    (folder / REPORT_NAME).write_text(f'{head},\n  "sublayers": [\n{rows}\n  ]\n}}\n', encoding="utf-8")
+
+
 def pruned_model_from(model: PreTrainedModel, kprune: dict[str, Any]) -> PreTrainedModel:
     """Returns a shrunk model as an instance of its pruned class, which saves and loads like any other model.
 
@@ -196,7 +211,7 @@ def pruned_model_from(model: PreTrainedModel, kprune: dict[str, Any]) -> PreTrai
         pruned = model_class._from_config(model_class.config_class(**fields), dtype=model.dtype)
     pruned.tie_weights()
     pruned.load_state_dict(model.state_dict())
-    pruned.model_tags = model.model_tags
+    pruned.add_model_tags(list(model.model_tags or []))
     return pruned.eval()
 
 
@@ -258,6 +273,17 @@ def _make_config_class(dense: Any) -> type[PreTrainedConfig]:
         model_type = f"kprune-{dense.model_type}"
         _auto_class = "AutoConfig"
 
+        def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+            """Saves the config, and beside it what it tells of the prune: models and trainers save through here."""
+            super().save_pretrained(save_directory, *args, **kwargs)
+            folder, kprune = Path(save_directory), self.kprune or {}
+            if "settings" in kprune:
+                text = json.dumps(kprune["settings"], indent=2) + "\n"
+                (folder / SETTINGS_NAME).write_text(text, encoding="utf-8")
+            if "report" in kprune:
+                rows = [row | {"kept": parse_units(row["kept"])} for row in kprune["report"]["sublayers"]]
+                write_report(folder, kprune["report"] | {"sublayers": rows})
+
     return PrunedConfig
 
 
@@ -281,6 +307,7 @@ def _make_model_class(dense: Any) -> type[PreTrainedModel]:
             file = __name__.rpartition(".")[2]
             classes = {"AutoConfig": dense.config_class} | loadable
             config.auto_map = {name: f"{file}.KPrune{value.__name__}" for name, value in classes.items()}
+            self.add_model_tags(TAGS)
             if getattr(config, "kprune", None) is not None:
                 shrink_model(self, config.kprune)
                 self.post_init()

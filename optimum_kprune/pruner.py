@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,21 +19,21 @@ from . import hub
 from .adapters import EncoderAdapter
 from .base import OptimumPruner
 from .calibration import CalibrationBatches, InputSpec, load_calibration_dataset, prepare_batches
-from .card import CardFacts, ModelFacts, model_card
+from .card import CardFacts
 from .checks import check_config, configs_of, require_finite_weights, require_prunable, warn_if_few_tokens
 from .configuration import KPruneConfig
 from .from_trainer import calibration_data, evaluate_like, plain_model
 from .frontier import Frontier
-from .kept import adapter_of, kprune_field
-from .latency import latency_of, machine_of
+from .kept import adapter_of, kprune_field, prune_fields
 from .loading import load_model, load_processing_class
 from .modeling_kprune import pruned_model_from
 from .observe import evaluating
 from .pruning import SublayerPruner
+from .publishing import Publication
 from .recipe import LOCAL_DATA, LOCAL_MODEL, Recipe, changed, hub_name
 from .report import KPruneResult
 from .states import StateStore
-from .sublayers import Encoder
+from .sublayers import Encoder, max_positions
 from .tasks import get_task, task_of, with_published_targets
 
 if TYPE_CHECKING:
@@ -175,10 +174,7 @@ class KPruner(OptimumPruner):
                 "This pruner has no pipeline of sentence-transformers to put the pruned model into. Use "
                 "`KPruner.from_sentence_transformer(...)`."
             )
-        from .from_sentence_transformer import with_encoder
-
-        card = model_card(*self._require_pruned(), self._model_facts(None), CardFacts())
-        return with_encoder(self._pipeline, self.model, str(card))
+        return self._publication(None, False).sentence_transformer()
 
     def get_calibration_dataset(
         self,
@@ -389,6 +385,7 @@ class KPruner(OptimumPruner):
             seconds=seconds,
             stages=pruning.stopwatch.stages(seconds),
         )
+        pruned.model.config.kprune |= prune_fields(pruning.config, pruned.result)
         return pruned
 
     def evaluate(self) -> dict[str, dict[str, float]]:
@@ -432,7 +429,7 @@ class KPruner(OptimumPruner):
         """
         if "push_to_hub" in kwargs:
             raise ValueError("`save_pretrained` does not upload. Call `push_to_hub(repo_id)`.")
-        self._save(save_directory, None, facts, measure_latency, **kwargs)
+        self._publication(facts, measure_latency).save(save_directory, **kwargs)
 
     def push_to_hub(
         self,
@@ -463,58 +460,23 @@ class KPruner(OptimumPruner):
             PermissionError: if there is no token, or it may not write to the repository.
             OSError: if the Hub cannot be reached or fails.
         """
-        self._require_pruned()
-        repo_id = hub.create_repository(repo_id, token, private)
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "model"
-            self._save(folder, repo_id, facts, measure_latency)
-            return hub.upload(folder, repo_id, token, commit_message)
+        return self._publication(facts, measure_latency).push(repo_id, token, private, commit_message)
 
-    def _require_pruned(self) -> tuple[KPruneResult, KPruneConfig]:
+    def _publication(self, facts: CardFacts | None, measure_latency: bool) -> Publication:
         if self.result is None or self.config is None:
             raise ValueError("There is no pruned model to save yet. Call `prune` first.")
-        return self.result, self.config
-
-    def _save(
-        self,
-        save_directory: str | PathLike,
-        repo_id: str | None,
-        facts: CardFacts | None,
-        measure_latency: bool,
-        **kwargs: Any,
-    ) -> None:
-        result, config = self._require_pruned()
-        facts = facts or CardFacts()
-        if measure_latency:
-            facts = self._with_latency(facts)
-        with hub.written_whole(save_directory) as folder:
-            if self._pipeline is not None:
-                self.sentence_transformer.save_pretrained(str(folder), create_model_card=False)
-            self.model.save_pretrained(folder, **kwargs)
-            if self.processing_class is not None:
-                self.processing_class.save_pretrained(folder)
-            config.save_pretrained(folder)
-            hub.write_report(folder, result.to_dict())
-            model_card(result, config, self._model_facts(repo_id), facts).save(folder / hub.CARD_NAME)
-
-    def _model_facts(self, repo_id: str | None) -> ModelFacts:
-        return ModelFacts(
-            task=self.task.name,
-            auto_class=self.task.auto_class,
-            library=self.task.library,
-            base_model=hub_name(self.teacher.config._name_or_path),
-            bytes_before=_bytes_of(self.teacher),
-            bytes_after=_bytes_of(self.model),
+        return Publication(
+            teacher=self.teacher,
+            model=self.model,
+            processing_class=self.processing_class,
+            task=self.task,
+            config=self.config,
+            result=self.result,
             recipe=self._recipe,
-            repo_id=repo_id,
+            pipeline=self._pipeline,
+            facts=facts or CardFacts(),
+            measure_latency=measure_latency,
         )
-
-    def _with_latency(self, facts: CardFacts) -> CardFacts:
-        """The facts with a latency that is measured now: one sample of 128 tokens, or of as many as there can be."""
-        tokens = min(128, _max_positions(self.teacher) or 128)
-        shape = (1, 2, tokens) if self.task.name == "multiple-choice" else (1, tokens)
-        pair = (latency_of(self.teacher, shape), latency_of(self.model, shape))
-        return replace(facts, latency={f"batch 1, {tokens} tokens": pair}, machine=machine_of(self.model))
 
     def _input_spec(
         self,
@@ -529,22 +491,10 @@ class KPruner(OptimumPruner):
             text_columns=text_columns,
             preprocess_function=preprocess_function,
             max_length=max_length,
-            max_positions=_max_positions(self.teacher),
+            max_positions=max_positions(self.teacher),
             model_inputs=list(inspect.signature(self.teacher.forward).parameters),
             seed=seed,
         )
-
-
-def _max_positions(model: PreTrainedModel) -> int | None:
-    """The longest input of a model; positions of the RoBERTa family start behind the padding index."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    embedding = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    padding_index = getattr(embedding, "padding_idx", None)
-    return positions if positions is None or padding_index is None else positions - padding_index - 1
-
-
-def _bytes_of(model: PreTrainedModel) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def _counted(batches: Iterable[Any], bar: tqdm) -> Iterator[Any]:

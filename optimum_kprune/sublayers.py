@@ -136,3 +136,11 @@ class Encoder:
     def _head_dimension(self) -> int:
         config = self.model.config
         return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def max_positions(model: PreTrainedModel) -> int | None:
+    """Returns the longest input of a model, in tokens; positions of the RoBERTa family start behind the padding."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    embedding = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding_index = getattr(embedding, "padding_idx", None)
+    return positions if positions is None or padding_index is None else positions - padding_index - 1

@@ -373,21 +373,66 @@ def assert_loads(folder, model):
         assert (one == other).all()
 
 
-def test_the_model_uploads_itself_and_leaves_the_card(pruner, stand_in, tmp_path):
-    pruner.push_to_hub("me/small")
-    card = stand_in.files["me/small"].pop("README.md")
-    stand_in.files["me/small"] = {"README.md": card}
+def assert_tells_the_prune(files, pruner):
+    """Whether settings and report are there; the times of the prune are known to the pruner alone."""
+    assert json.loads(files["kprune_config.json"]) == pruner.config.to_dict()
+    report, expected = json.loads(files["kprune_report.json"]), pruner.result.to_dict()
+    for entry in (expected, *expected["sublayers"]):
+        entry.pop("seconds")
+    expected.pop("stages")
+    assert report == expected
+
+
+def test_the_model_uploads_itself(pruner, stand_in, tmp_path):
     pruner.model.push_to_hub("me/small")
-    assert stand_in.files["me/small"]["README.md"] == card
+    assert stand_in.requests == [request.format("me/small") for request in UPLOAD]
+    assert set(stand_in.tokens) == {"Bearer hf_secret"}
+    files = stand_in.files["me/small"]
+    assert_tells_the_prune(files, pruner)
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.tags == ["optimum-kprune", "kprune", "pruning"] and card.data.library_name == "transformers"
     assert_loads(stand_in.download("me/small", tmp_path / "copy"), pruner.model)
 
 
-def test_the_trainer_uploads_a_model_that_loads(pruner, stand_in, tmp_path):
+def test_the_model_uploads_itself_and_leaves_the_card(pruner, stand_in, tmp_path):
+    pruner.push_to_hub("me/small", facts=FACTS)
+    card = stand_in.files["me/small"]["README.md"]
+    stand_in.files["me/small"] = {"README.md": card}
+    pruner.model.push_to_hub("me/small")
+    assert stand_in.files["me/small"]["README.md"] == card
+    assert_tells_the_prune(stand_in.files["me/small"], pruner)
+    assert_loads(stand_in.download("me/small", tmp_path / "copy"), pruner.model)
+
+
+def test_the_trainer_uploads_a_model_that_loads_and_the_pruner_completes_its_card(pruner, stand_in, tmp_path):
     arguments = TrainingArguments(tmp_path / "run", hub_model_id="me/trained", report_to=[], use_cpu=True)
     trainer = Trainer(pruner.model, arguments, processing_class=tiny_tokenizer())
     trainer.push_to_hub()
-    assert "POST /api/models/me/trained/commit/main" in stand_in.requests
+    assert stand_in.requests == [UPLOAD[0], *(request.format("me/trained") for request in UPLOAD[2:])]
+    files = stand_in.files["me/trained"]
+    assert_tells_the_prune(files, pruner)
+    theirs = ModelCard(files["README.md"].decode())
+    assert {"optimum-kprune", "generated_from_trainer"} <= {*theirs.data.tags} and BEGIN not in theirs.text
     assert_loads(stand_in.download("me/trained", tmp_path / "copy"), pruner.model)
+    pruner.push_to_hub("me/trained", facts=FACTS)
+    both = ModelCard(stand_in.files["me/trained"]["README.md"].decode())
+    assert (
+        both.text.startswith(theirs.text.rstrip())
+        and cells(both, "accuracy")
+        and {*theirs.data.tags} == {*both.data.tags}
+    )
+
+
+def test_what_is_trained_on_still_tells_the_prune(pruner, tmp_path):
+    pruner.save_pretrained(tmp_path / "pruned")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "pruned")
+    rows = [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": 0} for ids in SAMPLES]
+    arguments = TrainingArguments(tmp_path / "run", max_steps=2, save_steps=1, report_to=[], use_cpu=True)
+    trainer = Trainer(model, arguments, train_dataset=rows, processing_class=tiny_tokenizer())
+    trainer.train()
+    trainer.save_model()
+    for folder in (tmp_path / "run", tmp_path / "run" / "checkpoint-1"):
+        assert_tells_the_prune({path.name: path.read_text() for path in folder.glob("kprune_*.json")}, pruner)
 
 
 # What goes wrong

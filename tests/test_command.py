@@ -15,7 +15,8 @@ from tiny import outputs_of, pad, ragged_samples, save_tiny, texts_of
 from transformers import AutoModelForSequenceClassification
 
 from optimum.commands import optimum_cli
-from optimum_kprune import KPruneConfig, KPruner, hub
+from optimum_kprune import CardFacts, KPruneConfig, KPruner, hub
+from optimum_kprune.command import _facts
 
 REPOSITORY = Path(__file__).parent.parent
 SAMPLES = ragged_samples(40)
@@ -113,6 +114,22 @@ def test_csv_with_labels_and_settings_from_a_file_with_overrides(place, tmp_path
         assert report["flops_removed"] >= 0.6 and 150 <= report["tokens"] < 165
 
 
+def test_the_card_tells_what_was_measured(place, tmp_path, command):
+    arguments = arguments_of(place, tmp_path / "out")
+    metrics = ["--metric", "accuracy=0.924,0.917", "f1=0.9,0.88", "--measure_latency"]
+    assert command(*arguments[:-1], *metrics, arguments[-1]) is None
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| accuracy | 0.924 | 0.917 | -0.007 |" in card and "| f1 | 0.9 | 0.88 | -0.02 |" in card
+    assert "latency, batch 1" in card and "texts.txt" not in card
+
+
+def test_the_card_names_the_data_set_of_the_metrics_if_it_has_a_name():
+    given = {"metric": ["accuracy=0.9,0.8"], "dataset_config": "sst2", "metric_split": "test"}
+    facts = _facts(SimpleNamespace(dataset="nyu-mll/glue", **given))
+    assert facts == CardFacts({"accuracy": (0.9, 0.8)}, "nyu-mll/glue", "sst2", "test")
+    assert _facts(SimpleNamespace(dataset="./data.csv", **given)).dataset_name is None
+
+
 def test_two_text_columns_make_pairs(place, tmp_path, command):
     arguments = arguments_of(place, tmp_path / "out", "ambiguous.csv", num_tokens=2000)
     assert command(*arguments[:-1], "--text_columns", "one", "other", "--batch_size", "4", arguments[-1]) is None
@@ -171,6 +188,8 @@ MISTAKES = {
     "column": ({"text_columns": "nothing"}, ["'nothing'", "'text'"]),
     "split": ({"dataset_split": "test"}, ["'test'"]),
     "config": ({"config": "/nowhere/kprune_config.json"}, ["/nowhere/kprune_config.json"]),
+    "metric": ({"metric": "accuracy=0.9"}, ["accuracy=0.924,0.917", "'accuracy=0.9'"]),
+    "metric without a name": ({"metric": "=0.9,0.8"}, ["'=0.9,0.8'"]),
     "device": ({"device": "nonsense"}, ["nonsense"]),
     "absent device": ({"device": "cuda:63"}, []),
 }

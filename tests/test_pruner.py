@@ -49,6 +49,7 @@ from optimum_kprune import (
     SublayerAdapter,
     adapters,
     hub,
+    publishing,
     register_adapter,
     supported_model_types,
 )
@@ -722,7 +723,7 @@ def test_a_save_that_fails_leaves_nothing_behind(error, exists, tmp_path, monkey
         assert (folder / "model.safetensors").is_file()
         raise error("disk full")
 
-    monkeypatch.setattr(hub, "write_report", fail)
+    monkeypatch.setattr(publishing, "write_report", fail)
     place = tmp_path / "out"
     if exists:
         place.mkdir()

@@ -5,7 +5,7 @@ import torch
 from tiny import batches_of, ragged_samples, same_state, samples_for, texts_of, tiny_model, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification
 
-from optimum_kprune import KPruneConfig, KPruner, frontier, hub, passes, pruner, pruning
+from optimum_kprune import KPruneConfig, KPruner, frontier, passes, pruner, pruning, publishing
 
 RATES = [0.8, 0.0, 0.45]
 SAMPLES = ragged_samples()
@@ -152,14 +152,14 @@ def test_a_failure_leaves_the_pruner_as_it_was_and_the_rates_before_it_whole(tmp
     dense = tiny_model()
     one = KPruner(dense, tiny_tokenizer())
     before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
-    original = hub.write_report
+    original = publishing.write_report
 
     def fail_at_second(folder, report):
         if (tmp_path / "0.8").exists():
             raise KeyboardInterrupt
         original(folder, report)
 
-    monkeypatch.setattr(hub, "write_report", fail_at_second)
+    monkeypatch.setattr(publishing, "write_report", fail_at_second)
     with pytest.raises(KeyboardInterrupt):
         one.sweep(RATES, settings(), texts_of(SAMPLES), save_directory=tmp_path)
     assert (one.model, one.result, one.config) == (dense, None, None) and dense.training

@@ -36,6 +36,11 @@ class KPruneCommand(BaseOptimumCLICommand):
         prune.add_argument("--config", help="kprune_config.json, or a folder or Hub repository that has one.")
         prune.add_argument("--compression_rate", type=float, help="Share of the FLOPs to remove, in [0, 1).")
         prune.add_argument("--seed", type=int, help="Seed of what is drawn.")
+        card = parser.add_argument_group("Model card")
+        card.add_argument("--measure_latency", action="store_true", help="Measure latency, dense and pruned.")
+        metric = "What you measured on both models, such as accuracy=0.924,0.917 (dense, pruned)."
+        card.add_argument("--metric", nargs="+", metavar="NAME=DENSE,PRUNED", help=metric)
+        card.add_argument("--metric_split", default="validation", help="Split of --dataset it was measured on.")
         parser.add_argument("--push_to_hub", metavar="REPO_ID", help="Upload the pruned model to this repository.")
 
     def run(self) -> None:
