@@ -81,6 +81,7 @@ class ModelFacts:
         task: name of the task in pipelines.
         auto_class: name of the Auto class that loads the pruned model.
         base_model: name on the Hub of the dense model; None if it has none.
+        library: name of the library that loads the pruned model.
         bytes_before: bytes of the parameters of the dense model.
         bytes_after: and of the pruned model.
         recipe: the calls that made the pruned model.
@@ -89,6 +90,7 @@ class ModelFacts:
 
     task: str
     auto_class: str
+    library: str
     base_model: str | None
     bytes_before: int
     bytes_after: int
@@ -154,7 +156,7 @@ def _metadata(model: ModelFacts, facts: CardFacts) -> ModelCardData:
         base_model=model.base_model,
         datasets=list(dict.fromkeys(datasets)) or None,
         eval_results=results or None,
-        library_name="transformers",
+        library_name=model.library,
         model_name=(model.repo_id or "pruned").rpartition("/")[2] if results else None,
         pipeline_tag=model.task,
         tags=TAGS,
@@ -232,12 +234,14 @@ def _reproduction(result: KPruneResult, config: KPruneConfig, model: ModelFacts)
 
 def _loading(model: ModelFacts) -> str:
     place = model.repo_id or "path/to/this/folder"
-    load = f'model = {model.auto_class}.from_pretrained("{place}"'
+    call = "SentenceTransformer" if model.library == "sentence-transformers" else f"{model.auto_class}.from_pretrained"
+    importing = f"from {model.library.replace('-', '_')} import {call.partition('.')[0]}"
+    load = f'model = {call}("{place}"'
     return (
         "## How to load\n\nWith the plugin (`pip install optimum-kprune`):\n\n"
-        f"```python\nimport optimum_kprune\nfrom transformers import {model.auto_class}\n\n{load})\n```\n\n"
+        f"```python\nimport optimum_kprune\n{importing}\n\n{load})\n```\n\n"
         "Without it, by the modelling file of this repository:\n\n"
-        f"```python\nfrom transformers import {model.auto_class}\n\n{load}, trust_remote_code=True)\n```"
+        f"```python\n{importing}\n\n{load}, trust_remote_code=True)\n```"
     )
 
 

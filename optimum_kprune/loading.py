@@ -8,6 +8,7 @@ from typing import Any
 import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import has_file
 
 from .tasks import Task, get_task, task_of_class
 
@@ -42,7 +43,10 @@ def load_model(path: str | PathLike, task: str | None, **model_kwargs: Any) -> P
         config = AutoConfig.from_pretrained(path, **source)
     except OSError as error:
         raise OSError(f"No model could be loaded from {str(path)!r}. {error}") from error
-    auto_class = getattr(transformers, _choose_task(path, config, task).auto_class)
+    chosen = _choose_task(path, config, task)
+    if chosen.name == "feature-extraction":
+        _warn_of_pipeline(path, source)
+    auto_class = getattr(transformers, chosen.auto_class)
     try:
         model, info = auto_class.from_pretrained(path, output_loading_info=True, **model_kwargs)
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -78,6 +82,16 @@ def load_processing_class(path: str | PathLike, **model_kwargs: Any) -> PreTrain
         "text and to save the tokenizer with the pruned model."
     )
     return None
+
+
+def _warn_of_pipeline(path: str | PathLike, source: dict[str, Any]) -> None:
+    where = {name: source[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in source}
+    if has_file(path, "modules.json", **where):
+        logger.warning(
+            f"{str(path)!r} is a pipeline of sentence-transformers, of which only the encoder was loaded: what is "
+            "preserved is the mean over its tokens, and no pipeline will be saved. To prune the pipeline, use "
+            f"`KPruner.from_sentence_transformer(SentenceTransformer({str(path)!r}))`."
+        )
 
 
 def _choose_task(path: str | PathLike, config: Any, name: str | None) -> Task:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from datasets import Dataset
@@ -36,6 +36,9 @@ from .report import KPruneResult
 from .states import StateStore
 from .sublayers import Encoder, max_positions
 from .tasks import get_task, task_of, with_published_targets
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 BATCH_SIZE = 32
 
@@ -67,7 +70,8 @@ class KPruner(OptimumPruner):
         if not isinstance(model, PreTrainedModel):
             raise ValueError(
                 f"`model` must be a loaded transformers model. Got {type(model).__name__} instead. "
-                "To load one, use `KPruner.from_pretrained(...)`."
+                "To load one, use `KPruner.from_pretrained(...)`; for a pipeline of sentence-transformers, "
+                "`KPruner.from_sentence_transformer(...)`."
             )
         self.adapter: EncoderAdapter = adapter_of(model)
         self.task = task_of(model)
@@ -81,6 +85,7 @@ class KPruner(OptimumPruner):
         self.model = model
         self.processing_class = processing_class
         self.trainer: Trainer | None = None
+        self._pipeline: SentenceTransformer | None = None
         self.config: KPruneConfig | None = None
         self.result: KPruneResult | None = None
         self._recipe = Recipe()
@@ -106,7 +111,7 @@ class KPruner(OptimumPruner):
         Raises:
             ValueError: if the architecture is not supported or the task does not fit the head.
         """
-        if isinstance(model_or_path, PreTrainedModel):
+        if not isinstance(model_or_path, str | PathLike):
             if model_kwargs:
                 raise ValueError(
                     f"Arguments for loading go with a path. Got a loaded model and {', '.join(sorted(model_kwargs))}."
@@ -135,6 +140,42 @@ class KPruner(OptimumPruner):
         pruner = cls(plain_model(trainer.model), processing_class)
         pruner.trainer = trainer
         return pruner
+
+    @classmethod
+    def from_sentence_transformer(cls, sentence_transformer: "SentenceTransformer") -> "KPruner":
+        """Takes model and tokenizer of a `SentenceTransformer`; what is preserved are the embeddings that it gives.
+
+        Pooling, the modules behind it and `truncate_dim` are part of that; embeddings are compared at unit length if
+        the similarity function is the cosine. Texts are cut at its `max_seq_length`; prompts are not added to
+        calibration texts. The pipeline is never changed; with the pruned model, it is `sentence_transformer`.
+
+        Raises:
+            ImportError: if sentence-transformers is not installed.
+            ValueError: if the model or a module of the pipeline is not supported.
+        """
+        from .from_sentence_transformer import embedding_task, encoder_of
+
+        pruner = cls(encoder_of(sentence_transformer), sentence_transformer.tokenizer)
+        pruner.task = embedding_task(sentence_transformer)
+        pruner._pipeline = sentence_transformer
+        pruner._recipe = Recipe(given="KPruner.from_sentence_transformer(model)")
+        return pruner
+
+    @property
+    def sentence_transformer(self) -> "SentenceTransformer":
+        """The pipeline of `from_sentence_transformer` with the pruned model, to encode with and to save.
+
+        It is a copy, but for `model`, which it holds.
+
+        Raises:
+            ValueError: if the pruner has no pipeline, or nothing was pruned yet.
+        """
+        if self._pipeline is None:
+            raise ValueError(
+                "This pruner has no pipeline of sentence-transformers to put the pruned model into. Use "
+                "`KPruner.from_sentence_transformer(...)`."
+            )
+        return self._publication(None, False).sentence_transformer()
 
     def get_calibration_dataset(
         self,
@@ -435,6 +476,7 @@ class KPruner(OptimumPruner):
             config=self.config,
             result=self.result,
             recipe=self._recipe,
+            pipeline=self._pipeline,
             facts=facts or CardFacts(),
             measure_latency=measure_latency,
         )

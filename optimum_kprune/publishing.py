@@ -4,7 +4,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,6 +17,9 @@ from .recipe import Recipe, hub_name
 from .report import KPruneResult
 from .sublayers import max_positions
 from .tasks import Task
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Publication:
         config: the settings of the prune.
         result: what was kept.
         recipe: the calls that made the pruned model.
+        pipeline: the pipeline of sentence-transformers that the teacher is from, if any.
         facts: what the card should tell beyond that.
         measure_latency: whether to measure latency for the card, when saving.
     """
@@ -42,6 +46,7 @@ class Publication:
     config: KPruneConfig
     result: KPruneResult
     recipe: Recipe
+    pipeline: Any
     facts: CardFacts
     measure_latency: bool
 
@@ -58,12 +63,21 @@ class Publication:
         """
         facts = self._with_latency() if self.measure_latency else self.facts
         with hub.written_whole(save_directory) as folder:
+            if self.pipeline is not None:
+                self.sentence_transformer().save_pretrained(str(folder), create_model_card=False)
             # With the settings, and the report without its times, which are known here alone.
             self.model.save_pretrained(folder, **kwargs)
             write_report(folder, self.result.to_dict())
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
             model_card(self.result, self.config, self._model_facts(repo_id), facts).save(folder / hub.CARD_NAME)
+
+    def sentence_transformer(self) -> "SentenceTransformer":
+        """Returns a copy of the pipeline that holds the pruned model and its card."""
+        from .from_sentence_transformer import with_encoder
+
+        card = model_card(self.result, self.config, self._model_facts(None), self.facts)
+        return with_encoder(self.pipeline, self.model, str(card))
 
     def push(self, repo_id: str, token: str | None, private: bool | None, commit_message: str) -> str:
         """Uploads everything to a repository, which is made if it does not exist; returns the commit's address.
@@ -83,6 +97,7 @@ class Publication:
         return ModelFacts(
             task=self.task.name,
             auto_class=self.task.auto_class,
+            library=self.task.library,
             base_model=hub_name(self.teacher.config._name_or_path),
             bytes_before=_bytes_of(self.teacher),
             bytes_after=_bytes_of(self.model),

@@ -48,11 +48,13 @@ class Recipe:
         load: of `KPruner.from_pretrained`; None if the model was given loaded.
         draw: of `KPruner.get_calibration_dataset`; None if the data was given.
         prune: of `KPruner.prune`, without the settings and the data.
+        given: the call that takes a model that was given loaded.
     """
 
     load: Mapping[str, Any] | None = None
     draw: Mapping[str, Any] | None = None
     prune: Mapping[str, Any] = field(default_factory=dict)
+    given: str = "KPruner(model, tokenizer)"
 
     @property
     def dataset_name(self) -> str | None:
@@ -107,7 +109,7 @@ def _words(value: Any) -> str:
 
 def program(recipe: Recipe, config: KPruneConfig) -> str:
     """Returns the program that makes the model again; `...` stands for what only its author knows."""
-    loading = "KPruner(model, tokenizer)" if recipe.load is None else _call("KPruner.from_pretrained", recipe.load)
+    loading = recipe.given if recipe.load is None else _call("KPruner.from_pretrained", recipe.load)
     drawing = "..." if recipe.draw is None else _call("pruner.get_calibration_dataset", recipe.draw)
     settings = _call("KPruneConfig", changed_settings(config))
     return "\n".join(

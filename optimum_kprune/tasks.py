@@ -24,6 +24,7 @@ class Task:
         class_suffix: what the names of its model classes end with.
         predict: maps the outputs of a model, its config and a boolean (rows, tokens) mask of real tokens to the
             prediction to preserve.
+        library: name of the library that loads its pruned models.
         target: maps the teacher's prediction to what the student's is compared with.
     """
 
@@ -31,10 +32,12 @@ class Task:
     auto_class: str
     class_suffix: str
     predict: Callable[[Any, Any, Tensor], Prediction]
+    library: str = "transformers"
     target: Callable[[Prediction], Prediction] = lambda prediction: prediction
 
 
-def _one_position(values: Tensor, family: Literal["categorical", "gaussian"]) -> Prediction:
+def one_position(values: Tensor, family: Literal["categorical", "gaussian"]) -> Prediction:
+    """Returns the prediction that is one distribution, or the plain values, per sample: (samples, classes)."""
     return Prediction(values[:, None, :], values.new_ones(values.shape[0], 1), family)
 
 
@@ -42,15 +45,15 @@ def _classes(outputs: Any, config: Any, mask: Tensor) -> Prediction:
     """Single label: one distribution; several labels: one yes-or-no distribution each; regression: the values."""
     logits = outputs.logits
     if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):
-        return _one_position(logits, "gaussian")
+        return one_position(logits, "gaussian")
     if config.problem_type == "multi_label_classification":
         yes_or_no = torch.stack([logits, torch.zeros_like(logits)], dim=-1)
         return Prediction(yes_or_no, torch.ones_like(logits), "categorical")
-    return _one_position(logits, "categorical")
+    return one_position(logits, "categorical")
 
 
 def _choices(outputs: Any, config: Any, mask: Tensor) -> Prediction:
-    return _one_position(outputs.logits, "categorical")
+    return one_position(outputs.logits, "categorical")
 
 
 def _span(outputs: Any, config: Any, mask: Tensor) -> Prediction:
@@ -70,7 +73,7 @@ def _embedding(outputs: Any, config: Any, mask: Tensor) -> Prediction:
     """The mean-pooled embedding of the real tokens, of unit length: what similarity search compares."""
     weights = mask.float()[:, :, None]
     pooled = (at_least_float32(outputs.last_hidden_state) * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-    return _one_position(torch.nn.functional.normalize(pooled, dim=-1), "gaussian")
+    return one_position(torch.nn.functional.normalize(pooled, dim=-1), "gaussian")
 
 
 TASKS = {

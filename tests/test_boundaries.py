@@ -70,6 +70,14 @@ def test_calibration_knows_no_model(name):
     assert all(module.startswith("calibration_") for module in ours)
 
 
+def test_an_optional_library_is_imported_only_where_it_is_needed():
+    """By one file, which others import in functions; two more name a type of it."""
+    users = {names_of(file) for file in FILES if "sentence_transformers" in packages_of(file)}
+    assert users == {"from_sentence_transformer.py", "pruner.py", "publishing.py"}
+    for file in FILES:
+        assert not {"sentence_transformers", ".from_sentence_transformer"} & imports_of(file, lazy=False)
+
+
 def test_imports_have_no_cycle():
     graph = {}
     for file in FILES:
