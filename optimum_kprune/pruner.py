@@ -30,6 +30,7 @@ from .latency import latency_of, machine_of
 from .loading import load_model, load_processing_class
 from .modeling_kprune import pruned_model_from
 from .observe import evaluating
+from .processes import in_main, is_main, require_same, together
 from .pruning import SublayerPruner
 from .recipe import LOCAL_DATA, LOCAL_MODEL, Recipe, changed, hub_name
 from .report import KPruneResult
@@ -183,6 +184,7 @@ class KPruner(OptimumPruner):
         return dataset
 
     # Gradients are needed, also by those who call in inference mode.
+    @together()
     @torch.inference_mode(False)
     def prune(
         self,
@@ -222,6 +224,7 @@ class KPruner(OptimumPruner):
             self.save_pretrained(save_directory)
         return cast(KPruneResult, pruned.result)
 
+    @together()
     @torch.inference_mode(False)
     def sweep(
         self,
@@ -302,11 +305,13 @@ class KPruner(OptimumPruner):
         started = time.perf_counter()
         task = with_published_targets(self.task) if configs[0].published_targets else self.task
         pruners: list[KPruner] = []
+        require_same("weights of the model", self.teacher.parameters())
+        require_same("calibration data", (values for batch in calibration.batches for values in batch.values()))
         with (
             torch.no_grad(),
             evaluating(self.teacher),
             StateStore(configs[0].memory_budget) as store,
-            tqdm(desc="Pruning", unit="batch") as bar,
+            tqdm(desc="Pruning", unit="batch", disable=not is_main()) as bar,
         ):
             frontier = Frontier(Encoder(self.teacher, self.adapter), self._student(), calibration, task, store)
             warn_if_few_tokens(frontier)
@@ -367,6 +372,7 @@ class KPruner(OptimumPruner):
             raise ValueError(f"{reason}. Got none, and no trainer to take it from: use `KPruner.from_trainer(...)`.")
         return self.trainer
 
+    @in_main
     def save_pretrained(
         self,
         save_directory: str | PathLike,
@@ -390,6 +396,7 @@ class KPruner(OptimumPruner):
             raise ValueError("`save_pretrained` does not upload. Call `push_to_hub(repo_id)`.")
         self._save(save_directory, None, facts, measure_latency, **kwargs)
 
+    @in_main
     def push_to_hub(
         self,
         repo_id: str,

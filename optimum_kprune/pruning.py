@@ -14,6 +14,7 @@ from .configuration import KPruneConfig
 from .frontier import Frontier, Progress
 from .modeling_kprune import shrink_sublayer
 from .passes import gather_correction, gather_fit, measure_knowledge
+from .processes import as_in_main
 from .report import SublayerResult
 from .stages import Stopwatch
 from .sublayers import Place, Sublayer
@@ -99,7 +100,7 @@ class SublayerPruner:
         if target.units:
             if self._is_corrected(teacher):
                 self._correct_inputs(teacher, target)
-            kept = self._select([student for student in students if student.units])
+            kept = as_in_main(self._select([student for student in students if student.units]))
             indices = kept.nonzero().flatten().tolist()
             # Shrunk first, so that only kept features are computed; one without units cannot be observed any more.
             if indices:
@@ -134,7 +135,7 @@ class SublayerPruner:
         with self.stopwatch("solve"), torch.no_grad():
             fit_bias = all(projection.bias is not None for projection in target.inputs)
             identity = Projection(torch.eye(fit.features).to(fit.gram), torch.zeros(fit.features).to(fit.gram))
-            correction = fit.solve(identity, self.config.ridge, fit_bias, target.name)
+            correction = Projection(*map(as_in_main, fit.solve(identity, self.config.ridge, fit_bias, target.name)))
             for projection in target.inputs:
                 weight = projection.weight.double()
                 projection.weight.copy_(weight @ correction.weight.T)
@@ -180,7 +181,7 @@ class SublayerPruner:
             projection = projection._replace(bias=torch.zeros_like(projection.bias))
         if self.config.tuning:
             fit_bias = has_bias and self.config.bias == "refit"
-            projection = fit.solve(projection, self.config.ridge, fit_bias, target.name)
+            projection = Projection(*map(as_in_main, fit.solve(projection, self.config.ridge, fit_bias, target.name)))
         with torch.no_grad():
             target.output.weight[:, : target.features] = projection.weight.T.to(target.output.weight)
             if has_bias:
