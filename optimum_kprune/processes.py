@@ -5,6 +5,7 @@ fails in one then fails in all. In one process, nothing here does anything.
 """
 
 import logging
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,14 +44,14 @@ _joint: ContextVar[_Joint | None] = ContextVar("_joint", default=None)
 
 def world_size() -> int:
     """Returns the number of processes; joins them first, where a launcher has started several and nothing else did."""
-    if dist.is_available() and not dist.is_initialized() and get_cpu_distributed_information().world_size > 1:
+    if dist.is_available() and not dist.is_initialized() and _launched()[1] > 1:
         _join()
     return dist.get_world_size() if _are_joined() else 1
 
 
 def is_main() -> bool:
     """Whether this process is the one that logs and saves; does not join the others."""
-    return (dist.get_rank() if _are_joined() else get_cpu_distributed_information().rank) == 0
+    return (dist.get_rank() if _are_joined() else _launched()[0]) == 0
 
 
 def own_device() -> torch.device:
@@ -144,6 +145,15 @@ def leave() -> None:
     """Ends what `world_size` joined, at the end of a program."""
     if _are_joined():
         dist.destroy_process_group()
+
+
+def _launched() -> tuple[int, int]:
+    """The number of this process and how many there are, as a launcher has told them."""
+    # Without an address to meet at, processes that a cluster or MPI has started are each alone.
+    if "MASTER_ADDR" not in os.environ:
+        return 0, 1
+    told = get_cpu_distributed_information()
+    return told.rank, told.world_size
 
 
 def _are_joined() -> bool:

@@ -44,6 +44,9 @@ BATCH_SIZE = 32
 class KPruner(OptimumPruner):
     """Prunes a fine-tuned encoder without retraining and without labels (Park, Choi and Kang, ICLR 2024).
 
+    Where a launcher has started several processes, all must call `prune`, `sweep`, `save_pretrained` and
+    `push_to_hub`, with the same model and data: they share the batches, and the main process saves and uploads.
+
     Args:
         model: a loaded model with the head of its task. It is never changed.
         processing_class: its tokenizer, needed to calibrate on text and saved with the pruned model.
