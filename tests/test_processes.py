@@ -4,26 +4,28 @@ They are started once, run all jobs one after the other and leave what came out 
 same jobs alone.
 """
 
+import faulthandler
 import json
 import os
 import socket
 import subprocess
 import sys
 from argparse import Namespace
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 from datasets import Dataset
-from tiny import batches_of, pad, ragged_samples, save_tiny, texts_of, tiny_model, tiny_tokenizer
+from tiny import SPECIAL, batches_of, pad, ragged_samples, save_tiny, texts_of, tiny_model, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 from optimum_kprune import KPruneCallback, KPruneConfig, KPruner, command, hub, pruner, pruning
-from optimum_kprune.processes import is_main, share
+from optimum_kprune.processes import is_main, share, world_size
 
 SAMPLES = ragged_samples(40)
+UNKNOWN = SPECIAL.index("<unk>")
 RATES = [0.4, 0.7]
 
 
@@ -94,18 +96,16 @@ def fail(rank):
     """Errors that one or both processes run into; each is caught, and the next job goes on."""
     prune, batches = KPruner(tiny_model()).prune, batches_of(SAMPLES, 5)
     errors = {}
-    broken = tiny_model()
-    broken.bert.embeddings.word_embeddings.weight.data[119] = 3e38
-    spoilt = [{name: values.clone() for name, values in batch.items()} for batch in batches]
-    spoilt[1]["input_ids"][0, 1] = 119
-    for batch in (*spoilt[:1], *spoilt[2:]):
-        batch["input_ids"][batch["input_ids"] == 119] = 118
+    broken, spoilt = tiny_model(), batches_of(SAMPLES, 5)
+    # A word of which only the second process has a sample overflows.
+    broken.bert.embeddings.word_embeddings.weight.data[UNKNOWN] = 3e38
+    spoilt[1]["input_ids"][0, 1] = UNKNOWN
     errors["not finite in one"] = error_of(KPruner(broken).prune, settings(), spoilt)
     errors["other data"] = error_of(prune, settings(), batches[rank:])
     errors["other weights"] = error_of(KPruner(tiny_model(seed=rank)).prune, settings(), batches)
-    with only_in(rank, 1, mock.patch.object(pruning, "gather_fit", side_effect=OSError("the disk is full"))):
+    with only_in_second(rank, pruning, "gather_fit", side_effect=OSError("the disk is full")):
         errors["second, in work"] = error_of(prune, settings(), batches)
-    with only_in(rank, 1, mock.patch.object(pruner, "KPruneResult", side_effect=KeyError("late"))):
+    with only_in_second(rank, pruner, "KPruneResult", side_effect=KeyError("late")):
         errors["second, at the end"] = error_of(prune, settings(), batches)
     return errors
 
@@ -129,29 +129,22 @@ def run_command(folder):
         return exit.code
 
 
-@contextmanager
-def only_in(rank, failing, patch):
-    if rank != failing:
-        yield
-        return
-    with patch:
-        yield
+def only_in_second(rank, *args, **kwargs):
+    return mock.patch.object(*args, **kwargs) if rank == 1 else nullcontext()
 
 
 def prune_with_another_solution(rank, folder):
     """The second process finds other units and weights than the first, as rounding may make it."""
-    solve, select = pruning.LeastSquares.solve, pruning.select_units
+    select = pruning.select_units
 
-    def other_solution(fit, start, *args):
+    def solve(fit, start, *args):
         return start._replace(weight=start.weight + 1)
 
     with (
-        only_in(rank, 1, mock.patch.object(pruning.LeastSquares, "solve", other_solution)),
-        only_in(rank, 1, mock.patch.object(pruning, "select_units", lambda *args: [~one for one in select(*args)])),
+        only_in_second(rank, pruning.LeastSquares, "solve", solve),
+        only_in_second(rank, pruning, "select_units", lambda *args: [~selected for selected in select(*args)]),
     ):
-        outcome = prune_texts(folder / "other")
-    assert (solve, select) == (pruning.LeastSquares.solve, pruning.select_units)
-    return outcome
+        return prune_texts(folder / "other")
 
 
 def work(rank, folder, port):
@@ -160,17 +153,15 @@ def work(rank, folder, port):
     os.environ.update({name: str(value) for name, value in places.items()}, MASTER_ADDR="127.0.0.1")
     os.environ["ACCELERATE_USE_CPU"] = "true"
     torch.set_num_threads(1)
-    bars, batches = [], []
-    note = mock.patch.object(
-        pruner, "warn_if_few_tokens", side_effect=lambda frontier: batches.append((len(frontier), frontier.measured))
-    )
-    bar = mock.patch.object(
-        pruner, "tqdm", side_effect=lambda **options: bars.append(options["disable"]) or tqdm(**options)
-    )
-    tqdm = pruner.tqdm
-    with note, bar:
+    # Who waits for ever says where, and ends.
+    faulthandler.dump_traceback_later(900, exit=True)
+    bars = mock.patch.object(pruner, "tqdm", wraps=pruner.tqdm)
+    with bars as bar, mock.patch.object(pruner, "warn_if_few_tokens") as check:
         found = {job.__name__: job(folder) for job in PRUNES}
-    found |= {"other solution": prune_with_another_solution(rank, folder), "batches": batches, "bars": bars}
+    frontiers = [call.args[0] for call in check.call_args_list]
+    found |= {"batches": [(len(frontier), frontier.measured) for frontier in frontiers]}
+    found |= {"hidden bars": [call.kwargs["disable"] for call in bar.call_args_list]}
+    found |= {"other solution": prune_with_another_solution(rank, folder)}
     found |= {"shares": [list(share(range(count))) for count in (0, 1, 5)], "is main": is_main()}
     found |= {"errors": fail(rank), "saved": save(rank, folder), "exit": run_command(folder)}
     torch.save(found, folder / f"{rank}.pt")
@@ -230,7 +221,7 @@ def test_the_main_process_saves_and_shows(both, folder):
     assert {path.name for path in (folder / "sweep").iterdir()} == set(map(str, RATES))
     assert (folder / "run" / "pruned" / "kprune_report.json").is_file()
     assert [found["is main"] for found in both] == [True, False]
-    assert not any(both[0]["bars"]) and all(both[1]["bars"]) and both[1]["bars"]
+    assert [found["hidden bars"] for found in both] == [[False] * len(PRUNES), [True] * len(PRUNES)]
     assert [found["saved"]["commit"] for found in both] == [("commit of 0", 1), ("commit of 0", 0)]
 
 
@@ -262,6 +253,12 @@ def test_a_folder_in_use_is_refused_in_both(both):
 def test_the_command_tells_once_what_went_wrong(both):
     first, second = (found["exit"] for found in both)
     assert first.startswith("optimum-cli kprune: No model could be loaded") and second == 1
+
+
+def test_processes_that_were_not_told_where_to_meet_are_alone(monkeypatch):
+    monkeypatch.setenv("PMI_SIZE", "4")
+    monkeypatch.setenv("PMI_RANK", "3")
+    assert world_size() == 1 and is_main()
 
 
 def test_accelerate_launches_the_module(tmp_path):
