@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from .calibration_columns import dataset_from_texts
 from .calibration_source import read_split
 from .calibration_text import InputSpec, Sample, iterate_samples
+from .processes import is_main
 
 __all__ = ["CalibrationBatches", "InputSpec", "load_calibration_dataset", "prepare_batches"]
 
@@ -223,7 +224,8 @@ def _batch_tokens(batch: Batch) -> int:
 def _take_samples(samples: Iterator[Sample], num_tokens: int | None) -> list[Sample]:
     """Takes samples until `num_tokens` real tokens are reached; leaves out what is all padding."""
     taken, total = [], 0
-    with tqdm(total=num_tokens, desc="Reading calibration data", unit=" tokens", leave=False) as progress:
+    bar = {"desc": "Reading calibration data", "unit": " tokens", "leave": False, "disable": not is_main()}
+    with tqdm(total=num_tokens, **bar) as progress:
         for sample in samples:
             count = _sample_tokens(sample)
             if count:

@@ -12,6 +12,7 @@ import torch
 from . import hub
 from .card import CardFacts
 from .configuration import KPruneConfig
+from .processes import is_main, leave, own_device, together, world_size
 from .pruner import KPruner
 from .recipe import hub_name
 
@@ -19,16 +20,19 @@ logger = logging.getLogger("optimum_kprune")
 
 
 def run(arguments: Namespace) -> None:
-    """Runs the command; what the user can mend is said in one line, with exit status 1."""
+    """Runs the command; what the user can mend is said in one line by the main process, with exit status 1."""
     if not logger.handlers:
         logger.addHandler(logging.StreamHandler())
     logger.setLevel(logging.INFO)
     try:
-        _prune(arguments)
+        with together():
+            _prune(arguments)
     except (ValueError, OSError) as error:
-        sys.exit(f"optimum-cli kprune: {' '.join(str(error).split())}")
+        sys.exit(f"optimum-cli kprune: {' '.join(str(error).split())}" if is_main() else 1)
     except KeyboardInterrupt:
         sys.exit("optimum-cli kprune: interrupted; the output folder is whole, or it is not there.")
+    finally:
+        leave()
 
 
 def _prune(arguments: Namespace) -> None:
@@ -38,8 +42,9 @@ def _prune(arguments: Namespace) -> None:
     if arguments.push_to_hub is not None:
         hub.require_uploadable(arguments.push_to_hub)
     pruner = KPruner.from_pretrained(arguments.model, task=arguments.task, **_given(arguments, "revision", "dtype"))
-    if arguments.device is not None:
-        _move(pruner, arguments.device)
+    device = arguments.device or (str(own_device()) if world_size() > 1 else None)
+    if device is not None:
+        _move(pruner, device)
     calibration = pruner.get_calibration_dataset(
         arguments.dataset,
         num_tokens=config.num_tokens,

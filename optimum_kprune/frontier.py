@@ -12,6 +12,7 @@ from .algorithm.divergence import Prediction
 from .calibration import Batch, CalibrationBatches
 from .entering import find_joints, run
 from .observe import recorded_input, recorded_output, recorded_states
+from .processes import share
 from .states import States, StateStore
 from .sublayers import BOTTOM, Encoder, Place, Sublayer
 from .tasks import Task
@@ -88,7 +89,7 @@ class Frontier:
     Args:
         teacher: the model as it was given; in evaluation mode, as the student.
         student: its copy.
-        calibration: the batches.
+        calibration: the batches, of which every process takes its share.
         task: what must be preserved.
         store: what holds the hidden states.
 
@@ -96,10 +97,10 @@ class Frontier:
         targets: the teacher's sublayers that have units, bottom to top.
         place: where the student's hidden states enter.
         moves: how often the student advances over all batches, from the first to the last target.
-        samples: number of calibration samples, |D|.
-        tokens: number of real tokens, N.
-        rows: number of sequences (more than samples in multiple choice).
-        measured: number of batches, from the first, on which knowledge is measured.
+        samples: number of calibration samples of all processes, |D|.
+        tokens: number of their real tokens, N.
+        rows: number of their sequences (more than samples in multiple choice).
+        measured: number of this process's batches, from the first, on which knowledge is measured.
     """
 
     def __init__(
@@ -111,18 +112,19 @@ class Frontier:
         store: StateStore | None = None,
     ) -> None:
         store = store or StateStore()
-        batches = self._batches = calibration.batches
+        batches = self._batches = share(calibration.batches)
         # One sample tells how the model is built.
-        sample = {name: values[:1] for name, values in batches[0].items()}
+        sample = {name: values[:1] for name, values in calibration.batches[0].items()}
         teacher.joints = student.joints = find_joints(teacher, _to_device(sample, teacher))
         self.teacher = teacher
         self.student = student
         self.task = task
-        self.measured = calibration.measured
-        self._masks = [token_mask(batch) for batch in batches]
-        self.samples = sum(len(batch["input_ids"]) for batch in batches)
-        self.tokens = sum(int(mask.sum()) for mask in self._masks)
-        self.rows = sum(len(mask) for mask in self._masks)
+        self.measured = len(share(calibration.batches[: calibration.measured]))
+        masks = [token_mask(batch) for batch in calibration.batches]
+        self._masks = share(masks)
+        self.samples = sum(len(batch["input_ids"]) for batch in calibration.batches)
+        self.tokens = sum(int(mask.sum()) for mask in masks)
+        self.rows = sum(len(mask) for mask in masks)
         self._teacher = Stream(teacher, store.states(len(batches)))
         self._student = Stream(student, store.states(len(batches)))
         self._predictions: list[Prediction | None] = [None] * self.measured
@@ -161,11 +163,11 @@ class Frontier:
                 self._teacher_last[step.index] = outputs[0]
 
     def __len__(self) -> int:
-        """Number of calibration batches."""
+        """Number of this process's calibration batches."""
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Step]:
-        """Yields the calibration batches with their hidden states."""
+        """Yields this process's calibration batches with their hidden states."""
         for index, (batch, mask) in enumerate(zip(self._batches, self._masks, strict=True)):
             yield Step(
                 index,

@@ -1,4 +1,7 @@
-"""The passes over the calibration data that a sublayer needs: to correct its input, measure knowledge and fit."""
+"""The passes over the calibration data that a sublayer needs: to correct its input, measure knowledge and fit.
+
+Every process goes over its own batches; the sums that come out are those of all.
+"""
 
 import zlib
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +16,7 @@ from .algorithm.tuning import LeastSquares, scale_weights
 from .configuration import KPruneConfig
 from .frontier import Frontier, Progress, Step
 from .observe import observed_units, recorded
+from .processes import add_up
 from .sublayers import Sublayer
 from .tasks import MASKED_LOGIT
 
@@ -55,6 +59,9 @@ def measure_knowledge(
             else:
                 probe = divergence(teacher, student, config.temperature)
             probe.sum().backward()
+    seen = torch.tensor([samples_seen, tokens_seen], device=device)
+    add_up(seen, *(total for sums in statistics for total in (sums.squared_features, sums.squared_gradients)))
+    samples_seen, tokens_seen = seen.tolist()
     # Features first: what overflows in one sublayer spoils the gradients of those below.
     for sublayer, sums in zip(sublayers, statistics, strict=True):
         require_finite(sublayer.name, sums.squared_features)
@@ -123,6 +130,7 @@ def gather_correction(frontier: Frontier, teacher: Sublayer, student: Sublayer, 
     for step in progress(frontier):
         teacher_input, student_input = frontier.inputs(step, teacher, student)
         fit.add(step.real(student_input), step.real(teacher_input))
+    add_up(fit.gram, fit.cross, fit.squared_target)
     require_finite(student.name, fit.gram, fit.cross)
     return fit
 
@@ -154,6 +162,7 @@ def gather_fit(
             weights = scale_weights(stream) if config.token_weights == "scale" else None
             target = stream - step.real(present.residual).float()
             fit.add(step.real(present.features)[:, : student.features], target, weights)
+    add_up(fit.gram, fit.cross, fit.squared_target)
     require_finite(student.name, fit.gram, fit.cross)
     return fit
 

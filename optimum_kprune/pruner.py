@@ -29,6 +29,7 @@ from .kept import adapter_of, kprune_field, prune_fields
 from .loading import load_model, load_processing_class
 from .modeling_kprune import pruned_model_from
 from .observe import evaluating
+from .processes import in_main, is_main, require_same, together
 from .pruning import SublayerPruner
 from .publishing import Publication
 from .recipe import LOCAL_DATA, LOCAL_MODEL, Recipe, changed, hub_name
@@ -45,6 +46,9 @@ BATCH_SIZE = 32
 
 class KPruner(OptimumPruner):
     """Prunes a fine-tuned encoder without retraining and without labels (Park, Choi and Kang, ICLR 2024).
+
+    Where a launcher has started several processes, all must call `prune`, `sweep`, `save_pretrained` and
+    `push_to_hub`, with the same model and data: they share the batches, and the main process saves and uploads.
 
     Args:
         model: a loaded model with the head of its task. It is never changed.
@@ -224,6 +228,7 @@ class KPruner(OptimumPruner):
         return dataset
 
     # Gradients are needed, also by those who call in inference mode.
+    @together()
     @torch.inference_mode(False)
     def prune(
         self,
@@ -263,6 +268,7 @@ class KPruner(OptimumPruner):
             self.save_pretrained(save_directory)
         return cast(KPruneResult, pruned.result)
 
+    @together()
     @torch.inference_mode(False)
     def sweep(
         self,
@@ -343,11 +349,13 @@ class KPruner(OptimumPruner):
         started = time.perf_counter()
         task = with_published_targets(self.task) if configs[0].published_targets else self.task
         pruners: list[KPruner] = []
+        require_same("weights of the model", self.teacher.parameters())
+        require_same("calibration data", (values for batch in calibration.batches for values in batch.values()))
         with (
             torch.no_grad(),
             evaluating(self.teacher),
             StateStore(configs[0].memory_budget) as store,
-            tqdm(desc="Pruning", unit="batch") as bar,
+            tqdm(desc="Pruning", unit="batch", disable=not is_main()) as bar,
         ):
             frontier = Frontier(Encoder(self.teacher, self.adapter), self._student(), calibration, task, store)
             warn_if_few_tokens(frontier)
@@ -411,6 +419,7 @@ class KPruner(OptimumPruner):
             raise ValueError(f"{reason}. Got none, and no trainer to take it from: use `KPruner.from_trainer(...)`.")
         return self.trainer
 
+    @in_main
     def save_pretrained(
         self,
         save_directory: str | PathLike,
@@ -434,6 +443,7 @@ class KPruner(OptimumPruner):
             raise ValueError("`save_pretrained` does not upload. Call `push_to_hub(repo_id)`.")
         self._publication(facts, measure_latency).save(save_directory, **kwargs)
 
+    @in_main
     def push_to_hub(
         self,
         repo_id: str,

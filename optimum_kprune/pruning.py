@@ -15,6 +15,7 @@ from .configuration import KPruneConfig
 from .frontier import Frontier, Progress
 from .modeling_kprune import shrink_sublayer
 from .passes import gather_correction, gather_fit, measure_knowledge
+from .processes import as_in_main
 from .report import SublayerResult
 from .stages import Stopwatch
 from .sublayers import Place, Sublayer
@@ -100,7 +101,7 @@ class SublayerPruner:
         if target.units:
             if self._is_corrected(teacher):
                 self._correct_inputs(teacher, target)
-            kept = self._select([student for student in students if student.units])
+            kept = as_in_main(self._select([student for student in students if student.units]))
             indices = kept.nonzero().flatten().tolist()
             # Shrunk first, so that only kept features are computed; one without units cannot be observed any more.
             if indices:
@@ -196,7 +197,8 @@ class SublayerPruner:
 
 
 def _replace(projection: Any, **values: Tensor) -> None:
-    """Puts new parameters into a projection: what is there may be shared with the teacher."""
+    """Puts new parameters into a projection, those of the main process: what is there may be shared with the teacher."""
     for name, value in values.items():
         present = getattr(projection, name)
-        setattr(projection, name, nn.Parameter(value.to(present).contiguous(), present.requires_grad))
+        data = as_in_main(value.to(present)).contiguous()
+        setattr(projection, name, nn.Parameter(data, present.requires_grad))

@@ -16,7 +16,8 @@ class KPruneCallback(TrainerCallback):
     """Prunes the model that training ends with (the best one with `load_best_model_at_end`) and saves it.
 
     It calibrates on the trainer's train data with its collator; labels are not looked at. The trained model stays as
-    it is. What would not work is said before training, and only the main process prunes.
+    it is. What would not work is said before training. All processes prune, each on its share of the data, and the
+    main one saves.
 
     Args:
         config: the settings of the prune.
@@ -24,8 +25,7 @@ class KPruneCallback(TrainerCallback):
             beside the checkpoints.
 
     Attributes:
-        pruner: the pruner after training, with the pruned `model` and the `result`; None before, and in processes
-            other than the main one.
+        pruner: the pruner after training, with the pruned `model` and the `result`; None before.
 
     Raises:
         ValueError: before training, if the model cannot be pruned or the train data not be calibrated on.
@@ -41,26 +41,24 @@ class KPruneCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Checks what can be known before training."""
-        if state.is_world_process_zero:
-            self.config.check()
-            require_free(self._folder(args))
-            KPruner(plain_model(kwargs["model"]))
-            calibration_data(kwargs["train_dataloader"].dataset, self.config.seed)
+        self.config.check()
+        require_free(self._folder(args))
+        KPruner(plain_model(kwargs["model"]))
+        calibration_data(kwargs["train_dataloader"].dataset, self.config.seed)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Prunes and saves."""
-        if state.is_world_process_zero:
-            loader = kwargs["train_dataloader"]
-            pruner = KPruner(plain_model(kwargs["model"]), kwargs["processing_class"])
-            pruner.prune(
-                self.config,
-                calibration_data(loader.dataset, self.config.seed),
-                data_collator=loader.collate_fn,
-                save_directory=self._folder(args),
-            )
-            self.pruner = pruner
+        loader = kwargs["train_dataloader"]
+        pruner = KPruner(plain_model(kwargs["model"]), kwargs["processing_class"])
+        pruner.prune(
+            self.config,
+            calibration_data(loader.dataset, self.config.seed),
+            data_collator=loader.collate_fn,
+            save_directory=self._folder(args),
+        )
+        self.pruner = pruner
 
     def _folder(self, args: TrainingArguments) -> Path:
         return Path(str(args.output_dir), "pruned") if self.output_dir is None else Path(self.output_dir)

@@ -161,16 +161,6 @@ def test_the_callback_says_before_training_what_will_not_work(tmp_path):
         train(KPruneCallback(CONFIG), model=tiny_model(chunk_size_feed_forward=1))
 
 
-def test_only_the_main_process_prunes(tmp_path):
-    callback = KPruneCallback(CONFIG, tmp_path / "pruned")
-    trainer = make_trainer(tmp_path / "run", callbacks=[callback])
-    trainer.is_world_process_zero = lambda: False
-    trainer.state.is_world_process_zero = False
-    callback.on_train_begin(trainer.args, trainer.state, trainer.control)
-    callback.on_train_end(trainer.args, trainer.state, trainer.control)
-    assert callback.pruner is None and not (tmp_path / "pruned").exists()
-
-
 # Training on
 
 

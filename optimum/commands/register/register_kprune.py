@@ -24,7 +24,8 @@ class KPruneCommand(BaseOptimumCLICommand):
         model.add_argument("--revision", help="Branch, tag or commit of the model on the Hub.")
         dtypes = ["float32", "bfloat16", "float16", "float64"]
         model.add_argument("--dtype", choices=dtypes, help="Type of the weights; by default that of the config.")
-        model.add_argument("--device", default=None, help="Device to prune on, for example cuda; by default the CPU.")
+        device = "Device to prune on, for example cuda; by default the CPU, and with several processes that of each."
+        model.add_argument("--device", default=None, help=device)
         data = parser.add_argument_group("Calibration data")
         data.add_argument("--dataset_config", help="Configuration of the data set.")
         data.add_argument("--dataset_split", default="train", help="Split of the data set.")

@@ -1,0 +1,11 @@
+"""`python -m optimum_kprune ...` does what `optimum-cli kprune ...` does; launchers start it in several processes."""
+
+from argparse import ArgumentParser
+
+from optimum.commands.register.register_kprune import KPruneCommand
+
+from .command import run
+
+parser = ArgumentParser(prog="python -m optimum_kprune", description=KPruneCommand.COMMAND.help)
+KPruneCommand.parse_args(parser)
+run(parser.parse_args())

@@ -1,0 +1,191 @@
+"""Several processes that prune one model: each has a share of the batches, and their sums are added up.
+
+`torchrun` or `accelerate launch` starts them. All run the same code and meet wherever they exchange something; what
+fails in one then fails in all. In one process, nothing here does anything.
+"""
+
+import logging
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import get_cpu_distributed_information, parse_flag_from_env
+from torch import Tensor
+
+Item = TypeVar("Item")
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
+
+# What an error of another process is raised as; RuntimeError if it is none of them.
+ERRORS = (FileExistsError, OSError, ValueError)
+
+
+@dataclass
+class _Joint:
+    """What all processes are doing together.
+
+    Attributes:
+        is_over: whether a meeting has failed, so that there is none left to be told of an error.
+    """
+
+    is_over: bool = False
+
+
+_joint: ContextVar[_Joint | None] = ContextVar("_joint", default=None)
+
+
+def world_size() -> int:
+    """Returns the number of processes; joins them first, where a launcher has started several and nothing else did."""
+    if dist.is_available() and not dist.is_initialized() and _launched()[1] > 1:
+        _join()
+    return dist.get_world_size() if _are_joined() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that logs and saves; does not join the others."""
+    return (dist.get_rank() if _are_joined() else _launched()[0]) == 0
+
+
+def own_device() -> torch.device:
+    """Returns the device of this process among those of its machine."""
+    return _join().device
+
+
+def share(items: Sequence[Item]) -> Sequence[Item]:
+    """Returns this process's share of the items: every n-th, so that it is even also of every part of them."""
+    processes = world_size()
+    return items if processes == 1 else items[dist.get_rank() :: processes]
+
+
+def add_up(*sums: Tensor) -> None:
+    """Adds to every tensor, in place, those of the other processes."""
+    if world_size() == 1:
+        return
+    _meet()
+    for total in sums:
+        carried = _carried(total)
+        dist.all_reduce(carried)
+        total.copy_(carried)
+
+
+def as_in_main(tensor: Tensor) -> Tensor:
+    """Returns the main process's tensor: what follows from equal sums need not be equal to the last bit."""
+    if world_size() == 1:
+        return tensor
+    _meet()
+    carried = _carried(tensor)
+    dist.broadcast(carried, src=0)
+    return carried.to(tensor.device)
+
+
+def require_same(name: str, tensors: Iterable[Tensor]) -> None:
+    """Raises a ValueError if the processes do not have the same tensors."""
+    if world_size() == 1:
+        return
+    checksum = 0
+    for tensor in tensors:
+        # What is offloaded has no values here.
+        if not tensor.is_meta:
+            values = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            checksum = zlib.crc32(values.numpy().data, checksum)
+    if len(set(_meet(checksum))) > 1:
+        raise ValueError(
+            f"The {name} must be the same in all processes, which then share the work. Got different ones. Load and "
+            "prepare everything in every process as if it were the only one, with the same seeds, and split nothing."
+        )
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What fails in one process inside fails in all; processes other than the main one log errors only.
+
+    All processes must enter it. It may be nested: the outermost counts. An interruption is left to the launcher.
+    """
+    if world_size() == 1 or _joint.get():
+        yield
+        return
+    logger, joint = logging.getLogger(__package__), _Joint()
+    level, token = logger.level, _joint.set(joint)
+    if not is_main():
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+        _meet()
+    except Exception as error:
+        if not joint.is_over:
+            _meet(error=error)
+        raise
+    finally:
+        logger.setLevel(level)
+        _joint.reset(token)
+
+
+def in_main(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
+    """Has the main process alone run a function; the others wait, and get what it returns or its error."""
+
+    @wraps(function)
+    def run(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
+        if world_size() == 1:
+            return function(*args, **kwargs)
+        with together():
+            return _meet(function(*args, **kwargs) if is_main() else None)[0]
+
+    return run
+
+
+def leave() -> None:
+    """Ends what `world_size` joined, at the end of a program."""
+    if _are_joined():
+        dist.destroy_process_group()
+
+
+def _launched() -> tuple[int, int]:
+    """The number of this process and how many there are, as a launcher has told them."""
+    # Without an address to meet at, processes that a cluster or MPI has started are each alone.
+    if "MASTER_ADDR" not in os.environ:
+        return 0, 1
+    told = get_cpu_distributed_information()
+    return told.rank, told.world_size
+
+
+def _are_joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _join() -> PartialState:
+    """Joins the other processes, over the CPU if that is asked for or there is nothing else."""
+    is_alone = torch.get_device_module() in (torch.cpu, torch.mps)
+    return PartialState(cpu=is_alone or parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def _carried(tensor: Tensor) -> Tensor:
+    """A copy of a tensor on a device from which processes can exchange it."""
+    is_carried = f"{tensor.device.type}:" in dist.get_backend_config()
+    return tensor.detach().to(tensor.device if is_carried else own_device(), copy=True).contiguous()
+
+
+def _meet(brought: Any = None, error: Exception | None = None) -> list[Any]:
+    """Waits for all processes; returns what each brought, or raises what one of the others has failed with."""
+    joint = _joint.get() or _Joint()
+    joint.is_over = True
+    failure = None
+    if error is not None:
+        failure = next((kind for kind in ERRORS if isinstance(error, kind)), RuntimeError), str(error)
+    met: list[Any] = [None] * world_size()
+    dist.all_gather_object(met, (brought, failure))
+    for index, (_, failure) in enumerate(met):
+        if failure is not None and error is None:
+            kind, message = failure
+            elsewhere = kind(message)
+            elsewhere.add_note(f"Process {index} failed with this, and with it all others.")
+            raise elsewhere
+    joint.is_over = False
+    return [entry for entry, _ in met]
