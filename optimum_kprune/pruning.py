@@ -197,7 +197,7 @@ class SublayerPruner:
 
 
 def _replace(projection: Any, **values: Tensor) -> None:
-    """Puts new parameters into a projection, those of the main process: what is there may be shared with the teacher."""
+    """Puts the main process's parameters into a projection; what is there may be shared with the teacher."""
     for name, value in values.items():
         present = getattr(projection, name)
         data = as_in_main(value.to(present)).contiguous()
