@@ -28,8 +28,8 @@ from .frontier import Frontier
 from .kept import adapter_of, kprune_field
 from .latency import latency_of, machine_of
 from .loading import load_model, load_processing_class
-from .modeling_kprune import pruned_model_from
 from .observe import evaluating
+from .placement import pruned_model_of, student_of
 from .pruning import SublayerPruner
 from .recipe import LOCAL_DATA, LOCAL_MODEL, Recipe, changed, hub_name
 from .report import KPruneResult
@@ -325,7 +325,7 @@ class KPruner(OptimumPruner):
         return pruners
 
     def _student(self) -> Encoder:
-        return Encoder(copy.deepcopy(self.teacher).requires_grad_(False), self.adapter)
+        return Encoder(student_of(self.teacher), self.adapter)
 
     def _pruned(self, pruning: SublayerPruner, recipe: Recipe, started: float) -> "KPruner":
         """Runs a prune that began at a time; returns a pruner that has it behind it."""
@@ -333,7 +333,7 @@ class KPruner(OptimumPruner):
         results = pruning.run()
         pruned = copy.copy(self)
         pruned.config, pruned._recipe = pruning.config, recipe
-        pruned.model = pruned_model_from(frontier.student.model, kprune_field(self.teacher, self.adapter, results))
+        pruned.model = pruned_model_of(frontier.student.model, kprune_field(self.teacher, self.adapter, results))
         seconds = time.perf_counter() - started
         pruned.result = KPruneResult(
             sublayers=results,

@@ -1,0 +1,160 @@
+"""Models that accelerate placed: over several devices, or offloaded to CPU memory or disk between their uses.
+
+Such a module has an `AlignDevicesHook`, which moves what the module reads. Of an offloaded one the hook also holds the
+weights: they are on the meta device but in its forward. Without hooks, everything here does nothing.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import dispatch_model
+from accelerate.hooks import AlignDevicesHook, SequentialHook
+from accelerate.utils import align_module_device, named_module_tensors
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+from transformers import PreTrainedModel
+
+from .modeling_kprune import empty_pruned_model, pruned_model_from
+
+
+def require_known_hooks(model: nn.Module) -> None:
+    """Raises a ValueError if weights are moved or converted by a hook that is not known here."""
+    for name, module in model.named_modules():
+        hook = getattr(module, "_hf_hook", None)
+        parts = hook.hooks if isinstance(hook, SequentialHook) else [hook]
+        known = all(part is None or isinstance(part, AlignDevicesHook) for part in parts)
+        # Weights that are loaded for other modules, or behind another hook, could not be told from the module's own.
+        hidden = any(getattr(part, "offload", False) and (part.place_submodules or len(parts) > 1) for part in parts)
+        if not known or hidden:
+            raise ValueError(
+                f"The weights of {name or 'the model'!r} are managed by a {hook!r}, which cannot be followed. Load the "
+                "model with a `device_map`, or take the hooks off with `accelerate.hooks.remove_hook_from_submodules`."
+            )
+
+
+def execution_device(model: PreTrainedModel) -> torch.device:
+    """The device on which a model reads its inputs; that of its parameters if accelerate did not place it."""
+    devices = (hook.execution_device for hook in _hooks(model) if hook.execution_device is not None)
+    device = next(devices, None)
+    return model.device if device is None else torch.device(device)
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yields names and values of parameters and saved buffers; offloaded ones are loaded while they are looked at."""
+    for prefix, module in model.named_modules():
+        with align_module_device(module):
+            for name, tensor in _direct_tensors(module):
+                yield f"{prefix}.{name}" if prefix else name, tensor
+
+
+def weight_of(module: Any) -> Tensor:
+    """Returns the weight of a module, loaded if it is offloaded."""
+    with align_module_device(module):
+        return module.weight.detach()
+
+
+def student_of(teacher: PreTrainedModel) -> PreTrainedModel:
+    """Returns a copy of a model to be pruned; one that accelerate placed shares its weights with the copy.
+
+    Its weights must only be written inside of `own_weights`.
+    """
+    shared: dict[int, Any] = {}
+    hooks = list(_hooks(teacher))
+    if hooks:
+        shared |= {id(held): held for hook in hooks for held in (hook.weights_map, hook.tied_params_map)}
+        shared |= {id(buffer): buffer for buffer in teacher.buffers()}
+        shared |= {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in teacher.parameters()}
+    return deepcopy(teacher, shared).requires_grad_(False)
+
+
+@contextmanager
+def own_weights(block: nn.Module) -> Iterator[None]:
+    """Gives a block of a student weights of its own, which inside lie on its device and can be written or replaced.
+
+    Behind it, those that were offloaded are so again: to CPU memory, wherever they were before.
+    """
+    placed = [(module, module._hf_hook) for module in block.modules() if hasattr(module, "_hf_hook")]
+    offloaded = [(module, hook) for module, hook in placed if getattr(hook, "offload", False)]
+    for module, _ in placed:
+        with align_module_device(module):
+            own = {name: tensor.detach().clone() for name, tensor in _direct_tensors(module)}
+        _put(module, own)
+    for _, hook in offloaded:
+        hook.offload = False
+    try:
+        yield
+    finally:
+        for module, hook in offloaded:
+            own = {name: tensor.detach().cpu() for name, tensor in _direct_tensors(module, hook.offload_buffers)}
+            _put(module, {name: tensor.to("meta") for name, tensor in own.items()})
+            hook.offload, hook.weights_map, hook.tied_params_map = True, own, None
+
+
+@contextmanager
+def weights_let_go(blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """Keeps backward passes from holding the weights of offloaded blocks: they run these blocks a second time.
+
+    Whatever a backward pass needs of a block is computed again when it gets there, and only of one block at a time.
+    """
+    forwards = [(block, vars(block).get("forward")) for block in blocks if any(hook.offload for hook in _hooks(block))]
+    with ExitStack() as stack:
+        # Stopped early, a block would keep the weights that accelerate loaded for it.
+        stack.enter_context(set_checkpoint_early_stop(False))
+        try:
+            for block, _ in forwards:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+            yield
+        finally:
+            for block, forward in forwards:
+                if forward is None:
+                    vars(block).pop("forward", None)
+                else:
+                    block.forward = forward
+
+
+def pruned_model_of(student: PreTrainedModel, kprune: dict[str, Any]) -> PreTrainedModel:
+    """Returns the pruned model of a student; see `pruned_model_from`.
+
+    A student that accelerate placed is taken apart for it, and the pruned model lies where the student lay, what was on
+    disk in CPU memory.
+    """
+    if next(_hooks(student), None) is None:
+        return pruned_model_from(student, kprune)
+    pruned = empty_pruned_model(student, kprune, torch.device("cpu"))
+    state = pruned.state_dict()
+    for prefix, module in list(student.named_modules()):
+        with align_module_device(module):
+            for name, tensor in _direct_tensors(module):
+                state[f"{prefix}.{name}" if prefix else name].copy_(tensor)
+        # Let go, so that the pruned model is not in memory twice.
+        module._parameters.clear()
+        vars(module).pop("_hf_hook", None)
+    places = getattr(student, "hf_device_map", {}).items()
+    device_map = {name: "cpu" if device == "disk" else device for name, device in places}
+    if len(set(device_map.values())) > 1:
+        dispatch_model(pruned, device_map, skip_keys=student._skip_keys_device_placement)
+    return pruned
+
+
+def _hooks(model: nn.Module) -> Iterator[AlignDevicesHook]:
+    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
+    for hook in hooks:
+        yield from getattr(hook, "hooks", () if hook is None else (hook,))
+
+
+def _direct_tensors(module: nn.Module, buffers: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """The parameters and saved buffers that a module itself holds, by name."""
+    return named_module_tensors(module, include_buffers=buffers, remove_non_persistent=True)
+
+
+def _put(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Puts tensors in the place of parameters and buffers that a module itself holds."""
+    for name, tensor in tensors.items():
+        if name in module._parameters:
+            module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+        else:
+            module._buffers[name] = tensor
