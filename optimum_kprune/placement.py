@@ -5,14 +5,13 @@ weights: they are on the meta device but in its forward. Without hooks, everythi
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from typing import Any
 
 import torch
-from accelerate import dispatch_model
-from accelerate.hooks import AlignDevicesHook, SequentialHook
+from accelerate.hooks import AlignDevicesHook
 from accelerate.utils import align_module_device, named_module_tensors
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
@@ -25,14 +24,12 @@ def require_known_hooks(model: nn.Module) -> None:
     """Raises a ValueError if weights are moved or converted by a hook that is not known here."""
     for name, module in model.named_modules():
         hook = getattr(module, "_hf_hook", None)
-        parts = hook.hooks if isinstance(hook, SequentialHook) else [hook]
-        known = all(part is None or isinstance(part, AlignDevicesHook) for part in parts)
-        # Weights that are loaded for other modules, or behind another hook, could not be told from the module's own.
-        hidden = any(getattr(part, "offload", False) and (part.place_submodules or len(parts) > 1) for part in parts)
-        if not known or hidden:
+        # One that loads the weights of other modules too leaves nothing to be loaded one by one.
+        if hook is not None and (not isinstance(hook, AlignDevicesHook) or (hook.offload and hook.place_submodules)):
             raise ValueError(
-                f"The weights of {name or 'the model'!r} are managed by a {hook!r}, which cannot be followed. Load the "
-                "model with a `device_map`, or take the hooks off with `accelerate.hooks.remove_hook_from_submodules`."
+                f"The weights of {name or 'the model'!r} are managed by a {hook!r}, which cannot be followed. Load "
+                "the model with a `device_map`, or take the hooks off with "
+                "`accelerate.hooks.remove_hook_from_submodules`."
             )
 
 
@@ -75,20 +72,20 @@ def student_of(teacher: PreTrainedModel) -> PreTrainedModel:
 def own_weights(block: nn.Module) -> Iterator[None]:
     """Gives a block of a student weights of its own, which inside lie on its device and can be written or replaced.
 
-    Behind it, those that were offloaded are so again: to CPU memory, wherever they were before.
+    Behind it they are offloaded to CPU memory, wherever they were before: a device that the teacher fills has no room
+    for a second model, not even for a pruned one.
     """
-    placed = [(module, module._hf_hook) for module in block.modules() if hasattr(module, "_hf_hook")]
-    offloaded = [(module, hook) for module, hook in placed if getattr(hook, "offload", False)]
-    for module, _ in placed:
+    placed: list[Any] = [module for module in block.modules() if hasattr(module, "_hf_hook")]
+    for module in placed:
         with align_module_device(module):
             own = {name: tensor.detach().clone() for name, tensor in _direct_tensors(module)}
         _put(module, own)
-    for _, hook in offloaded:
-        hook.offload = False
+        module._hf_hook.offload = False
     try:
         yield
     finally:
-        for module, hook in offloaded:
+        for module in placed:
+            hook = module._hf_hook
             own = {name: tensor.detach().cpu() for name, tensor in _direct_tensors(module, hook.offload_buffers)}
             _put(module, {name: tensor.to("meta") for name, tensor in own.items()})
             hook.offload, hook.weights_map, hook.tied_params_map = True, own, None
@@ -100,27 +97,26 @@ def weights_let_go(blocks: Iterable[nn.Module]) -> Iterator[None]:
 
     Whatever a backward pass needs of a block is computed again when it gets there, and only of one block at a time.
     """
-    forwards = [(block, vars(block).get("forward")) for block in blocks if any(hook.offload for hook in _hooks(block))]
-    with ExitStack() as stack:
+    run_twice = [block for block in blocks if any(hook.offload for hook in _hooks(block))]
+    # What a module holds itself, as accelerate's wrapper, hides the method of its class.
+    forwards = [vars(block).get("forward") for block in run_twice]
+    try:
+        for block in run_twice:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
         # Stopped early, a block would keep the weights that accelerate loaded for it.
-        stack.enter_context(set_checkpoint_early_stop(False))
-        try:
-            for block, _ in forwards:
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        with set_checkpoint_early_stop(False):
             yield
-        finally:
-            for block, forward in forwards:
-                if forward is None:
-                    vars(block).pop("forward", None)
-                else:
-                    block.forward = forward
+    finally:
+        for block, forward in zip(run_twice, forwards, strict=True):
+            del block.forward
+            if forward is not None:
+                block.forward = forward
 
 
 def pruned_model_of(student: PreTrainedModel, kprune: dict[str, Any]) -> PreTrainedModel:
     """Returns the pruned model of a student; see `pruned_model_from`.
 
-    A student that accelerate placed is taken apart for it, and the pruned model lies where the student lay, what was on
-    disk in CPU memory.
+    A student that accelerate placed is taken apart for it; the pruned model lies in CPU memory.
     """
     if next(_hooks(student), None) is None:
         return pruned_model_from(student, kprune)
@@ -133,17 +129,12 @@ def pruned_model_of(student: PreTrainedModel, kprune: dict[str, Any]) -> PreTrai
         # Let go, so that the pruned model is not in memory twice.
         module._parameters.clear()
         vars(module).pop("_hf_hook", None)
-    places = getattr(student, "hf_device_map", {}).items()
-    device_map = {name: "cpu" if device == "disk" else device for name, device in places}
-    if len(set(device_map.values())) > 1:
-        dispatch_model(pruned, device_map, skip_keys=student._skip_keys_device_placement)
     return pruned
 
 
 def _hooks(model: nn.Module) -> Iterator[AlignDevicesHook]:
-    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
-    for hook in hooks:
-        yield from getattr(hook, "hooks", () if hook is None else (hook,))
+    hooks: Iterator[Any] = (getattr(module, "_hf_hook", None) for module in model.modules())
+    return (hook for hook in hooks if hook is not None)
 
 
 def _direct_tensors(module: nn.Module, buffers: bool = True) -> Iterator[tuple[str, Tensor]]:
