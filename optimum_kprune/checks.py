@@ -4,11 +4,13 @@ import copy
 import logging
 from collections.abc import Iterable
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from .configuration import KPruneConfig
 from .frontier import Frontier
 from .modeling_kprune import pruned_class
+from .placement import named_tensors, require_known_hooks
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +29,18 @@ def require_prunable(model: PreTrainedModel) -> None:
             "A model that computes its feed-forward sublayers in chunks cannot be observed. Load it with "
             "chunk_size_feed_forward=0."
         )
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise ValueError(
+            "Quantized weights cannot be pruned: heads and neurons are cut out of plain matrices. Load the checkpoint "
+            "without a quantization config, and quantize the pruned model."
+        )
+    require_known_hooks(model)
 
 
 def require_finite_weights(model: PreTrainedModel) -> None:
     """Raises a ValueError that names the weights that are not finite."""
-    broken = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    weights = ((name, tensor) for name, tensor in named_tensors(model) if isinstance(tensor, nn.Parameter))
+    broken = [name for name, weight in weights if not weight.isfinite().all()]
     if broken:
         raise ValueError(
             f"The model has weights that are not finite: {', '.join(broken)}. Load an intact checkpoint, in a type "

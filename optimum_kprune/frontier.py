@@ -41,7 +41,8 @@ class Step:
     student: Tensor | None
 
     def real(self, values: Tensor) -> Tensor:
-        """Returns what belongs to the real tokens of (rows, tokens, ...), as (real tokens, ...)."""
+        """Returns what belongs to the real tokens of (rows, tokens, ...), as (real tokens, ...), beside the mask."""
+        values = values.to(self.mask.device)
         return values[self.mask] if self.padded else values.flatten(0, 1)
 
 

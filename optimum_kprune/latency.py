@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .observe import evaluating
+from .placement import execution_device
 
 
 @torch.inference_mode()
@@ -16,22 +17,24 @@ def latency_of(model: PreTrainedModel, shape: tuple[int, ...], repeats: int = 10
     """Returns the median milliseconds of a forward pass over tokens of a shape, on the device of the model."""
     # Any token but padding, which some models do not count as a position.
     token = next(index for index in range(3) if index != model.config.pad_token_id)
-    inputs = torch.full(shape, token, device=model.device)
+    device = execution_device(model)
+    inputs = torch.full(shape, token, device=device)
     seconds = []
     with evaluating(model):
         for _ in range(repeats + 2):
             started = time.perf_counter()
             model(input_ids=inputs, attention_mask=torch.ones_like(inputs))
-            _wait_for(model.device)
+            _wait_for(device)
             seconds.append(time.perf_counter() - started)
     return 1000 * statistics.median(seconds[2:])
 
 
 def machine_of(model: PreTrainedModel) -> str:
     """Returns the kind of processor that the model is on, and of how many threads it makes use."""
-    if model.device.type != "cpu":
-        name = getattr(getattr(torch, model.device.type), "get_device_name", lambda device: model.device.type)
-        return name(model.device)
+    device = execution_device(model)
+    if device.type != "cpu":
+        name = getattr(getattr(torch, device.type), "get_device_name", lambda device: device.type)
+        return name(device)
     threads = torch.get_num_threads()
     return f"{processor_name()}, {threads} thread{'s' * (threads != 1)}"
 

@@ -219,6 +219,13 @@ def pruned_model_from(model: PreTrainedModel, kprune: dict[str, Any]) -> PreTrai
     Returns:
         The pruned model in evaluation mode, on the device and in the dtype of the given one.
     """
+    pruned = empty_pruned_model(model, kprune, model.device)
+    pruned.load_state_dict(model.state_dict())
+    return pruned
+
+
+def empty_pruned_model(model: PreTrainedModel, kprune: dict[str, Any], device: torch.device) -> PreTrainedModel:
+    """Returns the pruned model of a shrunk one in evaluation mode on a device, without its weights."""
     model_class = pruned_class(type(model))
     fields = model.config.to_dict() | {
         "model_type": model_class.config_class.model_type,
@@ -228,10 +235,9 @@ def pruned_model_from(model: PreTrainedModel, kprune: dict[str, Any]) -> PreTrai
     }
     # Tokenizer files that do not name their class are read by the model type, which is a new one.
     fields["tokenizer_class"] = fields.get("tokenizer_class") or TOKENIZER_MAPPING_NAMES.get(model.config.model_type)
-    with torch.device(model.device), no_init_weights():
+    with device, no_init_weights():
         pruned = model_class._from_config(model_class.config_class(**fields), dtype=model.dtype)
     pruned.tie_weights()
-    pruned.load_state_dict(model.state_dict())
     pruned.add_model_tags(list(model.model_tags or []))
     return pruned.eval()
 

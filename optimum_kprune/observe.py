@@ -127,7 +127,7 @@ def recorded_output(block: nn.Module, stop: bool = False) -> Iterator[list[Tenso
 def observed_units(
     sublayers: list[Sublayer], on_features: Callable[[int, Tensor], None], on_gradients: Callable[[int, Tensor], None]
 ) -> Iterator[None]:
-    """Shows the features of sublayers in the forward pass, and the gradients of masks on them in the backward pass.
+    """Shows the features of sublayers and the gradients of masks on them, in the backward pass.
 
     The gradient of the loss in a mask m on a feature, at m = 1, is the sum over tokens of feature x gradient of
     the feature, so that one backward pass gives it for every row, sublayer and feature. The lowest sublayer's
@@ -143,9 +143,14 @@ def observed_units(
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             features = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
             values = features.detach()
-            on_features(index, values)
-            # Float32 times a narrower type is float32, so that the gradient need not be copied.
-            features.register_hook(lambda gradient: on_gradients(index, (values.float() * gradient).sum(dim=1)))
+
+            # Features are shown here too: blocks that are run again in the backward pass must not show them twice.
+            def at_gradient(gradient: Tensor) -> None:
+                on_features(index, values)
+                # Float32 times a narrower type is float32, so that the gradient need not be copied.
+                on_gradients(index, (values.float() * gradient).sum(dim=1))
+
+            features.register_hook(at_gradient)
             return (features, *args[1:])
 
         return hook

@@ -16,6 +16,7 @@ from .algorithm.tuning import LeastSquares, scale_weights
 from .configuration import KPruneConfig
 from .frontier import Frontier, Progress, Step
 from .observe import observed_units, recorded
+from .placement import weight_of, weights_let_go
 from .processes import add_up
 from .sublayers import Sublayer
 from .tasks import MASKED_LOGIT
@@ -48,9 +49,11 @@ def measure_knowledge(
             statistics[index].add_features(step.real(features))
 
         def add_gradients(index: int, gradients: Tensor, samples: int = samples) -> None:
-            statistics[index].add_gradients(gradients.view(samples, -1, gradients.shape[-1]).sum(dim=1))
+            by_sample = gradients.view(samples, -1, gradients.shape[-1]).sum(dim=1)
+            statistics[index].add_gradients(by_sample.to(device))
 
-        with torch.enable_grad(), observed_units(sublayers, add_features, add_gradients):
+        watched = observed_units(sublayers, add_features, add_gradients)
+        with torch.enable_grad(), watched, weights_let_go(frontier.student.blocks[sublayers[0].layer + 1 :]):
             with precision:
                 student = frontier.student_prediction(step)
             if config.knowledge == "fisher":
@@ -68,7 +71,7 @@ def measure_knowledge(
     for sublayer, sums in zip(sublayers, statistics, strict=True):
         require_finite(sublayer.name, sums.squared_gradients)
     return [
-        sums.importance(sublayer.output.weight, sublayer.unit_size, samples_seen, tokens_seen)
+        sums.importance(weight_of(sublayer.output).to(device), sublayer.unit_size, samples_seen, tokens_seen)
         for sublayer, sums in zip(sublayers, statistics, strict=True)
     ]
 

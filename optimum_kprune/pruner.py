@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from datasets import Dataset
-from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
@@ -27,8 +26,8 @@ from .from_trainer import calibration_data, evaluate_like, plain_model
 from .frontier import Frontier
 from .kept import adapter_of, kprune_field, prune_fields
 from .loading import load_model, load_processing_class
-from .modeling_kprune import pruned_model_from
 from .observe import evaluating
+from .placement import pruned_model_of, student_of
 from .processes import in_main, is_main, require_same, together
 from .pruning import SublayerPruner
 from .publishing import Publication
@@ -374,9 +373,7 @@ class KPruner(OptimumPruner):
         return pruners
 
     def _student(self) -> Encoder:
-        """A copy of the teacher that shares its weights: a prune puts others in their place, and changes none."""
-        weights = {id(weight): nn.Parameter(weight.detach(), False) for weight in self.teacher.parameters()}
-        return Encoder(copy.deepcopy(self.teacher, weights), self.adapter)
+        return Encoder(student_of(self.teacher), self.adapter)
 
     def _pruned(self, pruning: SublayerPruner, recipe: Recipe, started: float) -> "KPruner":
         """Runs a prune that began at a time; returns a pruner that has it behind it."""
@@ -384,7 +381,7 @@ class KPruner(OptimumPruner):
         results = pruning.run()
         pruned = copy.copy(self)
         pruned.config, pruned._recipe = pruning.config, recipe
-        pruned.model = pruned_model_from(frontier.student.model, kprune_field(self.teacher, self.adapter, results))
+        pruned.model = pruned_model_of(frontier.student.model, kprune_field(self.teacher, self.adapter, results))
         seconds = time.perf_counter() - started
         pruned.result = KPruneResult(
             sublayers=results,

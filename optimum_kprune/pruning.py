@@ -15,6 +15,7 @@ from .configuration import KPruneConfig
 from .frontier import Frontier, Progress
 from .modeling_kprune import shrink_sublayer
 from .passes import gather_correction, gather_fit, measure_knowledge
+from .placement import own_weights
 from .processes import as_in_main
 from .report import SublayerResult
 from .stages import Stopwatch
@@ -88,7 +89,9 @@ class SublayerPruner:
             if teacher.units:
                 with self.stopwatch("advance"):
                     self.frontier.advance(teacher, self.progress)
-            result = self._prune_target(teacher, self.frontier.student.sublayers()[index:])
+            students = self.frontier.student.sublayers()[index:]
+            with own_weights(students[0].block):
+                result = self._prune_target(teacher, students)
             results.append(replace(result, seconds=time.perf_counter() - started))
         return results
 
@@ -138,10 +141,10 @@ class SublayerPruner:
             identity = Projection(torch.eye(fit.features).to(fit.gram), torch.zeros(fit.features).to(fit.gram))
             correction = fit.solve(identity, self.config.ridge, fit_bias, target.name)
             for projection in target.inputs:
-                weight = projection.weight.double()
+                weight = projection.weight.to(fit.gram)
                 _replace(projection, weight=weight @ correction.weight.T)
                 if fit_bias:
-                    _replace(projection, bias=projection.bias.double() + weight @ correction.bias)
+                    _replace(projection, bias=projection.bias.to(fit.gram) + weight @ correction.bias)
 
     def _select(self, students: list[Sublayer]) -> Tensor:
         """Returns (units,) boolean, true at the units of the target to keep."""
@@ -176,7 +179,7 @@ class SublayerPruner:
 
     def _refit(self, target: Sublayer, fit: LeastSquares) -> float:
         """Solves the fit, writes it into the model and returns its relative error."""
-        projection = target.projection()
+        projection = Projection(*(values.to(fit.gram) for values in target.projection()))
         has_bias = target.output.bias is not None
         if self.config.bias == "drop" and not target.units:
             projection = projection._replace(bias=torch.zeros_like(projection.bias))

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from .adapters import EncoderAdapter, SublayerAdapter
 from .algorithm.cost import unit_flops
 from .algorithm.tuning import Projection
+from .placement import execution_device
 
 
 class Place(NamedTuple):
@@ -97,6 +97,7 @@ class Encoder:
         model: the model, with its head.
         blocks: its blocks, bottom to top.
         joints: the places inside of blocks at which it can be entered; see `entering.find_joints`.
+        device: the device on which the model reads its inputs.
     """
 
     def __init__(
@@ -105,12 +106,8 @@ class Encoder:
         self.model = model
         self.adapter = adapter
         self.joints = joints or {}
+        self.device = execution_device(model)
         self.blocks: Any = model.base_model.get_submodule(adapter.blocks)
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the model's parameters."""
-        return self.model.device
 
     def sublayers(self) -> list[Sublayer]:
         """Returns the sublayers as they are now, bottom to top."""
