@@ -63,8 +63,10 @@ def student_of(teacher: PreTrainedModel) -> PreTrainedModel:
     hooks = list(_hooks(teacher))
     if hooks:
         shared |= {id(held): held for hook in hooks for held in (hook.weights_map, hook.tied_params_map)}
-        shared |= {id(buffer): buffer for buffer in teacher.buffers()}
-        shared |= {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in teacher.parameters()}
+        for module in (module for module in teacher.modules() if hasattr(module, "_hf_hook")):
+            shared |= {id(buffer): buffer for buffer in module.buffers(recurse=False)}
+            weights = module.parameters(recurse=False)
+            shared |= {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in weights}
     return deepcopy(teacher, shared).requires_grad_(False)
 
 
@@ -89,6 +91,8 @@ def own_weights(block: nn.Module) -> Iterator[None]:
             own = {name: tensor.detach().cpu() for name, tensor in _direct_tensors(module, hook.offload_buffers)}
             _put(module, {name: tensor.to("meta") for name, tensor in own.items()})
             hook.offload, hook.weights_map, hook.tied_params_map = True, own, None
+            # Every module loads its own.
+            hook.place_submodules = False
 
 
 @contextmanager
