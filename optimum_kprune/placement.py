@@ -63,7 +63,8 @@ def student_of(teacher: PreTrainedModel) -> PreTrainedModel:
     hooks = list(_hooks(teacher))
     if hooks:
         shared |= {id(held): held for hook in hooks for held in (hook.weights_map, hook.tied_params_map)}
-        shared |= {id(buffer): buffer for buffer in teacher.buffers()}
+        placed = [module for module in teacher.modules() if hasattr(module, "_hf_hook")]
+        shared |= {id(buffer): buffer for module in placed for buffer in module.buffers(recurse=False)}
     return deepcopy(teacher, shared)
 
 
@@ -88,6 +89,8 @@ def own_weights(block: nn.Module) -> Iterator[None]:
             own = {name: tensor.detach().cpu() for name, tensor in _direct_tensors(module, hook.offload_buffers)}
             _put(module, {name: tensor.to("meta") for name, tensor in own.items()})
             hook.offload, hook.weights_map, hook.tied_params_map = True, own, None
+            # Every module loads its own.
+            hook.place_submodules = False
 
 
 @contextmanager
