@@ -52,6 +52,10 @@ class Deployed(ExportedModel):
         """Does nothing: there is no other mode."""
         return self
 
+    def __call__(self, **inputs: Any) -> Any:
+        """Runs the model; without types, all tokens are of the first, as in PyTorch."""
+        return super().__call__(**{"token_type_ids": torch.zeros_like(inputs["input_ids"]), **inputs})
+
 
 def require_packages() -> None:
     """Stops the program if a package that the export needs is missing."""
@@ -68,15 +72,18 @@ def load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
         sys.exit(str(error))
     if pruner.processing_class is None:
         sys.exit(f"No tokenizer in {path!r}: save it there with `tokenizer.save_pretrained`.")
+    if pruner.task.name == "multiple-choice":
+        sys.exit(
+            f"{path!r} is for multiple-choice, whose inputs have choices: this example is for single texts and pairs."
+        )
     return pruner.model.eval(), pruner.processing_class, pruner.task.name
 
 
-def make_batch(model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int, length: int) -> dict[str, torch.Tensor]:
-    """Returns random tokens, with padding behind the first row, as the tokenizer would give them."""
-    shape = (batch_size, 2, length) if "MultipleChoice" in type(model).__name__ else (batch_size, length)
-    input_ids = torch.randint(len(tokenizer), shape, generator=torch.Generator().manual_seed(length))
+def make_batch(tokenizer: PreTrainedTokenizerBase, batch_size: int, length: int) -> dict[str, torch.Tensor]:
+    """Returns rows of random tokens, the first with padding, under the names that the tokenizer uses."""
+    input_ids = torch.randint(len(tokenizer), (batch_size, length), generator=torch.Generator().manual_seed(length))
     attention_mask = torch.ones_like(input_ids)
-    attention_mask[0, ..., length - length // 3 :] = 0
+    attention_mask[0, length - length // 3 :] = 0
     input_ids[attention_mask == 0] = tokenizer.pad_token_id
     token_types = torch.zeros_like(input_ids)
     batch = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_types}
@@ -89,7 +96,7 @@ def make_batch(model: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int, 
 def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes a model, and the same in int8, to `folder` and `<folder>-int8`, with the tokenizer."""
     # More than one row and token: what is 1 here would be fixed.
-    sample = make_batch(model, tokenizer, 2, 8)
+    sample = make_batch(tokenizer, 2, 8)
     exported = OnnxExporter().export(model, sample, OnnxConfig(dynamic=True))
     save(exported, tokenizer, folder)
     quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True))
@@ -121,7 +128,7 @@ def open_exported(folder: Path, threads: int) -> Deployed:
 def require_equal(exported: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Stops the program if an exported model differs from the model in PyTorch on any of several shapes."""
     for batch_size, length in SHAPES:
-        batch = make_batch(model, tokenizer, batch_size, length)
+        batch = make_batch(tokenizer, batch_size, length)
         with torch.inference_mode():
             expected = model(**batch)
         outputs = exported(**batch)
@@ -139,9 +146,7 @@ def require_equal(exported: Any, model: PreTrainedModel, tokenizer: PreTrainedTo
 # ---------------------------------------------------------------------------------------------------------- measure
 
 
-def quality_of(
-    exported: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, args: argparse.Namespace
-) -> Measures:
+def quality_of(exported: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, args: argparse.Namespace) -> Measures:
     """Returns the metric of the task in percent."""
     if args.task == "question-answering":
         return {"F1 [%]": float(question_answering.evaluate(exported, tokenizer, rows, args)[1])}
@@ -184,6 +189,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of ONNX Runtime")
     parser.add_argument("--output_dir", required=True, help="new folder for the exported models")
     args = parser.parse_args(arguments)
+    if args.threads < 1:
+        parser.error(f"--threads must be at least 1. Got {args.threads}.")
     common.require_free(args.output_dir)
     args.validation_split = args.validation_split or ("train" if Path(args.dataset or "").is_file() else "validation")
     return args
@@ -214,7 +221,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.set_verbosity_error()
     paths = {"dense": args.dense, "pruned": args.model}
     sources = {name: load(path) for name, path in paths.items() if path is not None}
-    args.task = sources["pruned"][2]
+    tasks = {name: task for name, (_, _, task) in sources.items()}
+    args.task = tasks["pruned"]
+    if tasks.get("dense", args.task) != args.task:
+        sys.exit(f"--dense must be the model that was pruned. It is for {tasks['dense']}, --model for {args.task}.")
     rows, output = load_rows(args), Path(args.output_dir)
     models: dict[str, Deployed] = {}
     for name, (model, tokenizer, _) in sources.items():
