@@ -36,11 +36,12 @@ from optimum_kprune import KPruner
 from optimum_kprune.latency import processor_name
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+# Tokens in a row, where the model takes so many.
+LONGEST = 128
 # What the exported model is checked on: batches and lengths that it was not exported with.
-SHAPES = ((1, 1), (1, 7), (3, 30), (5, 64))
+SHAPES = ((1, 1), (1, 7), (3, 30), (5, LONGEST))
 # Largest difference of an output from PyTorch, relative to the largest of all: a few roundings in float32.
 TOLERANCE = 1e-4
-LATENCY_LENGTH = 128
 COLUMNS = {"text-classification": (["sentence"], "label"), "question-answering": (["question", "context"], "answers")}
 Measures = dict[str, float]
 
@@ -66,6 +67,8 @@ def require_packages() -> None:
 
 def load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """Returns a model in float32, its tokenizer and its task; stops the program if there is no such model."""
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        sys.exit(f"No model in the folder {path!r}: it has no config.json.")
     try:
         pruner = KPruner.from_pretrained(path, dtype=torch.float32)
     except (OSError, ValueError) as error:
@@ -81,7 +84,8 @@ def load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
 
 def make_batch(tokenizer: PreTrainedTokenizerBase, batch_size: int, length: int) -> dict[str, torch.Tensor]:
     """Returns rows of random tokens, the first with padding, under the names that the tokenizer uses."""
-    input_ids = torch.randint(len(tokenizer), (batch_size, length), generator=torch.Generator().manual_seed(length))
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(len(tokenizer), (batch_size, length), generator=generator)
     attention_mask = torch.ones_like(input_ids)
     attention_mask[0, length - length // 3 :] = 0
     input_ids[attention_mask == 0] = tokenizer.pad_token_id
@@ -128,6 +132,7 @@ def open_exported(folder: Path, threads: int) -> Deployed:
 def require_equal(exported: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Stops the program if an exported model differs from the model in PyTorch on any of several shapes."""
     for batch_size, length in SHAPES:
+        length = min(length, tokenizer.model_max_length)
         batch = make_batch(tokenizer, batch_size, length)
         with torch.inference_mode():
             expected = model(**batch)
@@ -236,10 +241,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     tokenizer = sources["pruned"][1]
     table = {name: {"MB": megabytes_of(output / name)} for name in models}
+    length = min(LONGEST, tokenizer.model_max_length)
     for batch_size in (1, 32):
-        times = common.median_milliseconds(list(models.values()), batch_size, LATENCY_LENGTH)
+        times = common.median_milliseconds(list(models.values()), batch_size, length)
         for measures, milliseconds in zip(table.values(), times, strict=True):
-            measures[f"ms per {batch_size} x {LATENCY_LENGTH} tokens"] = milliseconds
+            measures[f"ms per {batch_size} x {length} tokens"] = milliseconds
     if rows is not None:
         table = {name: quality_of(models[name], tokenizer, rows, args) | table[name] for name in table}
     print_table(table)

@@ -120,7 +120,8 @@ def test_the_example_measures_the_stack(tmp_path):
 def test_missing_packages_are_named(tmp_path):
     hide = "from importlib.machinery import PathFinder as finder; find = finder.find_spec; "
     hide += "hidden = ('onnx', 'onnxruntime', 'onnxscript'); "
-    hide += "finder.find_spec = lambda name, *rest: None if name.split('.')[0] in hidden else find(name, *rest); "
+    hide += "seek = lambda name, *rest: None if name.split('.')[0] in hidden else find(name, *rest); "
+    hide += "finder.find_spec = staticmethod(seek); "
     done = run_example("--model", "x", "--output_dir", tmp_path, code=f"{hide}import deploy; deploy.main()")
     assert done.returncode == 1
     assert done.stderr.endswith(
@@ -131,12 +132,13 @@ def test_missing_packages_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        (["--model", "{empty}"], "No model could be loaded from '.*empty'"),
+        (["--model", "{empty}"], "No model in the folder '.*empty': it has no config.json"),
         (["--model", "{model}", "--output_dir", "{model}"], "not empty: remove it, or choose another folder"),
+        (["--model", "nowhere/at-all"], "No model could be loaded from 'nowhere/at-all'"),
         (["--model", "{bare}"], "No tokenizer in '.*bare'"),
         (["--model", "{choices}"], "multiple-choice"),
         (["--model", "{model}", "--dense", "{answers}"], "for question-answering, .* text-classification"),
-        (["--model", "{model}", "--dataset", "{rows}"], "no column sentence, only text: give --text_columns"),
+        (["--model", "{model}", "--dataset", "{rows}"], "no column sentence, only text, label: give --text_columns"),
         (["--model", "{embeds}", "--dataset", "{rows}"], "measured for text-classification and question-answering"),
     ],
 )
