@@ -43,6 +43,7 @@ SHAPES = ((1, 1), (1, 7), (3, 30), (5, LONGEST))
 # Largest difference of an output from PyTorch, relative to the largest of all: a few roundings in float32.
 TOLERANCE = 1e-4
 COLUMNS = {"text-classification": (["sentence"], "label"), "question-answering": (["question", "context"], "answers")}
+Batch = dict[str, torch.Tensor]
 Measures = dict[str, float]
 
 
@@ -82,14 +83,15 @@ def load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     return pruner.model.eval(), pruner.processing_class, pruner.task.name
 
 
-def make_batch(tokenizer: PreTrainedTokenizerBase, batch_size: int, length: int) -> dict[str, torch.Tensor]:
-    """Returns rows of random tokens, the first with padding, under the names that the tokenizer uses."""
+def make_batch(config: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int, length: int) -> Batch:
+    """Returns pairs of random texts, the first row with padding, under the names that the tokenizer uses."""
     generator = torch.Generator().manual_seed(0)
     input_ids = torch.randint(len(tokenizer), (batch_size, length), generator=generator)
     attention_mask = torch.ones_like(input_ids)
     attention_mask[0, length - length // 3 :] = 0
     input_ids[attention_mask == 0] = tokenizer.pad_token_id
     token_types = torch.zeros_like(input_ids)
+    token_types[:, length // 2 :] = getattr(config, "type_vocab_size", 1) > 1
     batch = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_types}
     return {name: batch[name] for name in batch if name in tokenizer.model_input_names}
 
@@ -97,16 +99,23 @@ def make_batch(tokenizer: PreTrainedTokenizerBase, batch_size: int, length: int)
 # ---------------------------------------------------------------------------------------------- export and quantise
 
 
-def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes a model, and the same in int8, to `folder` and `<folder>-int8`, with the tokenizer."""
+def export(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, threads: int
+) -> dict[str, Deployed]:
+    """Writes a model, checked, to `folder` and the same in int8 to `<folder>-int8`; returns both by their names."""
     # More than one row and token: what is 1 here would be fixed.
-    sample = make_batch(tokenizer, 2, 8)
+    sample = make_batch(model.config, tokenizer, 2, 8)
     exported = OnnxExporter().export(model, sample, OnnxConfig(dynamic=True))
     save(exported, tokenizer, folder)
+    opened = open_exported(folder, threads)
+    require_equal(opened, model, tokenizer)
+
     quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True))
     component = exported.components["model"]
     component.program = quantizer.quantize(component.program, sample, exported.export_format)
-    save(exported, tokenizer, int8_of(folder))
+    small = folder.with_name(f"{folder.name}-int8")
+    save(exported, tokenizer, small)
+    return {folder.name: opened, small.name: open_exported(small, threads)}
 
 
 def save(exported: ExportedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -115,13 +124,9 @@ def save(exported: ExportedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
     tokenizer.save_pretrained(folder)
 
 
-def int8_of(folder: Path) -> Path:
-    """Returns the folder of the model in int8."""
-    return folder.with_name(f"{folder.name}-int8")
-
-
 def open_exported(folder: Path, threads: int) -> Deployed:
     """Loads an exported model from its folder."""
+    # Not at the top, where a message would not come to say that it is missing.
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -129,11 +134,11 @@ def open_exported(folder: Path, threads: int) -> Deployed:
     return Deployed.from_pretrained(folder, session_options=options)
 
 
-def require_equal(exported: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+def require_equal(exported: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Stops the program if an exported model differs from the model in PyTorch on any of several shapes."""
     for batch_size, length in SHAPES:
         length = min(length, tokenizer.model_max_length)
-        batch = make_batch(tokenizer, batch_size, length)
+        batch = make_batch(model.config, tokenizer, batch_size, length)
         with torch.inference_mode():
             expected = model(**batch)
         outputs = exported(**batch)
@@ -142,9 +147,9 @@ def require_equal(exported: Any, model: PreTrainedModel, tokenizer: PreTrainedTo
             # Not the other way round: a difference that is no number is none that is allowed.
             if not difference <= TOLERANCE:
                 sys.exit(
-                    f"The ONNX model of {name} differs from PyTorch: {output} for {batch_size} x {length} tokens by "
-                    f"{difference:.1e} of its largest value, allowed is {TOLERANCE:.0e}. Do not deploy it. Try the "
-                    "versions of torch, onnx, onnxscript and onnxruntime in constraints.txt."
+                    f"The ONNX model of {model.name_or_path} differs from PyTorch: {output} for {batch_size} x "
+                    f"{length} tokens by {difference:.1e} of its largest value, allowed is {TOLERANCE:.0e}. Do "
+                    "not deploy it. Try the versions of torch, onnx, onnxscript and onnxruntime in constraints.txt."
                 )
 
 
@@ -233,10 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows, output = load_rows(args), Path(args.output_dir)
     models: dict[str, Deployed] = {}
     for name, (model, tokenizer, _) in sources.items():
-        folder = output / name
-        export(model, tokenizer, folder)
-        models |= {kind.name: open_exported(kind, args.threads) for kind in (folder, int8_of(folder))}
-        require_equal(models[name], model, tokenizer, paths[name])
+        models |= export(model, tokenizer, output / name, args.threads)
         print(f"{paths[name]}: the same in ONNX Runtime as in PyTorch")
 
     tokenizer = sources["pruned"][1]
