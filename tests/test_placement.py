@@ -140,15 +140,6 @@ def test_a_model_offloaded_to_memory_can_be_pruned(tmp_path):
     assert same_state(model, plain.teacher)
 
 
-def test_a_map_of_one_device_is_no_offloading(tmp_path):
-    model = tiny_model()
-    pruner = offloaded(model, tmp_path, {"bert": "cpu", "dropout": "cpu", "classifier": "cpu"})
-    student = student_of(pruner.teacher)
-    assert {weight.data_ptr() for weight in student.parameters()}.isdisjoint(
-        weight.data_ptr() for weight in pruner.teacher.parameters()
-    )
-
-
 def test_a_sweep_on_disk_equals_one_in_memory(tmp_path):
     model = tiny_model()
     batches = [pad(samples_for(model, 16))]

@@ -1,0 +1,171 @@
+"""Pruned models leave PyTorch: ONNX Runtime, torch.export and torch.compile give what PyTorch gives."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from tiny import FAMILIES, HEAD_COUNT, NEURONS, pad, samples_for, save_tiny, texts_of, tiny_model, tiny_tokenizer
+from torch.export import Dim
+from transformers.exporters import ExportedModel, OnnxConfig, OnnxExporter
+
+from optimum_kprune.adapters import get_adapter
+from optimum_kprune.modeling_kprune import pruned_model_from, register_auto_classes, shrink_model
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+
+import deploy
+
+EXAMPLES = Path(deploy.__file__).parent
+# Units kept of every sublayer, bottom to top: uneven widths, a block without heads, a block without neurons.
+KEPT = ("0,2", "3-5,60", "", "0-63", "0-3", "")
+HEADS = ("question answering", "multiple choice", "single label", "token classification", "masked language model")
+CASES = tuple(zip(FAMILIES, (*HEADS, "base model"), strict=True))
+# Rows, and positions of padding behind the longest; the first is what is exported.
+SHAPES = ((3, 2), (1, 0), (4, 0), (7, 9))
+TOLERANCE = dict(rtol=1e-4, atol=1e-5)
+
+
+def pruned_model(family="bert", head="single label"):
+    register_auto_classes(family)
+    model = tiny_model(family, head)
+    adapter = get_adapter(family).to_dict()
+    kinds = [(layer, sublayer["kind"]) for layer in range(len(KEPT) // 2) for sublayer in adapter["sublayers"]]
+    totals = {"attention": HEAD_COUNT, "ffn": NEURONS}
+    field = {
+        "adapter": adapter,
+        "kept": [
+            {"layer": layer, "kind": kind, "kept": kept, "total": totals[kind]}
+            for (layer, kind), kept in zip(kinds, KEPT, strict=True)
+        ],
+    }
+    shrink_model(model, field)
+    return pruned_model_from(model, field)
+
+
+def batch_for(model, rows, padding):
+    batch = pad(samples_for(model, rows, seed=rows), padding)
+    if getattr(model.config, "type_vocab_size", 1) > 1:
+        # Two texts in every row.
+        ids = batch["input_ids"]
+        batch["token_type_ids"] = (torch.arange(ids.shape[-1]) > 1).long().expand_as(ids).contiguous()
+    return batch
+
+
+def assert_same_outputs(run, model):
+    for rows, padding in SHAPES:
+        batch = batch_for(model, rows, padding)
+        with torch.no_grad():
+            expected, outputs = model(**batch), run(**batch)
+        assert list(outputs) == list(expected)
+        for name, value in expected.items():
+            torch.testing.assert_close(outputs[name], value, **TOLERANCE)
+
+
+@pytest.mark.parametrize(("family", "head"), CASES)
+def test_onnx_runtime_gives_what_pytorch_gives(family, head, tmp_path):
+    model = pruned_model(family, head)
+    OnnxExporter().export(model, batch_for(model, *SHAPES[0]), OnnxConfig(dynamic=True)).save_pretrained(tmp_path)
+    assert_same_outputs(ExportedModel.from_pretrained(tmp_path), model)
+
+
+@pytest.mark.parametrize(("family", "head"), CASES)
+def test_torch_export_gives_what_the_model_gives(family, head):
+    model = pruned_model(family, head)
+    batch = batch_for(model, *SHAPES[0])
+    length = batch["input_ids"].dim() - 1
+    axes = {name: {0: Dim.DYNAMIC, length: Dim.DYNAMIC} for name in batch}
+    exported = torch.export.export(model, (), batch, dynamic_shapes=axes)
+    assert_same_outputs(exported.module(), model)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_torch_compile_sees_one_graph(family):
+    model = pruned_model(family)
+    torch._dynamo.reset()
+    assert_same_outputs(torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True), model)
+
+
+# The example
+
+
+def run_example(*arguments, code=None):
+    """In a fresh process."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(EXAMPLES), str(EXAMPLES.parent)])}
+    command = [sys.executable, *(["-c", code] if code else [EXAMPLES / "deploy.py"]), *arguments]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
+
+
+def test_the_example_measures_the_stack(tmp_path):
+    dense, pruned = save_tiny(tmp_path / "d"), save_tiny(tmp_path / "p", pruned_model())
+    rows = {"sentence": texts_of(samples_for(tiny_model(), 20)), "label": [f"LABEL_{row % 3}" for row in range(20)]}
+    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
+
+    output = tmp_path / "out"
+    options = ["--dataset", tmp_path / "rows.csv", "--output_dir", output]
+    done = run_example("--model", pruned, "--dense", dense, *options)
+
+    assert done.returncode == 0, done.stderr
+    assert f"{pruned}: the same in ONNX Runtime as in PyTorch" in done.stdout
+    table = json.loads((output / "deploy.json").read_text())["models"]
+    assert list(table) == ["dense", "dense-int8", "pruned", "pruned-int8"]
+    assert all(0 <= row["accuracy [%]"] <= 100 and row["ms per 32 x 128 tokens"] > 0 for row in table.values())
+    assert table["pruned"]["MB"] < table["dense"]["MB"] and table["pruned-int8"]["MB"] < table["dense-int8"]["MB"]
+
+
+def test_missing_packages_are_named(tmp_path):
+    hide = "from importlib.machinery import PathFinder as finder; find = finder.find_spec; "
+    hide += "hidden = ('onnx', 'onnxruntime', 'onnxscript'); "
+    hide += "seek = lambda name, *rest: None if name.split('.')[0] in hidden else find(name, *rest); "
+    hide += "finder.find_spec = staticmethod(seek); "
+    done = run_example("--model", "x", "--output_dir", tmp_path, code=f"{hide}import deploy; deploy.main()")
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        "Not installed: onnx, onnxruntime, onnxscript. Run: pip install 'optimum-kprune[onnx]'\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--model", "{empty}"], "No model in the folder '.*empty': it has no config.json"),
+        (["--model", "{model}", "--output_dir", "{model}"], "not empty: remove it, or choose another folder"),
+        (["--model", "nowhere/at-all"], "No model could be loaded from 'nowhere/at-all'"),
+        (["--model", "{bare}"], "No tokenizer in '.*bare'"),
+        (["--model", "{choices}"], "multiple-choice"),
+        (["--model", "{model}", "--dense", "{answers}"], "for question-answering, .* text-classification"),
+        (["--model", "{model}", "--dataset", "{rows}"], "no column sentence, only text, label: give --text_columns"),
+        (["--model", "{embeds}", "--dataset", "{rows}"], "measured for text-classification and question-answering"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path, options, error):
+    for name, head in {"choices": "multiple choice", "answers": "question answering", "embeds": "base model"}.items():
+        save_tiny(tmp_path / name, tiny_model(head=head))
+    save_tiny(tmp_path / "bare", tokenizer=False)
+    save_tiny(tmp_path / "model")
+    (tmp_path / "empty").mkdir()
+    pd.DataFrame({"text": ["w1"], "label": [0]}).to_csv(tmp_path / "rows.csv", index=False)
+    paths = {name: tmp_path / name for name in ("empty", "bare", "model", "choices", "answers", "embeds")}
+    arguments = [option.format(rows=tmp_path / "rows.csv", **paths) for option in options]
+    with pytest.raises(SystemExit, match=error):
+        deploy.main(["--output_dir", str(tmp_path / "out"), *arguments])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_differs_stops_the_example():
+    model, tokenizer = tiny_model().eval(), tiny_tokenizer()
+
+    def off(**batch):
+        return {"logits": model(**batch).logits + 1e-2}
+
+    def broken(**batch):
+        return {"logits": model(**batch).logits * torch.nan}
+
+    deploy.require_equal(model, model, tokenizer)
+    for wrong in (off, broken):
+        with pytest.raises(SystemExit, match=r"The ONNX model of .* differs from PyTorch: logits for 1 x 1 tokens"):
+            deploy.require_equal(wrong, model, tokenizer)
