@@ -250,6 +250,8 @@ def test_the_command_says_what_differs_from_the_defaults():
         "dataset": "nyu-mll/glue",
         "dataset_config": "sst2",
         "dataset_split": "train",
+        "metric_split": "validation",
+        "measure_latency": False,
         "text_columns": ["a b", "c"],
         "max_length": 64,
         "batch_size": 8,
