@@ -1,13 +1,12 @@
-"""The config field `kprune`: where the sublayers are, the units of the dense architecture they have, and the prune."""
+"""The config field `kprune`: which units of the dense architecture a model has, and where its sublayers are."""
 
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from .adapters import EncoderAdapter, get_adapter
-from .configuration import KPruneConfig
 from .modeling_kprune import format_units, parse_units
-from .report import KPruneResult, SublayerResult
+from .report import SublayerResult
 
 
 def adapter_of(model: PreTrainedModel) -> EncoderAdapter:
@@ -36,17 +35,3 @@ def kprune_field(model: PreTrainedModel, adapter: EncoderAdapter, sublayers: lis
         kept = format_units([had[unit] for unit in sublayer.kept])
         entries.append({"layer": sublayer.layer, "kind": sublayer.kind, "kept": kept, "total": total})
     return {"adapter": adapter.to_dict(), "kept": entries}
-
-
-def prune_fields(config: KPruneConfig, result: KPruneResult) -> dict[str, Any]:
-    """Returns what the config field tells of the prune itself: so the model saves it, whoever saves the model.
-
-    The report has units as ranges, and no times: equal prunes give equal configs.
-    """
-    times = ("seconds", "stages")
-    report = {name: value for name, value in result.to_dict().items() if name not in times}
-    report["sublayers"] = [
-        {name: value for name, value in row.items() if name not in times} | {"kept": format_units(row["kept"])}
-        for row in report["sublayers"]
-    ]
-    return {"settings": config.to_dict(), "report": report}

@@ -6,7 +6,7 @@ of the config names the units that are left; a model is built in its dense shape
 
     {"adapter": {"blocks": ..., "sublayers": [...]},
      "kept": [{"layer": 0, "kind": "attention", "kept": "0-3,7", "total": 12}, ...],     one entry per sublayer
-     "settings": {...}, "report": {...}}     of the last prune; saved as kprune_config.json and kprune_report.json too
+     "settings": {...}}     of the last prune; saved as kprune_config.json too
 
 `KPrune<class>` is here for every encoder class of transformers, as in `KPruneBertForSequenceClassification`.
 """
@@ -30,7 +30,6 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 SETTINGS_NAME = "kprune_config.json"
-REPORT_NAME = "kprune_report.json"
 TAGS = ["optimum-kprune", "kprune", "pruning"]
 
 
@@ -200,14 +199,6 @@ def weights_that_fit() -> Iterator[None]:
         raise
 
 
-def write_report(folder: Path, report: dict[str, Any]) -> None:
-    """Writes the report of a prune as JSON, with one line per sublayer, however many units it kept."""
-    head = json.dumps({name: value for name, value in report.items() if name != "sublayers"}, indent=2)
-    head = head.removesuffix("\n}")
-    rows = ",\n".join(f"    {json.dumps(row)}" for row in report["sublayers"])
-    (folder / REPORT_NAME).write_text(f'{head},\n  "sublayers": [\n{rows}\n  ]\n}}\n', encoding="utf-8")
-
-
 def pruned_model_from(model: PreTrainedModel, kprune: dict[str, Any]) -> PreTrainedModel:
     """Returns a shrunk model as an instance of its pruned class, which saves and loads like any other model.
 
@@ -301,15 +292,12 @@ def _make_config_class(dense: Any) -> type[PreTrainedConfig]:
         _auto_class = "AutoConfig"
 
         def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-            """Saves the config, and beside it what it tells of the prune: models and trainers save through here."""
+            """Saves the config, and beside it the settings of the prune: models and trainers save through here."""
             super().save_pretrained(save_directory, *args, **kwargs)
-            folder, kprune = Path(save_directory), self.kprune or {}
-            if "settings" in kprune:
-                text = json.dumps(kprune["settings"], indent=2) + "\n"
-                (folder / SETTINGS_NAME).write_text(text, encoding="utf-8")
-            if "report" in kprune:
-                rows = [row | {"kept": parse_units(row["kept"])} for row in kprune["report"]["sublayers"]]
-                write_report(folder, kprune["report"] | {"sublayers": rows})
+            settings = (self.kprune or {}).get("settings")
+            if settings:
+                text = json.dumps(settings, indent=2) + "\n"
+                Path(save_directory, SETTINGS_NAME).write_text(text, encoding="utf-8")
 
     return PrunedConfig
 

@@ -24,7 +24,7 @@ from .checks import check_config, configs_of, require_finite_weights, require_pr
 from .configuration import KPruneConfig
 from .from_trainer import calibration_data, evaluate_like, plain_model
 from .frontier import Frontier
-from .kept import adapter_of, kprune_field, prune_fields
+from .kept import adapter_of, kprune_field
 from .loading import load_model, load_processing_class
 from .observe import evaluating
 from .placement import pruned_model_of, student_of
@@ -381,7 +381,8 @@ class KPruner(OptimumPruner):
         results = pruning.run()
         pruned = copy.copy(self)
         pruned.config, pruned._recipe = pruning.config, recipe
-        pruned.model = pruned_model_of(frontier.student.model, kprune_field(self.teacher, self.adapter, results))
+        kprune = kprune_field(self.teacher, self.adapter, results) | {"settings": pruning.config.to_dict()}
+        pruned.model = pruned_model_of(frontier.student.model, kprune)
         seconds = time.perf_counter() - started
         pruned.result = KPruneResult(
             sublayers=results,
@@ -393,7 +394,6 @@ class KPruner(OptimumPruner):
             seconds=seconds,
             stages=pruning.stopwatch.stages(seconds),
         )
-        pruned.model.config.kprune |= prune_fields(pruning.config, pruned.result)
         return pruned
 
     def evaluate(self) -> dict[str, dict[str, float]]:

@@ -12,9 +12,8 @@ from . import hub
 from .card import CardFacts, ModelFacts, model_card
 from .configuration import KPruneConfig
 from .latency import latency_of, machine_of
-from .modeling_kprune import write_report
 from .recipe import Recipe, hub_name
-from .report import KPruneResult
+from .report import KPruneResult, write_report
 from .sublayers import max_positions
 from .tasks import Task
 
@@ -65,9 +64,9 @@ class Publication:
         with hub.written_whole(save_directory) as folder:
             if self.pipeline is not None:
                 self.sentence_transformer().save_pretrained(str(folder), create_model_card=False)
-            # With the settings, and the report without its times, which are known here alone.
+            # With the settings: they lie in its config.
             self.model.save_pretrained(folder, **kwargs)
-            write_report(folder, self.result.to_dict())
+            write_report(folder, self.result)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
             model_card(self.result, self.config, self._model_facts(repo_id), facts).save(folder / hub.CARD_NAME)

@@ -1,7 +1,11 @@
 """The result of a prune: what was kept and what it cost, as data and as a table."""
 
+import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
+
+REPORT_NAME = "kprune_report.json"
 
 
 @dataclass(frozen=True)
@@ -108,3 +112,11 @@ class KPruneResult:
             f"{self.samples:,} samples, {self.tokens:,} tokens, {self.seconds:.1f} seconds{stages}"
         )
         return "\n".join(lines)
+
+
+def write_report(folder: Path, result: KPruneResult) -> None:
+    """Writes the result of a prune as JSON, with every list of unit indices on one line."""
+    report = result.to_dict()
+    rows = ",\n".join(f"    {json.dumps(row)}" for row in report.pop("sublayers"))
+    head = json.dumps(report, indent=2).removesuffix("\n}")
+    (folder / REPORT_NAME).write_text(f'{head},\n  "sublayers": [\n{rows}\n  ]\n}}\n', encoding="utf-8")

@@ -376,13 +376,8 @@ def assert_loads(folder, model):
 
 
 def assert_tells_the_prune(files, pruner):
-    """Whether settings and report are there; the times of the prune are known to the pruner alone."""
+    """Whether the settings are there."""
     assert json.loads(files["kprune_config.json"]) == pruner.config.to_dict()
-    report, expected = json.loads(files["kprune_report.json"]), pruner.result.to_dict()
-    for entry in (expected, *expected["sublayers"]):
-        entry.pop("seconds")
-    expected.pop("stages")
-    assert report == expected
 
 
 def test_the_model_uploads_itself(pruner, stand_in, tmp_path):
