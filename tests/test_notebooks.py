@@ -40,7 +40,8 @@ def run(name, folder, **parameters):
     ).execute()
 
 
-def test_the_quickstart_notebook_runs_and_what_it_saves_loads_anywhere(tmp_path):
+def test_the_quickstart_notebook_runs_and_what_it_saves_loads_anywhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     notebook = run("quickstart", tmp_path, FOLDER=str(tmp_path / "pruned"), RATE=0.5)
     text = text_of(output for cell in code_cells(notebook) for output in cell.outputs)
     assert text.count("The same logits, bit for bit: True") == 2
