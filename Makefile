@@ -1,11 +1,14 @@
-# Both targets make their own environment, .venv, from the pinned constraints.
+# The targets make their own environment, .venv, from the pinned constraints.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart notebooks test lint clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/quickstart.py
+
+notebooks: .venv/installed
+	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 test: lint
 	$(BIN)/python -m pytest
