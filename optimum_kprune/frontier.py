@@ -143,11 +143,15 @@ class Frontier:
     def restart(self, student: Encoder) -> None:
         """Goes back to the bottom with another copy of the teacher; what the teacher predicts stays."""
         student.joints = self.teacher.joints
-        for stream in (self._teacher, self._student):
-            stream.hidden.clear()
+        self.clear()
         self.student = student
         self._teacher = Stream(self.teacher, self._teacher.hidden)
         self._student = Stream(student, self._student.hidden)
+
+    def clear(self) -> None:
+        """Forgets the hidden states, when a prune is over."""
+        for stream in (self._teacher, self._student):
+            stream.hidden.clear()
 
     def start(self, progress: Progress) -> None:
         """Runs the teacher once over the batches on which knowledge is measured, and keeps what it predicts.
@@ -216,9 +220,12 @@ class Frontier:
         for step in self:
             if place is None or place == self._teacher.place:
                 self._teacher.run(step.batch, step.teacher)
+                yield step
             else:
-                self._teacher.hidden[step.index] = self._teacher.states_at(place, step.batch, step.teacher)
-            yield step
+                behind = self._teacher.states_at(place, step.batch, step.teacher)
+                yield step
+                # Only now: what the recorder holds may be the states that are there.
+                self._teacher.hidden[step.index] = behind
         self._teacher.place = place or self._teacher.place
 
     def is_passed_by_teacher(self, target: Sublayer) -> bool:

@@ -379,6 +379,7 @@ class KPruner(OptimumPruner):
         """Runs a prune that began at a time; returns a pruner that has it behind it."""
         frontier = pruning.frontier
         results = pruning.run()
+        frontier.clear()
         pruned = copy.copy(self)
         pruned.config, pruned._recipe = pruning.config, recipe
         kprune = kprune_field(self.teacher, self.adapter, results) | {"settings": pruning.config.to_dict()}

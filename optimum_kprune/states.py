@@ -106,8 +106,17 @@ class States:
         self._held = [None] * len(self)
 
     def __setitem__(self, index: int, tensor: Tensor) -> None:
-        self._store.drop(self._held[index])
-        self._held[index] = self._store.put(tensor)
+        held = self._held[index]
+        if isinstance(held, Tensor) and _kind(held) == _kind(tensor):
+            # In its place: between blocks that come and go, new ones would scatter over ever more memory.
+            held.copy_(tensor)
+        else:
+            self._store.drop(held)
+            self._held[index] = self._store.put(tensor)
+
+
+def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    return tensor.shape, tensor.dtype, tensor.device
 
 
 def _mapped(file: _File) -> Tensor:
