@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import ablation_report
+import common
 import numpy as np
 import question_answering
 import regression
-import sentence_embeddings
 import text_classification
 import token_classification
 import torch
@@ -75,10 +75,14 @@ def rating_correlation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
 
 
 def similarity_correlation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Validation) -> float:
-    """Returns the Spearman correlation of the similarities of pairs with the labels."""
+    """Returns the Spearman correlation of the cosines of pairs of mean-pooled embeddings with the labels."""
     first, second = data.texts
-    embeddings = sentence_embeddings.embed(model, tokenizer, first + second)
-    return sentence_embeddings.similarity_correlation(embeddings, data.rows[data.label_column])
+    encoding = common.encode(tokenizer, first + second)
+    embeddings = torch.empty(2 * len(first), model.config.hidden_size)
+    for row, outputs in common.predict(model, tokenizer, encoding):
+        embeddings[row] = outputs["last_hidden_state"][: len(encoding["input_ids"][row])].mean(dim=0)
+    cosines = torch.nn.functional.cosine_similarity(*embeddings.split(len(first)))
+    return 100 * spearmanr(cosines, np.array(data.rows[data.label_column]))[0]
 
 
 def answer_f1(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Validation) -> float:

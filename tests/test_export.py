@@ -113,7 +113,8 @@ def test_the_example_measures_the_stack(tmp_path):
     assert f"{pruned}: the same in ONNX Runtime as in PyTorch" in done.stdout
     table = json.loads((output / "deploy.json").read_text())["models"]
     assert list(table) == ["dense", "dense-int8", "pruned", "pruned-int8"]
-    assert all(0 <= row["accuracy [%]"] <= 100 and row["ms per 32 x 128 tokens"] > 0 for row in table.values())
+    assert all(0 <= row["accuracy [%]"] <= 100 for row in table.values())
+    assert all(value > 0 for row in table.values() for name, value in row.items() if name.startswith("ms"))
     assert table["pruned"]["MB"] < table["dense"]["MB"] and table["pruned-int8"]["MB"] < table["dense-int8"]["MB"]
 
 

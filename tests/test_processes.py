@@ -122,7 +122,9 @@ def save(rank, folder):
 
 
 def run_command(folder):
-    options = dict.fromkeys(("task", "revision", "dtype", "device", "config", "push_to_hub", "num_tokens", "seed"))
+    absent = ("task", "revision", "dtype", "device", "config", "push_to_hub", "num_tokens", "seed", "metric")
+    card = {"measure_latency": False, "dataset": "/nowhere/data", "dataset_config": None, "metric_split": "validation"}
+    options = dict.fromkeys(absent) | card
     try:
         command.run(Namespace(model="/nowhere/model", output_dir=folder / "o", compression_rate=0.5, **options))
     except SystemExit as exit:
