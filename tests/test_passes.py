@@ -288,6 +288,16 @@ def test_a_store_without_a_limit_has_no_folder(temporary):
         assert not list(temporary.iterdir())
 
 
+def test_states_are_replaced_in_place():
+    with StateStore(memory_budget=4000) as store:
+        states = store.states(1)
+        states[0] = held = torch.ones(10, 10)
+        states[0] = torch.full((10, 10), 2.0)
+        assert states[0] is held and (held == 2).all() and store.bytes_in_memory == 400
+        states[0] = torch.ones(5, 10)
+        assert states[0].shape == (5, 10) and (held == 2).all() and store.bytes_in_memory == 200
+
+
 def test_two_hidden_states_per_token_are_held():
     teacher = tiny_model().eval()
     store, batches = StateStore(), batches_of(SAMPLES, 12)
