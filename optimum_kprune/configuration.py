@@ -34,7 +34,7 @@ class KPruneConfig(BaseConfig):
             spread evenly over the lengths of the samples: scores need fewer than the fit, which takes all. `None`
             takes all.
         measure_every (`int`, defaults to 1): every how many sublayers knowledge is measured; in between, the scores of
-            the last measurement are used. Above 1 is faster, and costs quality.
+            the last measurement are used. Above 1 is faster, and costs quality: measure on fewer tokens first.
         measure_precision (`str`, defaults to `"float32"`): `"bfloat16"` runs the model under bfloat16 autocast where
             knowledge is measured, with statistics in float32: faster, but which units are kept at the margin may then
             depend on batching and hardware. `"auto"` does so where the hardware multiplies bfloat16 natively and
