@@ -6,6 +6,8 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer
 
+from .placement import is_placed
+
 
 def plain_model(model: Any) -> Any:
     """Returns the model as it computes outside of its trainer; weights and submodules are shared.
@@ -50,4 +52,7 @@ def evaluate_like(trainer: Trainer, model: PreTrainedModel) -> dict[str, float]:
         compute_metrics=trainer.compute_metrics,
         preprocess_logits_for_metrics=trainer.preprocess_logits_for_metrics,
     )
+    if is_placed(model):
+        # It would be moved as a whole, which offloaded weights do not allow.
+        evaluator.accelerator.device_placement = False
     return evaluator.evaluate()

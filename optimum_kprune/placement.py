@@ -33,6 +33,11 @@ def require_known_hooks(model: nn.Module) -> None:
             )
 
 
+def is_placed(model: PreTrainedModel) -> bool:
+    """Whether accelerate placed a model."""
+    return next(_hooks(model), None) is not None
+
+
 def execution_device(model: PreTrainedModel) -> torch.device:
     """The device on which a model reads its inputs; that of its parameters if accelerate did not place it."""
     devices = (hook.execution_device for hook in _hooks(model) if hook.execution_device is not None)
@@ -120,7 +125,7 @@ def pruned_model_of(student: PreTrainedModel, kprune: dict[str, Any]) -> PreTrai
 
     A student that accelerate placed is taken apart for it; the pruned model lies in CPU memory.
     """
-    if next(_hooks(student), None) is None:
+    if not is_placed(student):
         return pruned_model_from(student, kprune)
     pruned = empty_pruned_model(student, kprune, torch.device("cpu"))
     state = pruned.state_dict()

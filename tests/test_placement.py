@@ -7,15 +7,19 @@ import torch
 from accelerate import cpu_offload, cpu_offload_with_hook
 from accelerate.hooks import remove_hook_from_submodules
 from accelerate.utils.offload import OffloadedWeightsLoader
+from datasets import Dataset
 from tiny import (
     FAMILIES,
     outputs_of,
     pad,
+    ragged_samples,
     same_state,
     samples_for,
     save_tiny,
     tiny_model,
+    tiny_tokenizer,
 )
+from transformers import Trainer, TrainingArguments
 
 from optimum_kprune import KPruneConfig, KPruner
 from optimum_kprune.placement import execution_device, named_tensors, own_weights, student_of
@@ -164,6 +168,20 @@ def test_the_pruned_model_is_saved_loaded_and_pruned_again_on_disk(tmp_path):
     for each in (whole, again):
         each.prune(settings(compression_rate=0.9), batches)
     assert same_state(again.model, whole.model)
+
+
+@pytest.mark.parametrize("device_map", [{"": "disk"}, half_on_disk(tiny_model())])
+def test_a_teacher_on_disk_is_evaluated_as_one_in_memory(tmp_path, device_map):
+    rows = Dataset.from_list([{"input_ids": ids, "label": index % 3} for index, ids in enumerate(ragged_samples(12))])
+    args = TrainingArguments(tmp_path / "run", report_to="none", use_cpu=True, disable_tqdm=True)
+    model = tiny_model()
+    losses = []
+    for teacher in (model, offloaded(model, tmp_path, device_map).teacher):
+        trainer = Trainer(teacher, args, train_dataset=rows, eval_dataset=rows, processing_class=tiny_tokenizer())
+        pruner = KPruner.from_trainer(trainer)
+        pruner.prune(settings())
+        losses.append([scores["eval_loss"] for scores in pruner.evaluate().values()])
+    assert losses[0] == losses[1]
 
 
 # Memory
