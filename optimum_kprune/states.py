@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Bytes that are asked of the system at once, so many that they lie apart from smaller tensors: states that lie between
+# tensors that come and go would scatter those over ever more memory.
+SLAB = 64 * 2**20
+
 
 @dataclass(frozen=True)
 class _File:
@@ -30,6 +34,7 @@ class StateStore:
     def __init__(self, memory_budget: int | None = None) -> None:
         self.memory_budget = memory_budget
         self.bytes_in_memory = 0
+        self._slab = torch.empty(0)
         self._folder: Any = None
         self._files = 0
 
@@ -50,10 +55,10 @@ class StateStore:
         return States(self, count)
 
     def put(self, tensor: Tensor) -> Tensor | _File:
-        """Takes a tensor in; returns it, or the file where it is if it is over the budget."""
+        """Takes a tensor in; returns a copy, or the file where it is if it is over the budget."""
         if self.memory_budget is None or self.bytes_in_memory + tensor.nbytes <= self.memory_budget:
             self.bytes_in_memory += tensor.nbytes
-            return tensor
+            return self._room_for(tensor).copy_(tensor)
         file = _File(self._new_path(), tensor.shape, tensor.dtype, tensor.device)
         if tensor.numel():
             _mapped(file).copy_(tensor.flatten())
@@ -74,6 +79,13 @@ class StateStore:
             self.bytes_in_memory -= held.nbytes
         elif held is not None:
             held.path.unlink()
+
+    def _room_for(self, tensor: Tensor) -> Tensor:
+        count, slab = tensor.numel(), self._slab
+        if slab.numel() < count or (slab.dtype, slab.device) != (tensor.dtype, tensor.device):
+            slab = tensor.new_empty(max(count, SLAB // tensor.element_size()))
+        self._slab = slab[count:]
+        return slab[:count].view(tensor.shape)
 
     def _new_path(self) -> Path:
         if self._folder is None:
@@ -108,7 +120,6 @@ class States:
     def __setitem__(self, index: int, tensor: Tensor) -> None:
         held = self._held[index]
         if isinstance(held, Tensor) and _kind(held) == _kind(tensor):
-            # In its place: between blocks that come and go, new ones would scatter over ever more memory.
             held.copy_(tensor)
         else:
             self._store.drop(held)
