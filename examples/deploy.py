@@ -68,8 +68,6 @@ def require_packages() -> None:
 
 def load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """Returns a model in float32, its tokenizer and its task; stops the program if there is no such model."""
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        sys.exit(f"No model in the folder {path!r}: it has no config.json.")
     try:
         pruner = KPruner.from_pretrained(path, dtype=torch.float32)
     except (OSError, ValueError) as error:

@@ -82,6 +82,7 @@ class ModelFacts:
         auto_class: name of the Auto class that loads the pruned model.
         base_model: name on the Hub of the dense model; None if it has none.
         library: name of the library that loads the pruned model.
+        before: what the model before the prune is called, `"dense"` unless it was pruned itself.
         bytes_before: bytes of the parameters of the dense model.
         bytes_after: and of the pruned model.
         recipe: the calls that made the pruned model.
@@ -91,6 +92,7 @@ class ModelFacts:
     task: str
     auto_class: str
     library: str
+    before: str
     base_model: str | None
     bytes_before: int
     bytes_after: int
@@ -193,8 +195,9 @@ def _comparison(result: KPruneResult, model: ModelFacts, facts: CardFacts) -> st
         notes.append(f"Quality was measured on {', '.join(part for part in parts if part)}.")
     if facts.latency:
         notes.append(f"Latency was measured on: {facts.machine}.")
-    table = _table(("", "dense", "pruned", "change"), rows)
-    return "\n\n".join(["## Dense against pruned", table, *([" ".join(notes)] if notes else [])])
+    table = _table(("", model.before, "pruned", "change"), rows)
+    title = f"## {model.before.capitalize()} against pruned"
+    return "\n\n".join([title, table, *([" ".join(notes)] if notes else [])])
 
 
 def _removed(result: KPruneResult) -> str:

@@ -97,6 +97,7 @@ class Publication:
             task=self.task.name,
             auto_class=self.task.auto_class,
             library=self.task.library,
+            before="dense" if getattr(self.teacher.config, "kprune", None) is None else "pruned before",
             base_model=hub_name(self.teacher.config._name_or_path),
             bytes_before=_bytes_of(self.teacher),
             bytes_after=_bytes_of(self.model),

@@ -34,7 +34,7 @@ class StateStore:
     def __init__(self, memory_budget: int | None = None) -> None:
         self.memory_budget = memory_budget
         self.bytes_in_memory = 0
-        self._slab = torch.empty(0)
+        self._slabs: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         self._folder: Any = None
         self._files = 0
 
@@ -81,10 +81,11 @@ class StateStore:
             held.path.unlink()
 
     def _room_for(self, tensor: Tensor) -> Tensor:
-        count, slab = tensor.numel(), self._slab
-        if slab.numel() < count or (slab.dtype, slab.device) != (tensor.dtype, tensor.device):
+        count, kind = tensor.numel(), (tensor.dtype, tensor.device)
+        slab = self._slabs.get(kind)
+        if slab is None or slab.numel() < count:
             slab = tensor.new_empty(max(count, SLAB // tensor.element_size()))
-        self._slab = slab[count:]
+        self._slabs[kind] = slab[count:]
         return slab[:count].view(tensor.shape)
 
     def _new_path(self) -> Path:

@@ -198,6 +198,12 @@ def test_names_on_the_hub_are_told_from_paths(tmp_path, monkeypatch):
         assert hub_name(path) is None
 
 
+def test_a_model_that_was_pruned_before_is_not_called_dense(pruner, tmp_path):
+    once, twice = saved_card(pruner, tmp_path / "once"), saved_card(pruned(pruner.model), tmp_path / "twice")
+    assert "## Dense against pruned" in once.text and "|  | dense | pruned | change |" in once.text
+    assert "## Pruned before against pruned" in twice.text and "|  | pruned before | pruned | change |" in twice.text
+
+
 def test_no_path_of_the_machine_gets_into_the_card(tmp_path):
     """Model and data are local: the command names neither, and still is a command."""
     save_tiny(tmp_path / "model")
