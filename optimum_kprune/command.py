@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from . import hub
+from .calibration_source import looks_like_path
 from .card import CardFacts
 from .configuration import KPruneConfig
 from .processes import is_main, leave, own_device, together, world_size
@@ -84,6 +85,11 @@ def _config(arguments: Namespace) -> KPruneConfig:
     if arguments.config is None:
         return KPruneConfig(**overrides)
     source = Path(arguments.config)
+    if looks_like_path(arguments.config) and not source.exists():
+        raise FileNotFoundError(
+            f"`--config` must be a {KPruneConfig.CONFIG_NAME}, a folder that has one, or a repository on the Hub. Got "
+            f"{arguments.config!r}, which does not exist."
+        )
     saved = KPruneConfig.from_json_file(source) if source.is_file() else KPruneConfig.from_pretrained(arguments.config)
     return KPruneConfig(**{**saved.to_dict(), **overrides})
 

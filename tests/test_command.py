@@ -187,7 +187,11 @@ MISTAKES = {
     "data on the Hub": ({"dataset": "nobody/nothing"}, ["nobody/nothing"]),
     "column": ({"text_columns": "nothing"}, ["'nothing'", "'text'"]),
     "split": ({"dataset_split": "test"}, ["'test'"]),
-    "config": ({"config": "/nowhere/kprune_config.json"}, ["/nowhere/kprune_config.json"]),
+    "config": ({"config": "/nowhere/kprune_config.json"}, ["/nowhere/kprune_config.json", "does not exist"]),
+    "config in this folder": (
+        {"config": "absent.json"},
+        ["`--config` must be", "'absent.json', which does not exist"],
+    ),
     "metric": ({"metric": "accuracy=0.9"}, ["accuracy=0.924,0.917", "'accuracy=0.9'"]),
     "metric without a name": ({"metric": "=0.9,0.8"}, ["'=0.9,0.8'"]),
     "device": ({"device": "nonsense"}, ["nonsense"]),
