@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from os import PathLike
 from typing import Any
@@ -36,10 +36,18 @@ class CalibrationBatches:
     Attributes:
         batches: all batches, of CPU tensors.
         measured: how many of them, from the first, hold the samples on which knowledge is measured.
+        heldout: batches of samples that take no part in the prune.
     """
 
     batches: list[Batch]
     measured: int
+    heldout: list[Batch] = field(default_factory=list)
+
+    def halved(self) -> "CalibrationBatches":
+        """Returns the same samples in batches of half the size."""
+        measured = _halves(self.batches[: self.measured])
+        others = _halves(self.batches[self.measured :])
+        return replace(self, batches=measured + others, measured=len(measured), heldout=_halves(self.heldout))
 
 
 def load_calibration_dataset(
@@ -156,6 +164,11 @@ def _spread(items: list[Any], tokens_of: Callable[[Any], int], budget: int | Non
     for index, item in enumerate(items):
         (measured if math.ceil((index + 1) * share) > math.ceil(index * share) else others).append(item)
     return measured, others
+
+
+def _halves(batches: list[Batch]) -> list[Batch]:
+    parts = [{name: values.chunk(2) for name, values in batch.items()} for batch in batches]
+    return [dict(zip(part, values, strict=True)) for part in parts for values in zip(*part.values(), strict=True)]
 
 
 def _collated(samples: list[Sample], collate: DataCollator, spec: InputSpec) -> Batch:

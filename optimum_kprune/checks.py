@@ -11,6 +11,7 @@ from .configuration import KPruneConfig
 from .frontier import Frontier
 from .modeling_kprune import pruned_class
 from .placement import named_tensors, require_known_hooks
+from .report import KPruneResult
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,15 @@ def configs_of(rates: Iterable[float], config: KPruneConfig) -> list[KPruneConfi
     if len(set(given)) < len(given):
         raise ValueError(f"`rates` must hold every rate once. Got {given!r} instead.")
     return configs
+
+
+def warn_if_nothing_is_left(result: KPruneResult) -> None:
+    """Warns if a prune took every head and every neuron."""
+    if not result.flops_after:
+        logger.warning(
+            "All heads and all neurons were removed: no token sees another any more, and nothing can be computed from "
+            "the text but averages. Choose a lower `compression_rate`."
+        )
 
 
 def warn_if_few_tokens(frontier: Frontier) -> None:

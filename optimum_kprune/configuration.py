@@ -30,6 +30,8 @@ class KPruneConfig(BaseConfig):
             cannot matter; `"batch"` squares the gradient of the batch mean, as the authors' program does.
         num_tokens (`int`, *optional*, defaults to 100 000): budget of calibration tokens, padding not counted.
             `None` uses all calibration data.
+        heldout_share (`float`, defaults to 0.1): share of the calibration tokens that takes no part in the prune: on
+            it, what was lost is measured afterwards. 0 measures nothing.
         measure_tokens (`int`, *optional*, defaults to 10 000): calibration tokens on which knowledge is measured,
             spread evenly over the lengths of the samples: scores need fewer than the fit, which takes all. `None`
             takes all.
@@ -78,6 +80,7 @@ class KPruneConfig(BaseConfig):
     head_weight: float = 3.0
     gradient: Literal["sample", "batch"] = "sample"
     num_tokens: int | None = 100_000
+    heldout_share: float = 0.1
     measure_tokens: int | None = 10_000
     measure_every: int = 1
     measure_precision: Literal["float32", "bfloat16", "auto"] = "float32"
@@ -115,6 +118,7 @@ class KPruneConfig(BaseConfig):
         _require_number(self, "mu", "above 0, or None", lambda value: value > 0, optional=True)
         _require_number(self, "head_weight", "above 0", lambda value: value > 0)
         _require_whole(self, "num_tokens", 1, optional=True)
+        _require_number(self, "heldout_share", "in [0, 0.5]", lambda value: 0 <= value <= 0.5)
         _require_whole(self, "measure_tokens", 1, optional=True)
         _require_whole(self, "measure_every", 1)
         _require_whole(self, "memory_budget", 0, optional=True)
@@ -145,6 +149,7 @@ class KPruneConfig(BaseConfig):
             "token_weights": "equal",
             "correct_inputs": False,
             "bias": "drop",
+            "heldout_share": 0.0,
             "measure_tokens": None,
             "published_targets": True,
         }

@@ -1,6 +1,6 @@
 """Hidden states of teacher and student where the pruning has got to, and the batches that go with them."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -16,8 +16,6 @@ from .processes import share
 from .states import States, StateStore
 from .sublayers import BOTTOM, Encoder, Place, Sublayer
 from .tasks import Task
-
-Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -97,11 +95,11 @@ class Frontier:
     Attributes:
         targets: the teacher's sublayers that have units, bottom to top.
         place: where the student's hidden states enter.
-        moves: how often the student advances over all batches, from the first to the last target.
         samples: number of calibration samples of all processes, |D|.
         tokens: number of their real tokens, N.
         rows: number of their sequences (more than samples in multiple choice).
         measured: number of this process's batches, from the first, on which knowledge is measured.
+        is_started: whether the teacher's predictions on those are known.
     """
 
     def __init__(
@@ -116,7 +114,7 @@ class Frontier:
         batches = self._batches = share(calibration.batches)
         # One sample tells how the model is built.
         sample = {name: values[:1] for name, values in calibration.batches[0].items()}
-        teacher.joints = student.joints = find_joints(teacher, _to_device(sample, teacher))
+        teacher.joints = student.joints = find_joints(teacher, to_device(sample, teacher))
         self.teacher = teacher
         self.student = student
         self.task = task
@@ -128,12 +126,11 @@ class Frontier:
         self.rows = sum(len(mask) for mask in masks)
         self._teacher = Stream(teacher, store.states(len(batches)))
         self._student = Stream(student, store.states(len(batches)))
+        self.is_started = False
         self._predictions: list[Prediction | None] = [None] * self.measured
         self._teacher_last = store.states(self.measured)
         self.targets = [sublayer for sublayer in teacher.sublayers() if sublayer.units]
         self._places = self._places_of_targets()
-        places = list(dict.fromkeys([BOTTOM, *self._places.values()]))
-        self.moves = len(places) - 1
 
     @property
     def place(self) -> Place:
@@ -153,19 +150,20 @@ class Frontier:
         for stream in (self._teacher, self._student):
             stream.hidden.clear()
 
-    def start(self, progress: Progress) -> None:
+    def start(self) -> None:
         """Runs the teacher once over the batches on which knowledge is measured, and keeps what it predicts.
 
         Predictions that are larger than the hidden states behind the last block (over a vocabulary) are not kept, but
         made again from those.
         """
-        for step in progress(self.measured_steps()):
+        for step in self.measured_steps():
             with recorded_output(self.teacher.blocks[-1]) as outputs:
                 prediction = self._target(run(self.teacher, step.batch), step)
             if prediction.values.numel() <= outputs[0].numel():
                 self._predictions[step.index] = prediction
             else:
                 self._teacher_last[step.index] = outputs[0]
+        self.is_started = True
 
     def __len__(self) -> int:
         """Number of this process's calibration batches."""
@@ -176,7 +174,7 @@ class Frontier:
         for index, (batch, mask) in enumerate(zip(self._batches, self._masks, strict=True)):
             yield Step(
                 index,
-                _to_device(batch, self.teacher),
+                to_device(batch, self.teacher),
                 mask.to(self.teacher.device),
                 not bool(mask.all()),
                 self._teacher.hidden[index],
@@ -232,13 +230,13 @@ class Frontier:
         """Whether the teacher's run through a target goes on behind it."""
         return self._place_behind(target) not in (None, self._teacher.place)
 
-    def advance(self, target: Sublayer, progress: Progress) -> None:
+    def advance(self, target: Sublayer) -> None:
         """Moves the frontier to a target, through the student's sublayers as they are now."""
         place = self._places[target.place]
         behind = [stream for stream in (self._teacher, self._student) if stream.place != place]
         if not behind:
             return
-        for step in progress(self):
+        for step in self:
             for stream in behind:
                 hidden = step.teacher if stream is self._teacher else step.student
                 stream.hidden[step.index] = stream.states_at(place, step.batch, hidden)
@@ -272,5 +270,6 @@ def token_mask(batch: Batch) -> Tensor:
     return mask.reshape(-1, mask.shape[-1]).bool()
 
 
-def _to_device(batch: Batch, encoder: Encoder) -> Batch:
+def to_device(batch: Batch, encoder: Encoder) -> Batch:
+    """Returns a batch on the device on which a model reads its inputs."""
     return {name: values.to(encoder.device) for name, values in batch.items()}

@@ -14,7 +14,7 @@ from .algorithm.divergence import Prediction, curvature_probe, divergence
 from .algorithm.knowledge import Importance, UnitStatistics
 from .algorithm.tuning import LeastSquares, scale_weights
 from .configuration import KPruneConfig
-from .frontier import Frontier, Progress, Step
+from .frontier import Frontier, Step
 from .observe import observed_units, recorded
 from .placement import weight_of, weights_let_go
 from .processes import add_up
@@ -22,16 +22,13 @@ from .sublayers import Sublayer
 from .tasks import MASKED_LOGIT
 
 
-def measure_knowledge(
-    frontier: Frontier, sublayers: list[Sublayer], config: KPruneConfig, progress: Progress
-) -> list[Importance]:
+def measure_knowledge(frontier: Frontier, sublayers: list[Sublayer], config: KPruneConfig) -> list[Importance]:
     """Measures the knowledge of the units of the student's sublayers, one pass in all.
 
     Args:
         frontier: hidden states at the lowest of the sublayers, or at its block.
         sublayers: the target and all sublayers above it that have units, of the student.
         config: temperature, gradient and precision.
-        progress: wraps the iteration.
 
     Raises:
         ValueError: if a feature or a gradient is not finite; the message names the sublayer.
@@ -40,7 +37,7 @@ def measure_knowledge(
     statistics = [UnitStatistics(sublayer.features, config.gradient, device) for sublayer in sublayers]
     precision = measuring_precision(frontier.student.model.dtype, device, config)
     samples_seen = tokens_seen = 0
-    for step in progress(frontier.measured_steps()):
+    for step in frontier.measured_steps():
         teacher = frontier.teacher_prediction(step)
         samples = len(step.batch["input_ids"])
         samples_seen, tokens_seen = samples_seen + samples, tokens_seen + int(step.mask.sum())
@@ -116,21 +113,20 @@ def draw_signs(prediction: Prediction, step: Step, seed: int) -> Tensor:
     return signs.to(values.device)
 
 
-def gather_correction(frontier: Frontier, teacher: Sublayer, student: Sublayer, progress: Progress) -> LeastSquares:
+def gather_correction(frontier: Frontier, teacher: Sublayer, student: Sublayer) -> LeastSquares:
     """Gathers the least-squares problem of what a sublayer reads: A = the student's input, Y = the teacher's.
 
     Args:
         frontier: hidden states at the sublayer, or at its block.
         teacher: the sublayer in the teacher.
         student: the sublayer in the student, not yet pruned.
-        progress: wraps the iteration.
 
     Raises:
         ValueError: if an input is not finite; the message names the sublayer.
     """
     hidden_size = frontier.student.model.config.hidden_size
     fit = LeastSquares(hidden_size, hidden_size, frontier.student.device)
-    for step in progress(frontier):
+    for step in frontier:
         teacher_input, student_input = frontier.inputs(step, teacher, student)
         fit.add(step.real(student_input), step.real(teacher_input))
     add_up(fit.gram, fit.cross, fit.squared_target)
@@ -138,9 +134,7 @@ def gather_correction(frontier: Frontier, teacher: Sublayer, student: Sublayer, 
     return fit
 
 
-def gather_fit(
-    frontier: Frontier, teacher: Sublayer, student: Sublayer, config: KPruneConfig, progress: Progress
-) -> LeastSquares:
+def gather_fit(frontier: Frontier, teacher: Sublayer, student: Sublayer, config: KPruneConfig) -> LeastSquares:
     """Gathers the least-squares problem of a sublayer, one pass in which the teacher goes on to the next.
 
     Args:
@@ -148,7 +142,6 @@ def gather_fit(
         teacher: the sublayer in the teacher.
         student: the sublayer in the student, with the units that are kept; as it was where there are none.
         config: how tokens are weighed.
-        progress: wraps the iteration.
 
     Returns:
         the sums with A = the student's features and Y = X_teacher + Sub_teacher(X_teacher) - X_student.
@@ -159,7 +152,7 @@ def gather_fit(
     fit = LeastSquares(student.features, frontier.student.model.config.hidden_size, frontier.student.device)
     until: Literal["output"] | None = None if frontier.is_passed_by_teacher(teacher) else "output"
     with recorded(teacher, until) as preserved, recorded(student, until="features") as present:
-        for step in progress(frontier.pass_teacher(teacher)):
+        for step in frontier.pass_teacher(teacher):
             frontier.run_student(step)
             stream = step.real(preserved.residual).float() + step.real(preserved.output).float()
             weights = scale_weights(stream) if config.token_weights == "scale" else None

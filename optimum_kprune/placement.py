@@ -59,18 +59,21 @@ def weight_of(module: Any) -> Tensor:
         return module.weight.detach()
 
 
-def student_of(teacher: PreTrainedModel) -> PreTrainedModel:
-    """Returns a copy of a model that shares its weights: a prune puts others in their place, and writes into none.
+def sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """Returns a copy of a model in evaluation mode: modules of its own, which share the weights.
 
-    Where accelerate placed the model, that is to be done inside of `own_weights`.
+    A prune hooks and enters the modules of such copies alone, so that other threads can use the model meanwhile, and
+    an interruption leaves nothing in it. The student is one too: a prune puts other weights in the place of those
+    that are shared, and writes into none. Where accelerate placed the model, that is to be done in `own_weights`.
     """
-    shared: dict[int, Any] = {id(weight): nn.Parameter(weight.detach(), False) for weight in teacher.parameters()}
-    hooks = list(_hooks(teacher))
-    if hooks:
-        shared |= {id(held): held for hook in hooks for held in (hook.weights_map, hook.tied_params_map)}
-        placed = [module for module in teacher.modules() if hasattr(module, "_hf_hook")]
-        shared |= {id(buffer): buffer for module in placed for buffer in module.buffers(recurse=False)}
-    return deepcopy(teacher, shared)
+    shared: dict[int, Any] = {id(weight): nn.Parameter(weight.detach(), False) for weight in model.parameters()}
+    for hook in _hooks(model):
+        shared[id(hook.weights_map)] = hook.weights_map
+        # It holds tied weights while they are loaded: every copy loads its own.
+        shared[id(hook.tied_params_map)] = hook.tied_params_map and {pointer: {} for pointer in hook.tied_params_map}
+    placed = [module for module in model.modules() if hasattr(module, "_hf_hook")]
+    shared |= {id(buffer): buffer for module in placed for buffer in module.buffers(recurse=False)}
+    return deepcopy(model, shared).eval()
 
 
 @contextmanager

@@ -86,6 +86,11 @@ def as_in_main(tensor: Tensor) -> Tensor:
     return carried.to(tensor.device)
 
 
+def gather(brought: Any) -> list[Any]:
+    """Returns what each process brought, in their order."""
+    return [brought] if world_size() == 1 else _meet(brought)
+
+
 def require_same(name: str, tensors: Iterable[Tensor]) -> None:
     """Raises a ValueError if the processes do not have the same tensors."""
     if world_size() == 1:

@@ -2,9 +2,8 @@
 
 import copy
 import inspect
-import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from . import hub
@@ -20,22 +18,18 @@ from .adapters import EncoderAdapter
 from .base import OptimumPruner
 from .calibration import CalibrationBatches, InputSpec, load_calibration_dataset, prepare_batches
 from .card import CardFacts
-from .checks import check_config, configs_of, require_finite_weights, require_prunable, warn_if_few_tokens
+from .checks import check_config, configs_of, require_finite_weights, require_prunable
 from .configuration import KPruneConfig
 from .from_trainer import calibration_data, evaluate_like, plain_model
-from .frontier import Frontier
-from .kept import adapter_of, kprune_field
+from .kept import adapter_of
 from .loading import load_model, load_processing_class
-from .observe import evaluating
-from .placement import pruned_model_of, student_of
-from .processes import in_main, is_main, require_same, together
-from .pruning import SublayerPruner
+from .processes import in_main, together
 from .publishing import Publication
 from .recipe import LOCAL_DATA, LOCAL_MODEL, Recipe, changed, hub_name
 from .report import KPruneResult
-from .states import StateStore
-from .sublayers import Encoder, max_positions
-from .tasks import get_task, task_of, with_published_targets
+from .sublayers import max_positions
+from .sweep import Sweep
+from .tasks import get_task, task_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -236,6 +230,7 @@ class KPruner(OptimumPruner):
         data_collator: Callable[[list[Any]], Any] | None = None,
         batch_size: int = BATCH_SIZE,
         save_directory: str | PathLike | None = None,
+        checkpoint_dir: str | PathLike | None = None,
     ) -> KPruneResult:
         """Prunes a copy of the teacher, which becomes `model` when the prune has succeeded.
 
@@ -248,12 +243,16 @@ class KPruner(OptimumPruner):
                 trainer's collator with the trainer's data.
             batch_size: most samples in a batch. Without effect on the result, except with `gradient="batch"`.
             save_directory: folder to save the pruned model to, new or empty.
+            checkpoint_dir: folder to write the progress to after every sublayer. Called again with the same model,
+                settings and data, a prune that was killed goes on from there, to the same result, bit for bit on one
+                machine. It stays when the prune is over; remove it when the model is saved.
 
         Returns:
             what was kept, sublayer by sublayer.
 
         Raises:
-            ValueError: if the data cannot be used, or weights or activations are not finite.
+            ValueError: if the data cannot be used, weights or activations are not finite, or `checkpoint_dir` holds
+                the progress of another prune.
             FileExistsError: if `save_directory` is not empty.
         """
         check_config(config)
@@ -261,7 +260,8 @@ class KPruner(OptimumPruner):
             hub.require_free(save_directory)
         calibration = self._calibration(config, calibration_dataset, data_collator, batch_size)
         recipe = self._recipe_of(calibration_dataset, data_collator, batch_size)
-        (pruned,) = self._prune_each([config], calibration, recipe)
+        checkpoint = None if checkpoint_dir is None else Path(checkpoint_dir)
+        (pruned,) = self._prune_each([config], calibration, recipe, [None], [checkpoint])
         self.model, self.result, self.config, self._recipe = pruned.model, pruned.result, config, recipe
         if save_directory is not None:
             self.save_pretrained(save_directory)
@@ -277,6 +277,7 @@ class KPruner(OptimumPruner):
         data_collator: Callable[[list[Any]], Any] | None = None,
         batch_size: int = BATCH_SIZE,
         save_directory: str | PathLike | None = None,
+        checkpoint_dir: str | PathLike | None = None,
     ) -> list["KPruner"]:
         """Prunes copies of the teacher to several rates; each comes out as from a `prune` to that rate alone.
 
@@ -293,6 +294,7 @@ class KPruner(OptimumPruner):
             batch_size: see `prune`.
             save_directory: folder to save every pruned model in, as soon as it is there, in a folder named after its
                 rate, such as "0.4"; those must be new or empty.
+            checkpoint_dir: see `prune`; the progress of every rate lies in a folder named after it.
 
         Returns:
             one pruner per rate, in the order given, with its `model`, `result` and `config`, to save or publish from
@@ -305,12 +307,16 @@ class KPruner(OptimumPruner):
             FileExistsError: if the folder of a rate is not empty.
         """
         configs = configs_of(rates, config)
-        folders = None
-        if save_directory is not None:
-            folders = [hub.require_free(Path(save_directory) / str(entry.compression_rate)) for entry in configs]
+        folders, checkpoints = (
+            [None if root is None else Path(root, str(entry.compression_rate)) for entry in configs]
+            for root in (save_directory, checkpoint_dir)
+        )
+        for folder in folders:
+            if folder is not None:
+                hub.require_free(folder)
         calibration = self._calibration(config, calibration_dataset, data_collator, batch_size)
         recipe = self._recipe_of(calibration_dataset, data_collator, batch_size)
-        return self._prune_each(configs, calibration, recipe, folders)
+        return self._prune_each(configs, calibration, recipe, folders, checkpoints)
 
     def _calibration(
         self, config: KPruneConfig, dataset: Any, data_collator: Callable[[list[Any]], Any] | None, batch_size: int
@@ -342,60 +348,20 @@ class KPruner(OptimumPruner):
         configs: list[KPruneConfig],
         calibration: CalibrationBatches,
         recipe: Recipe,
-        folders: list[Path] | None = None,
+        folders: Sequence[Path | None],
+        checkpoints: Sequence[Path | None],
     ) -> list["KPruner"]:
         """Prunes with settings that differ in the rate alone; returns one pruner for each, saved if asked."""
-        started = time.perf_counter()
-        task = with_published_targets(self.task) if configs[0].published_targets else self.task
         pruners: list[KPruner] = []
-        require_same("weights of the model", self.teacher.parameters())
-        require_same("calibration data", (values for batch in calibration.batches for values in batch.values()))
-        with (
-            torch.no_grad(),
-            evaluating(self.teacher),
-            StateStore(configs[0].memory_budget) as store,
-            tqdm(desc="Pruning", unit="batch", disable=not is_main()) as bar,
-        ):
-            frontier = Frontier(Encoder(self.teacher, self.adapter), self._student(), calibration, task, store)
-            warn_if_few_tokens(frontier)
-            first_scores = None
-            for index, config in enumerate(configs):
-                if index:
-                    started = time.perf_counter()
-                    frontier.restart(self._student())
-                pruning = SublayerPruner(frontier, config, lambda batches: _counted(batches, bar), first_scores)
-                if not index:
-                    bar.reset(len(configs) * pruning.batches - (len(configs) - 1) * pruning.shared_batches)
-                pruners.append(self._pruned(pruning, recipe, started))
-                first_scores = pruning.first_scores
-                if folders:
-                    pruners[-1].save_pretrained(folders[index])
+        with Sweep(self.teacher, self.adapter, self.task, calibration, configs[0].memory_budget) as sweep:
+            for config, folder, checkpoint in zip(configs, folders, checkpoints, strict=True):
+                pruned = copy.copy(self)
+                pruned.model, pruned.result = sweep.prune(config, checkpoint)
+                pruned.config, pruned._recipe = config, recipe
+                if folder is not None:
+                    pruned.save_pretrained(folder)
+                pruners.append(pruned)
         return pruners
-
-    def _student(self) -> Encoder:
-        return Encoder(student_of(self.teacher), self.adapter)
-
-    def _pruned(self, pruning: SublayerPruner, recipe: Recipe, started: float) -> "KPruner":
-        """Runs a prune that began at a time; returns a pruner that has it behind it."""
-        frontier = pruning.frontier
-        results = pruning.run()
-        frontier.clear()
-        pruned = copy.copy(self)
-        pruned.config, pruned._recipe = pruning.config, recipe
-        kprune = kprune_field(self.teacher, self.adapter, results) | {"settings": pruning.config.to_dict()}
-        pruned.model = pruned_model_of(frontier.student.model, kprune)
-        seconds = time.perf_counter() - started
-        pruned.result = KPruneResult(
-            sublayers=results,
-            sequence_length=pruning.sequence_length,
-            samples=frontier.samples,
-            tokens=frontier.tokens,
-            parameters_before=self.teacher.num_parameters(),
-            parameters_after=pruned.model.num_parameters(),
-            seconds=seconds,
-            stages=pruning.stopwatch.stages(seconds),
-        )
-        return pruned
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Evaluates the dense and the pruned model as the trainer of `from_trainer` evaluates.
@@ -506,10 +472,3 @@ class KPruner(OptimumPruner):
             model_inputs=list(inspect.signature(self.teacher.forward).parameters),
             seed=seed,
         )
-
-
-def _counted(batches: Iterable[Any], bar: tqdm) -> Iterator[Any]:
-    """Yields the batches and moves the bar on behind each."""
-    for batch in batches:
-        yield batch
-        bar.update()

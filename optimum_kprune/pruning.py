@@ -1,5 +1,6 @@
 """The loop of K-prune: sublayer by sublayer from the bottom, measure, search, tune and shrink."""
 
+import logging
 import math
 import time
 from dataclasses import asdict, replace
@@ -11,15 +12,22 @@ from torch import Tensor, nn
 from .algorithm.knowledge import unit_scores
 from .algorithm.search import round_selection, select_units
 from .algorithm.tuning import LeastSquares, Projection
+from .checkpoint import Checkpoint
 from .configuration import KPruneConfig
-from .frontier import Frontier, Progress
+from .frontier import Frontier
 from .modeling_kprune import shrink_sublayer
 from .passes import gather_correction, gather_fit, measure_knowledge
 from .placement import own_weights
 from .processes import as_in_main
+from .progress import progress_bar
 from .report import SublayerResult
 from .stages import Stopwatch
 from .sublayers import Place, Sublayer
+
+logger = logging.getLogger(__name__)
+
+# What a bar shows: not how many sublayers are done, since they do not take alike, but the share of the work.
+BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
 class SublayerPruner:
@@ -28,16 +36,15 @@ class SublayerPruner:
     Args:
         frontier: at its start, where the student equals the teacher.
         config: the settings.
-        progress: wraps every iteration over the calibration data.
         first_scores: those of an earlier prune of the same frontier, to whatever rate: where the student still equals
-            the teacher, all rates measure the same. None starts the frontier and measures.
+            the teacher, all rates measure the same. None measures.
+        checkpoint: where finished sublayers are written, and taken from if they were finished before.
 
     Attributes:
         sequence_length: tokens T at which FLOPs are counted.
         budget: FLOPs that the sublayers from the target upward may cost.
         stopwatch: the time of the stages.
-        batches: how many batches are run over in all.
-        first_scores: scores of all units by sublayer, as measured at the lowest target.
+        first_scores: scores of all units by sublayer, as measured at the lowest target; None if they were not.
 
     Raises:
         ValueError: if the model has no units.
@@ -47,12 +54,12 @@ class SublayerPruner:
         self,
         frontier: Frontier,
         config: KPruneConfig,
-        progress: Progress,
         first_scores: dict[Place, Tensor] | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self.frontier = frontier
         self.config = config
-        self.progress = progress
+        self.checkpoint = checkpoint
         self.sequence_length = config.sequence_length or max(1, round(frontier.tokens / frontier.rows))
         total = sum(
             sublayer.units * sublayer.unit_flops(self.sequence_length) for sublayer in frontier.teacher.sublayers()
@@ -61,39 +68,55 @@ class SublayerPruner:
             raise ValueError("The model has no heads or neurons left to prune. Start from a larger model.")
         self.budget = total - math.ceil(config.compression_rate * total)
         self.stopwatch = Stopwatch(frontier.student.device)
-        self.first_scores = self._scores = first_scores or {}
-        self._selections = 0
-
-    @property
-    def batches(self) -> int:
-        """How many batches a prune runs over: to measure, to gather and to advance, and those that can be shared."""
-        targets = len(self.frontier.targets)
-        measurements = math.ceil(targets / self.config.measure_every)
-        corrections = targets - 1 if self.config.tuning and self.config.correct_inputs else 0
-        gathered = targets + corrections + self.frontier.moves
-        return (measurements - 1) * self.frontier.measured + gathered * len(self.frontier) + self.shared_batches
-
-    @property
-    def shared_batches(self) -> int:
-        """How many of the batches are not run over if first scores are given: to start, and to measure first."""
-        return 2 * self.frontier.measured
+        self.first_scores = first_scores
+        self._scores = first_scores or {}
 
     def run(self) -> list[SublayerResult]:
         """Prunes all sublayers; returns one entry for each, bottom to top."""
         results = []
-        if not self.first_scores:
-            with self.stopwatch("teacher"):
-                self.frontier.start(self.progress)
-        for index, teacher in enumerate(self.frontier.teacher.sublayers()):
-            started = time.perf_counter()
-            if teacher.units:
-                with self.stopwatch("advance"):
-                    self.frontier.advance(teacher, self.progress)
-            students = self.frontier.student.sublayers()[index:]
-            with own_weights(students[0].block):
-                result = self._prune_target(teacher, students)
-            results.append(replace(result, seconds=time.perf_counter() - started))
+        finished = self.checkpoint.finished if self.checkpoint else 0
+        work = [0.0] * finished + self._work()[finished:]
+        with progress_bar(total=sum(work), bar_format=BAR_FORMAT, smoothing=0) as bar:
+            for index, teacher in enumerate(self.frontier.teacher.sublayers()):
+                bar.set_description(f"Pruning {teacher.name}")
+                result = self._prune_sublayer(index, teacher, index < finished)
+                self.budget -= result.flops
+                results.append(result)
+                logger.info("%s%s", result, ", from the checkpoint" if index < finished else "")
+                bar.update(work[index])
         return results
+
+    def _work(self) -> list[float]:
+        """Returns how much work each sublayer is, relative to each other, for an honest estimate of the time left.
+
+        Counted in runs of all calibration tokens through one sublayer: five in its own passes and its solve, and for
+        a measurement three (forward, and backward twice) through all sublayers from there on.
+        """
+        targets = [sublayer.place for sublayer in self.frontier.targets]
+        measured = self.frontier.measured / max(1, len(self.frontier))
+        work = []
+        for sublayer in self.frontier.teacher.sublayers():
+            number = targets.index(sublayer.place) if sublayer.units else 0
+            measurement = 3 * measured * (len(targets) - number) * (number % self.config.measure_every == 0)
+            work.append(5 + measurement if sublayer.units else 0.0)
+        return work
+
+    def _prune_sublayer(self, index: int, teacher: Sublayer, is_finished: bool) -> SublayerResult:
+        """Moves the frontier to a sublayer and prunes it, or takes it from the checkpoint."""
+        started = time.perf_counter()
+        if teacher.units:
+            with self.stopwatch("advance"):
+                self.frontier.advance(teacher)
+        students = self.frontier.student.sublayers()[index:]
+        with own_weights(students[0].block):
+            if self.checkpoint and is_finished:
+                result, self._scores = self.checkpoint.restore(index, students[0])
+                return result
+            result = self._prune_target(teacher, students)
+            result = replace(result, seconds=time.perf_counter() - started)
+            if self.checkpoint:
+                self.checkpoint.write(index, self.frontier.student.sublayer(teacher.place), result, self._scores)
+        return result
 
     def _prune_target(self, teacher: Sublayer, students: list[Sublayer]) -> SublayerResult:
         """Prunes the lowest of the student's sublayers that are left; one without units stays as it is."""
@@ -112,7 +135,6 @@ class SublayerPruner:
             error = self._tune(teacher, replace(target, units=len(indices)))
             if not indices:
                 shrink_sublayer(target.block, asdict(target.adapter), indices, target.units)
-        self.budget -= len(indices) * unit_flops
         return SublayerResult(
             layer=target.layer,
             kind=target.adapter.kind,
@@ -135,7 +157,7 @@ class SublayerPruner:
         min_{M, c} || X_teacher - X_student M - 1 c ||_F^2 + ridge to M = I;    W <- W M^T,  b <- b + W c
         """
         with self.stopwatch("fit"):
-            fit = gather_correction(self.frontier, teacher, target, self.progress)
+            fit = gather_correction(self.frontier, teacher, target)
         with self.stopwatch("solve"), torch.no_grad():
             fit_bias = all(projection.bias is not None for projection in target.inputs)
             identity = Projection(torch.eye(fit.features).to(fit.gram), torch.zeros(fit.features).to(fit.gram))
@@ -148,10 +170,11 @@ class SublayerPruner:
 
     def _select(self, students: list[Sublayer]) -> Tensor:
         """Returns (units,) boolean, true at the units of the target to keep."""
-        if not self._scores or (self._selections and self._selections % self.config.measure_every == 0):
-            with self.stopwatch("measure"):
-                self._measure(students)
-        self._selections += 1
+        number = len(self.frontier.targets) - len(students)
+        if not self._scores or (number and number % self.config.measure_every == 0):
+            self._measure(students)
+        if not number:
+            self.first_scores = self._scores
         with self.stopwatch("search"):
             flops = [sublayer.unit_flops(self.sequence_length) for sublayer in students]
             scores = [self._scores[sublayer.place] for sublayer in students]
@@ -162,18 +185,21 @@ class SublayerPruner:
 
     def _measure(self, students: list[Sublayer]) -> None:
         """Scores the units of the target and the sublayers above it."""
-        importances = measure_knowledge(self.frontier, students, self.config, self.progress)
+        if not self.frontier.is_started:
+            with self.stopwatch("teacher"):
+                self.frontier.start()
+        with self.stopwatch("measure"):
+            importances = measure_knowledge(self.frontier, students, self.config)
         self._scores = {}
         for importance, sublayer in zip(importances, students, strict=True):
             flops = sublayer.unit_flops(self.sequence_length)
             scores = unit_scores(importance, self.config.lambda_rep, self._mu(sublayer), flops)
             self._scores[sublayer.place] = scores
-        self.first_scores = self.first_scores or self._scores
 
     def _tune(self, teacher: Sublayer, target: Sublayer) -> float:
         """Refits the output projection of the kept units; returns the relative reconstruction error."""
         with self.stopwatch("fit"):
-            fit = gather_fit(self.frontier, teacher, target, self.config, self.progress)
+            fit = gather_fit(self.frontier, teacher, target, self.config)
         with self.stopwatch("solve"):
             return self._refit(target, fit)
 

@@ -37,6 +37,42 @@ class SublayerResult:
     error: float
     seconds: float = 0.0
 
+    def __str__(self) -> str:
+        units = "heads" if self.kind == "attention" else "neurons"
+        return (
+            f"layer {self.layer} {self.kind}: {len(self.kept):,} of {self.total:,} {units} kept, "
+            f"error {self.error:.4f}, {self.seconds:.1f} s"
+        )
+
+
+@dataclass(frozen=True)
+class HeldoutQuality:
+    """What a prune lost, measured on held-out calibration data against the dense model.
+
+    Attributes:
+        measure: what `closeness` is. `"agreement"`: the share of predictions (samples, tokens, or starts and ends of
+            spans) whose likeliest class is that of the dense model. `"correlation"`: Pearson's, of the outputs of a
+            regression. `"cosine"`: the mean cosine between vectors, such as embeddings.
+        closeness: 1 where nothing was lost.
+        closeness_error: its standard error.
+        divergence: mean over the samples of KL(dense || pruned), or of the squared error of plain values.
+        divergence_error: its standard error.
+        samples: number of held-out samples.
+    """
+
+    measure: str
+    closeness: float
+    closeness_error: float
+    divergence: float
+    divergence_error: float
+    samples: int
+
+    def __str__(self) -> str:
+        return (
+            f"On {self.samples:,} held-out samples: {self.measure} with the model before {self.closeness:.1%} ± "
+            f"{self.closeness_error:.1%}, divergence {self.divergence:.3g} ± {self.divergence_error:.1g}"
+        )
+
 
 @dataclass(frozen=True)
 class KPruneResult:
@@ -50,6 +86,7 @@ class KPruneResult:
         parameters_before: parameters of the model as it was given.
         parameters_after: parameters of the pruned model.
         seconds: time of the whole prune.
+        heldout: what was lost, on held-out calibration data; None if none was held out.
         stages: seconds per stage: "teacher" (its predictions), "measure" (knowledge), "search", "fit" (gathering the
             least squares, the teacher's way through the sublayers included), "solve", "advance" (the student) and
             "other".
@@ -62,6 +99,7 @@ class KPruneResult:
     parameters_before: int
     parameters_after: int
     seconds: float
+    heldout: HeldoutQuality | None = None
     stages: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -111,6 +149,7 @@ class KPruneResult:
             f"{self.sequence_length} tokens; parameters: {self.parameters_before:,} -> {self.parameters_after:,}; "
             f"{self.samples:,} samples, {self.tokens:,} tokens, {self.seconds:.1f} seconds{stages}"
         )
+        lines.append(str(self.heldout or "What was lost was not measured: no calibration data was held out."))
         return "\n".join(lines)
 
 

@@ -128,8 +128,8 @@ def measured(teacher, student, batches, first=0, task=None, **settings):
     frontier = frontier_of(teacher, student, batches, task)
     sublayers = frontier.student.sublayers()[first:]
     with torch.no_grad():
-        frontier.advance(frontier.targets[first], iter)
-        return measure_knowledge(frontier, sublayers, KPruneConfig(temperature=GAMMA, **settings), iter)
+        frontier.advance(frontier.targets[first])
+        return measure_knowledge(frontier, sublayers, KPruneConfig(temperature=GAMMA, **settings))
 
 
 def assert_close(actual, expected, tolerance):
@@ -341,7 +341,7 @@ def test_hidden_states_are_those_of_a_plain_forward_pass(family):
             for model in (teacher, student)
         ]
         for target in frontier.targets[1:]:
-            frontier.advance(target, iter)
+            frontier.advance(target)
             assert frontier.place == target.place
             for step, of_teacher, of_student in zip(frontier, *expected, strict=True):
                 assert not torch.equal(step.teacher, step.student)
@@ -357,7 +357,7 @@ def test_predictions_of_the_frontier_are_those_of_the_whole_model(head):
     frontier = frontier_of(teacher, student, batches)
     with torch.no_grad():
         for target in frontier.targets:
-            frontier.advance(target, iter)
+            frontier.advance(target)
             for step, batch in zip(frontier, batches, strict=True):
                 for model, prediction in (
                     (teacher, frontier.teacher_prediction(step)),
@@ -464,7 +464,7 @@ def test_a_forward_pass_that_fails_leaves_nothing_behind(error):
     handle = student.bert.encoder.layer[2].output.register_forward_hook(fail)
     before = traces(teacher), traces(student)
     with pytest.raises(error, match="inside the model"):
-        measure_knowledge(frontier, frontier.student.sublayers(), KPruneConfig(), iter)
+        measure_knowledge(frontier, frontier.student.sublayers(), KPruneConfig())
     assert (traces(teacher), traces(student)) == before
     handle.remove()
     assert all(map(torch.equal, outputs_of(teacher, batches[0]), expected))

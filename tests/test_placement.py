@@ -22,7 +22,7 @@ from tiny import (
 from transformers import Trainer, TrainingArguments
 
 from optimum_kprune import KPruneConfig, KPruner
-from optimum_kprune.placement import execution_device, named_tensors, own_weights, student_of
+from optimum_kprune.placement import execution_device, named_tensors, own_weights, sharing_copy
 from optimum_kprune.tasks import task_of
 
 LAYERS = 9
@@ -215,7 +215,7 @@ def test_a_backward_pass_through_a_model_on_disk_would_hold_it_whole(tmp_path, m
 def test_a_student_shares_the_weights_until_a_block_gets_its_own(tmp_path):
     model = tiny_model()
     teacher = offloaded(model, tmp_path, half_on_disk(model)).teacher
-    student = student_of(teacher)
+    student = sharing_copy(teacher)
     assert devices_of(student) == devices_of(teacher)
     pairs = zip(student.parameters(), teacher.parameters(), strict=True)
     assert all(one.data_ptr() == other.data_ptr() and one is not other for one, other in pairs)

@@ -21,7 +21,8 @@ from datasets import Dataset
 from tiny import SPECIAL, batches_of, pad, ragged_samples, save_tiny, texts_of, tiny_model, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
-from optimum_kprune import KPruneCallback, KPruneConfig, KPruner, command, hub, pruner, pruning
+from optimum_kprune import KPruneCallback, KPruneConfig, KPruner, command, hub, progress, pruning
+from optimum_kprune import sweep as sweeping
 from optimum_kprune.processes import is_main, share, world_size
 
 SAMPLES = ragged_samples(40)
@@ -105,7 +106,7 @@ def fail(rank):
     errors["other weights"] = error_of(KPruner(tiny_model(seed=rank)).prune, settings(), batches)
     with only_in_second(rank, pruning, "gather_fit", side_effect=OSError("the disk is full")):
         errors["second, in work"] = error_of(prune, settings(), batches)
-    with only_in_second(rank, pruner, "KPruneResult", side_effect=KeyError("late")):
+    with only_in_second(rank, sweeping, "KPruneResult", side_effect=KeyError("late")):
         errors["second, at the end"] = error_of(prune, settings(), batches)
     return errors
 
@@ -157,12 +158,12 @@ def work(rank, folder, port):
     torch.set_num_threads(1)
     # Who waits for ever says where, and ends.
     faulthandler.dump_traceback_later(900, exit=True)
-    bars = mock.patch.object(pruner, "tqdm", wraps=pruner.tqdm)
-    with bars as bar, mock.patch.object(pruner, "warn_if_few_tokens") as check:
+    bars = mock.patch.object(progress, "tqdm", wraps=progress.tqdm)
+    with bars as bar, mock.patch.object(sweeping, "warn_if_few_tokens") as check:
         found = {job.__name__: job(folder) for job in PRUNES}
     frontiers = [call.args[0] for call in check.call_args_list]
     found |= {"batches": [(len(frontier), frontier.measured) for frontier in frontiers]}
-    found |= {"hidden bars": [call.kwargs["disable"] for call in bar.call_args_list]}
+    found |= {"hidden bars": [call.kwargs.get("disable", False) for call in bar.call_args_list]}
     found |= {"other solution": prune_with_another_solution(rank, folder)}
     found |= {"shares": [list(share(range(count))) for count in (0, 1, 5)], "is main": is_main()}
     found |= {"errors": fail(rank), "saved": save(rank, folder), "exit": run_command(folder)}
@@ -223,7 +224,8 @@ def test_the_main_process_saves_and_shows(both, folder):
     assert {path.name for path in (folder / "sweep").iterdir()} == set(map(str, RATES))
     assert (folder / "run" / "pruned" / "kprune_report.json").is_file()
     assert [found["is main"] for found in both] == [True, False]
-    assert [found["hidden bars"] for found in both] == [[False] * len(PRUNES), [True] * len(PRUNES)]
+    bars = len(PRUNES) - 1 + len(RATES)
+    assert [found["hidden bars"] for found in both] == [[False] * bars, [True] * bars]
     assert [found["saved"]["commit"] for found in both] == [("commit of 0", 1), ("commit of 0", 0)]
 
 

@@ -42,7 +42,7 @@ def test_the_lowest_block_keeps_what_the_reference_keeps():
     config = KPruneConfig.paper(
         compression_rate=0.5, sequence_length=int(reference["settings"]["seq_len"]), tuning=False
     )
-    assert lowest_block_kept(SublayerPruner(frontier, config, iter)) == [
+    assert lowest_block_kept(SublayerPruner(frontier, config)) == [
         wanted["kept_heads"][0],
         wanted["kept_neurons"][0],
     ]

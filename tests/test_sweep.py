@@ -79,19 +79,6 @@ def test_what_does_not_depend_on_the_rate_is_done_once(monkeypatch):
     assert found[0].result.stages["teacher"] > 0 and found[1].result.stages["teacher"] == 0
 
 
-def test_the_progress_bar_counts_every_batch_of_all_rates(monkeypatch):
-    bars = []
-
-    class Bar(pruner.tqdm):
-        def __init__(self, *args, **kwargs):
-            bars.append(self)
-            super().__init__(*args, **kwargs)
-
-    monkeypatch.setattr(pruner, "tqdm", Bar)
-    sweep()
-    assert len(bars) == 1 and bars[0].n == bars[0].total > 0
-
-
 def test_the_pruner_stays_as_it_was():
     one = KPruner(tiny_model(), tiny_tokenizer())
     assert len(one.sweep([0.5], settings(), texts_of(SAMPLES))) == 1

@@ -120,7 +120,7 @@ def frontier_of(teacher, student, batches, task=None):
     calibration = CalibrationBatches(batches, len(batches))
     frontier = Frontier(encoder_of(teacher), encoder_of(student), calibration, task or task_of(teacher))
     with torch.no_grad():
-        frontier.start(iter)
+        frontier.start()
     return frontier
 
 

@@ -46,6 +46,28 @@ def divergence(teacher: Prediction, student: Prediction, temperature: float) -> 
     return (teacher.weights.to(distance.dtype) * distance).sum(dim=-1)
 
 
+def agreement(teacher: Prediction, student: Prediction) -> Tensor:
+    """How alike two predictions are, per sample: 1 where the student predicts what the teacher does.
+
+        categorical:  sum_positions w * [argmax t = argmax s] / sum_positions w
+        gaussian:     sum_positions w * cos(t, s) / sum_positions w
+
+    Args:
+        teacher: the predictions to preserve; its weights count.
+        student: the predictions that lost knowledge, of the same shape.
+
+    Returns:
+        (samples,) in float32 or better.
+    """
+    teacher_values, student_values = at_least_float32(teacher.values), at_least_float32(student.values)
+    if teacher.family == "gaussian":
+        alike = torch.cosine_similarity(teacher_values, student_values, dim=-1)
+    else:
+        alike = (teacher_values.argmax(dim=-1) == student_values.argmax(dim=-1)).to(teacher_values.dtype)
+    weights = teacher.weights.to(alike.dtype)
+    return (weights * alike).sum(dim=-1) / weights.sum(dim=-1)
+
+
 def curvature_probe(teacher: Prediction, student: Prediction, temperature: float, signs: Tensor) -> Tensor:
     """A linear function of the student's values whose squared mask gradients give the curvature of `divergence`.
 

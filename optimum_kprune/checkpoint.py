@@ -1,0 +1,146 @@
+"""The progress of a prune in a folder, written after every sublayer: a prune that was killed goes on from there.
+
+    prune.json                 what the progress belongs to: model, settings, calibration data, versions
+    sublayer-000.safetensors   a finished sublayer: its weights, what was kept and the scores that are in use
+
+Every file is written whole or not at all; the next sublayer is the first whose file is not there.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from .folder import write_atomically
+from .modeling_kprune import shrink_sublayer
+from .processes import is_main, require_same
+from .report import SublayerResult
+from .sublayers import Place, Sublayer
+
+IDENTITY_NAME = "prune.json"
+SCORES = "scores"
+
+
+class Checkpoint:
+    """The finished sublayers of one prune.
+
+    Args:
+        folder: where they lie; made if it does not exist. All processes must see the same one.
+        identity: what the progress belongs to, as JSON can hold it: names that a user understands, with values, or
+            dictionaries of values, that are equal for the same prune alone.
+
+    Attributes:
+        finished: number of sublayers, from the bottom, that were finished when it was opened.
+
+    Raises:
+        ValueError: if the folder holds the progress of another prune; the message names the differences.
+        OSError: if it cannot be read or written.
+    """
+
+    def __init__(self, folder: str | PathLike, identity: dict[str, Any]) -> None:
+        self.folder = Path(folder)
+        self._require_own(identity)
+        self.finished = 0
+        while self._file(self.finished).exists():
+            self.finished += 1
+        require_same(f"checkpoint in {str(self.folder)!r}", [torch.tensor([self.finished])])
+
+    def write(self, index: int, sublayer: Sublayer, result: SublayerResult, scores: dict[Place, Tensor]) -> None:
+        """Writes a finished sublayer, as it is now, and the scores that the next ones may use."""
+        if not is_main():
+            return
+        tensors = {f"{SCORES}.{place.layer}.{place.position}": values for place, values in scores.items()}
+        for module in _projections(sublayer):
+            for name, parameter in sublayer.block.get_submodule(module).named_parameters():
+                tensors[f"{module}.{name}"] = parameter.detach()
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        data = safetensors.torch.save(tensors, metadata={"result": json.dumps(asdict(result))})
+        write_atomically(self._file(index), data)
+
+    def restore(self, index: int, target: Sublayer) -> tuple[SublayerResult, dict[Place, Tensor]]:
+        """Puts a finished sublayer in the place of one that is not pruned yet; returns its result and the scores."""
+        try:
+            with safe_open(self._file(index), framework="pt", device=str(target.output.weight.device)) as file:
+                result = SublayerResult(**json.loads(file.metadata()["result"]))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (SafetensorError, TypeError, KeyError, ValueError) as error:
+            raise OSError(
+                f"The checkpoint {str(self._file(index))!r} cannot be read: {error}. Remove it, and those after it, "
+                "to prune from there on."
+            ) from error
+        shrink_sublayer(target.block, asdict(target.adapter), result.kept, target.units)
+        scores = {}
+        for name, tensor in tensors.items():
+            module, _, last = name.rpartition(".")
+            if name.startswith(f"{SCORES}."):
+                scores[Place(*map(int, name.split(".")[1:]))] = tensor
+            else:
+                setattr(target.block.get_submodule(module), last, nn.Parameter(tensor, requires_grad=False))
+        return result, scores
+
+    def _file(self, index: int) -> Path:
+        return self.folder / f"sublayer-{index:03}.safetensors"
+
+    def _require_own(self, identity: dict[str, Any]) -> None:
+        """Writes what the progress belongs to, or compares it with what is there."""
+        file = self.folder / IDENTITY_NAME
+        if not file.exists():
+            if self.folder.is_dir() and any(self.folder.iterdir()):
+                raise ValueError(
+                    f"`checkpoint_dir` must be a new or empty folder, or hold the progress of a prune. "
+                    f"{str(self.folder)!r} holds something else. Choose another folder."
+                )
+            if is_main():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(file, json.dumps(identity, indent=2).encode())
+            return
+        try:
+            found = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise OSError(f"The checkpoint {str(file)!r} cannot be read: {error}. Remove its folder.") from error
+        differences = _differences(json.loads(json.dumps(identity)), found)
+        if differences:
+            raise ValueError(
+                f"The checkpoint in {str(self.folder)!r} belongs to another prune: {'; '.join(differences)}. Prune "
+                "with what it was made with, choose another `checkpoint_dir`, or remove the folder to start anew."
+            )
+
+
+def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Returns a checksum of names, shapes, types and values of tensors."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for name, tensor in tensors:
+        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        hashed.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
+
+
+def _projections(sublayer: Sublayer) -> list[str]:
+    """Names of the modules of a sublayer that a prune may change, as far as the sublayer still has them."""
+    return [*sublayer.adapter.inputs, sublayer.adapter.output] if sublayer.units else [sublayer.adapter.output]
+
+
+def _differences(given: Any, found: Any) -> list[str]:
+    """Says in which entries two identities differ."""
+    if not isinstance(found, dict):
+        return ["what it holds cannot be told"]
+    differences = []
+    for name in dict.fromkeys([*given, *found]):
+        one, other = given.get(name), found.get(name)
+        if one == other:
+            continue
+        if isinstance(one, dict) and isinstance(other, dict):
+            differences += _differences(one, other)
+        elif isinstance(one, str) and len(one) == 32:
+            differences.append(f"the {name} is another")
+        else:
+            differences.append(f"{name} is {one!r} here and was {other!r}")
+    return differences
