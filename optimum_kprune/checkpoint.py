@@ -68,7 +68,9 @@ class Checkpoint:
     def restore(self, index: int, target: Sublayer) -> tuple[SublayerResult, dict[Place, Tensor]]:
         """Puts a finished sublayer in the place of one that is not pruned yet; returns its result and the scores."""
         try:
-            with safe_open(self._file(index), framework="pt", device=str(target.output.weight.device)) as file:
+            with safe_open(
+                self._file(index), framework="pt", device=str(next(target.output.parameters()).device)
+            ) as file:
                 result = SublayerResult(**json.loads(file.metadata()["result"]))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except (SafetensorError, TypeError, KeyError, ValueError) as error:
@@ -93,7 +95,8 @@ class Checkpoint:
         """Writes what the progress belongs to, or compares it with what is there."""
         file = self.folder / IDENTITY_NAME
         if not file.exists():
-            if self.folder.is_dir() and any(self.folder.iterdir()):
+            # Hidden files may be what is left of a write that was cut off.
+            if self.folder.is_dir() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
                 raise ValueError(
                     f"`checkpoint_dir` must be a new or empty folder, or hold the progress of a prune. "
                     f"{str(self.folder)!r} holds something else. Choose another folder."

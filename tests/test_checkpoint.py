@@ -1,0 +1,179 @@
+"""A prune that ends early, at any point, goes on from its checkpoint and ends with the same model, bit for bit."""
+
+import json
+import shutil
+
+import pytest
+from tiny import FAMILIES, LAYERS, batches_of, ragged_samples, same_state, samples_for, tiny_model, tiny_tokenizer
+
+from optimum_kprune import KPruneConfig, KPruner, checkpoint, pruning
+from optimum_kprune.checkpoint import IDENTITY_NAME, Checkpoint
+
+SUBLAYERS = 2 * LAYERS
+
+
+class Killed(BaseException):
+    """Stands in for the end of the process: nothing catches it."""
+
+
+def settings(**overrides):
+    return KPruneConfig(**{"compression_rate": 0.6, "num_tokens": None, "measure_tokens": None, **overrides})
+
+
+def prune(folder, model=None, batches=None, **overrides):
+    model = tiny_model() if model is None else model
+    one = KPruner(model, tiny_tokenizer())
+    one.prune(settings(**overrides), batches or batches_of(samples_for(model)), checkpoint_dir=folder)
+    return one
+
+
+def killed_after(monkeypatch, sublayers, folder, **arguments):
+    """Prunes until that many sublayers are written."""
+    write = Checkpoint.write
+
+    def write_or_die(self, index, *rest):
+        if index == sublayers:
+            raise Killed
+        write(self, index, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Checkpoint, "write", write_or_die)
+        prune(folder, **arguments)
+
+
+def without_seconds(result):
+    return [{**vars(entry), "seconds": None} for entry in result.sublayers]
+
+
+@pytest.mark.parametrize("finished", range(SUBLAYERS))
+def test_a_prune_goes_on_from_every_sublayer_to_the_same_bits(finished, tmp_path, monkeypatch):
+    killed_after(monkeypatch, finished, tmp_path / "progress")
+    measured = []
+    measure = pruning.measure_knowledge
+    monkeypatch.setattr(pruning, "measure_knowledge", lambda *args: measured.append(args) or measure(*args))
+    alone, resumed = prune(None), prune(tmp_path / "progress")
+    assert len(measured) == SUBLAYERS + SUBLAYERS - finished
+    assert same_state(alone.model, resumed.model)
+    assert without_seconds(alone.result) == without_seconds(resumed.result)
+    assert resumed.model.config.kprune == alone.model.config.kprune
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        *((family, {}) for family in FAMILIES if family != "bert"),
+        ("bert", {"measure_every": 4}),
+        ("bert", {"compression_rate": 0.95}),
+        ("bert", {"memory_budget": 0}),
+        ("bert", {"tuning": False}),
+        ("bert", {"gradient": "batch", "knowledge": "divergence"}),
+    ],
+)
+def test_families_and_settings_resume_alike(family, overrides, tmp_path, monkeypatch):
+    model = tiny_model(family, "token classification")
+    for finished in (2, 3):
+        killed_after(monkeypatch, finished, tmp_path / "progress", model=model, **overrides)
+    resumed = prune(tmp_path / "progress", model, **overrides)
+    assert same_state(prune(None, model, **overrides).model, resumed.model)
+
+
+def test_a_finished_prune_is_taken_from_its_checkpoint(tmp_path, monkeypatch):
+    first = prune(tmp_path / "progress")
+    monkeypatch.setattr(pruning, "measure_knowledge", pytest.fail)
+    monkeypatch.setattr(pruning, "gather_fit", pytest.fail)
+    assert same_state(first.model, prune(tmp_path / "progress").model)
+
+
+def test_a_model_pruned_before_resumes_too(tmp_path, monkeypatch):
+    model = prune(None, compression_rate=0.9).model
+    assert any(not entry["kept"] for entry in model.config.kprune["kept"])
+    killed_after(monkeypatch, 4, tmp_path / "progress", model=model)
+    assert same_state(prune(None, model).model, prune(tmp_path / "progress", model).model)
+
+
+def test_a_sweep_resumes_in_the_rate_that_was_in_work(tmp_path, monkeypatch):
+    rates, batches = [0.4, 0.7], batches_of(ragged_samples())
+    writes = []
+    write = Checkpoint.write
+
+    def write_or_die(self, *rest):
+        if len(writes) == SUBLAYERS + 2:
+            raise Killed
+        writes.append(self)
+        write(self, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Checkpoint, "write", write_or_die)
+        KPruner(tiny_model()).sweep(rates, settings(), batches, checkpoint_dir=tmp_path)
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["0.4", "0.7"]
+    resumed = KPruner(tiny_model()).sweep(rates, settings(), batches, checkpoint_dir=tmp_path)
+    alone = KPruner(tiny_model()).sweep(rates, settings(), batches)
+    assert all(same_state(one.model, other.model) for one, other in zip(resumed, alone, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "difference"),
+    [
+        ({"compression_rate": 0.5}, "compression_rate is 0.5 here and was 0.6"),
+        ({"seed": 3, "ridge": 0.5}, "ridge is 0.5 here and was 0.01; seed is 3 here and was 0"),
+        ({"model": tiny_model(seed=1)}, "the model is another"),
+        ({"batches": batches_of(ragged_samples(seed=1))}, "the calibration data is another"),
+        ({"batches": batches_of(ragged_samples(), size=7)}, "the calibration data is another"),
+    ],
+)
+def test_the_checkpoint_of_another_prune_is_refused(arguments, difference, tmp_path, monkeypatch):
+    killed_after(monkeypatch, 2, tmp_path)
+    files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="belongs to another prune") as caught:
+        prune(tmp_path, **arguments)
+    assert difference in str(caught.value)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
+
+
+def test_how_states_are_held_may_change(tmp_path, monkeypatch):
+    killed_after(monkeypatch, 2, tmp_path)
+    assert same_state(prune(tmp_path, memory_budget=0).model, prune(None).model)
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(ValueError, match="holds something else"):
+        prune(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("name", [IDENTITY_NAME, "sublayer-001.safetensors"])
+def test_a_broken_checkpoint_is_named(name, tmp_path, monkeypatch):
+    killed_after(monkeypatch, 3, tmp_path)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-9])
+    with pytest.raises(OSError, match=f"{name}.*cannot be read.*Remove"):
+        prune(tmp_path)
+
+
+def test_progress_of_another_version_is_refused(tmp_path, monkeypatch):
+    killed_after(monkeypatch, 2, tmp_path)
+    identity = json.loads((tmp_path / IDENTITY_NAME).read_text())
+    identity["versions"]["torch"] = "1.0"
+    (tmp_path / IDENTITY_NAME).write_text(json.dumps(identity))
+    with pytest.raises(ValueError, match=r"torch is '.*' here and was '1\.0'"):
+        prune(tmp_path)
+
+
+@pytest.mark.parametrize("point", range(0, SUBLAYERS + 1, 2))
+def test_a_write_that_is_cut_off_is_as_if_it_had_not_begun(point, tmp_path, monkeypatch):
+    """Killed inside of the write: what is left of it is a temporary file, at most."""
+    writes = []
+    write = checkpoint.write_atomically
+
+    def cut_off(path, data):
+        writes.append(path)
+        if len(writes) == point + 1:
+            (path.parent / f".{path.name}-cut-off").write_bytes(data[: len(data) // 2])
+            raise Killed
+        write(path, data)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoint, "write_atomically", cut_off)
+        prune(tmp_path / "progress")
+    assert same_state(prune(None).model, prune(tmp_path / "progress").model)
+    shutil.rmtree(tmp_path / "progress")

@@ -1,0 +1,115 @@
+"""What a prune lost, on held-out data: against plain forward passes of the dense and the pruned model."""
+
+import copy
+
+import pytest
+import torch
+from tiny import HEADS, batches_of, encoder_of, pad, samples_for, tiny_model
+from torch.nn import functional
+
+from optimum_kprune.algorithm.divergence import Prediction, agreement
+from optimum_kprune.quality import heldout_quality
+from optimum_kprune.tasks import task_of
+
+
+def pair(head, family="bert"):
+    """A model and another that is somewhat like it."""
+    one = tiny_model(family, head).eval()
+    other = copy.deepcopy(one)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += 0.03 * torch.randn_like(parameter)
+    return one, other
+
+
+def quality_of(one, other, batches):
+    return heldout_quality(encoder_of(one), encoder_of(other), batches, task_of(one))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_nothing_is_lost_by_the_model_itself(head):
+    model = tiny_model(head=head).eval()
+    quality = quality_of(model, model, batches_of(samples_for(model)))
+    assert quality.closeness == pytest.approx(1) and quality.divergence == pytest.approx(0, abs=1e-6)
+    assert quality.samples == len(samples_for(model))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_batches_and_padding_do_not_matter(head):
+    one, other = pair(head)
+    samples = samples_for(one)
+    first = quality_of(one, other, batches_of(samples, 5))
+    second = quality_of(one, other, [pad(samples, extra=4)])
+    first_figures, second_figures = (
+        {name: value for name, value in vars(quality).items() if name != "measure"} for quality in (first, second)
+    )
+    assert second_figures == pytest.approx(first_figures, rel=1e-4) and first.measure == second.measure
+    assert first.divergence > 1e-4
+
+
+@torch.no_grad()
+def logits_of(model, samples):
+    return torch.cat([model(**pad([sample])).logits for sample in samples])
+
+
+def test_classes_agree_where_the_likeliest_is_the_same():
+    one, other = pair("single label")
+    samples = samples_for(one, 60)
+    quality = quality_of(one, other, batches_of(samples))
+    dense, pruned = logits_of(one, samples), logits_of(other, samples)
+    same = (dense.argmax(1) == pruned.argmax(1)).double()
+    lost = functional.kl_div(pruned.log_softmax(1), dense.softmax(1), reduction="none").sum(1)
+    assert quality.measure == "agreement" and 0.3 < quality.closeness < 1
+    assert quality.closeness == pytest.approx(same.mean().item())
+    assert quality.closeness_error == pytest.approx((same.std() / 60**0.5).item())
+    assert quality.divergence == pytest.approx(lost.mean().item(), rel=1e-4)
+    assert quality.divergence_error == pytest.approx((lost.std() / 60**0.5).item(), rel=1e-4)
+
+
+def test_a_regression_is_told_by_its_correlation():
+    one, other = pair("regression")
+    samples = samples_for(one, 60)
+    quality = quality_of(one, other, batches_of(samples))
+    dense, pruned = logits_of(one, samples)[:, 0], logits_of(other, samples)[:, 0]
+    assert quality.measure == "correlation"
+    assert quality.closeness == pytest.approx(torch.corrcoef(torch.stack([dense, pruned]))[0, 1].item(), rel=1e-4)
+    assert quality.divergence == pytest.approx((dense - pruned).square().mean().item(), rel=1e-4)
+
+
+def test_embeddings_are_told_by_their_cosine():
+    one, other = pair("base model")
+    samples = samples_for(one)
+    quality = quality_of(one, other, batches_of(samples))
+    with torch.no_grad():
+        dense, pruned = (
+            torch.cat([model(**pad([sample])).last_hidden_state.mean(dim=1) for sample in samples])
+            for model in (one, other)
+        )
+    assert quality.measure == "cosine"
+    assert quality.closeness == pytest.approx(torch.cosine_similarity(dense, pruned).mean().item(), rel=1e-4)
+
+
+def test_padding_and_masked_classes_do_not_count():
+    values = torch.tensor([[[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]])
+    other = torch.tensor([[[0.0, 2.0], [0.0, 1.0], [0.0, 1.0]]])
+    weights = torch.tensor([[0.5, 0.25, 0.0]])
+    alike = agreement(Prediction(values, weights, "categorical"), Prediction(other, weights, "categorical"))
+    assert alike.tolist() == pytest.approx([2 / 3])
+
+
+def test_without_held_out_data_nothing_is_measured():
+    model = tiny_model().eval()
+    assert quality_of(model, model, []) is None
+
+
+def test_a_single_sample_has_no_error_that_is_known():
+    one, other = pair("single label")
+    quality = quality_of(one, other, [pad(samples_for(one)[:1])])
+    assert (quality.samples, quality.closeness_error, quality.divergence_error) == (1, 0, 0)
+
+
+def test_it_is_told_in_one_sentence():
+    one, other = pair("single label")
+    told = str(quality_of(one, other, batches_of(samples_for(one))))
+    assert told.startswith("On 24 held-out samples: agreement with the model before ") and " ± " in told
