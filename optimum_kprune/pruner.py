@@ -15,13 +15,13 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from . import hub
 from .adapters import EncoderAdapter
 from .base import OptimumPruner
 from .calibration import CalibrationBatches, InputSpec, load_calibration_dataset, prepare_batches
 from .card import CardFacts
 from .checks import check_config, configs_of, require_finite_weights, require_prunable, warn_if_few_tokens
 from .configuration import KPruneConfig
+from .folder import require_free
 from .from_trainer import calibration_data, evaluate_like, plain_model
 from .frontier import Frontier
 from .kept import adapter_of, kprune_field
@@ -236,6 +236,7 @@ class KPruner(OptimumPruner):
         data_collator: Callable[[list[Any]], Any] | None = None,
         batch_size: int = BATCH_SIZE,
         save_directory: str | PathLike | None = None,
+        overwrite: bool = False,
     ) -> KPruneResult:
         """Prunes a copy of the teacher, which becomes `model` when the prune has succeeded.
 
@@ -248,6 +249,7 @@ class KPruner(OptimumPruner):
                 trainer's collator with the trainer's data.
             batch_size: most samples in a batch. Without effect on the result, except with `gradient="batch"`.
             save_directory: folder to save the pruned model to, new or empty.
+            overwrite: whether to replace a saved model that is there, as the last step.
 
         Returns:
             what was kept, sublayer by sublayer.
@@ -255,16 +257,17 @@ class KPruner(OptimumPruner):
         Raises:
             ValueError: if the data cannot be used, or weights or activations are not finite.
             FileExistsError: if `save_directory` is not empty.
+            OSError: if it cannot be written, or the disk of the temporary folder is full; see `memory_budget`.
         """
         check_config(config)
         if save_directory is not None:
-            hub.require_free(save_directory)
+            in_main(require_free)(save_directory, overwrite)
         calibration = self._calibration(config, calibration_dataset, data_collator, batch_size)
         recipe = self._recipe_of(calibration_dataset, data_collator, batch_size)
         (pruned,) = self._prune_each([config], calibration, recipe)
         self.model, self.result, self.config, self._recipe = pruned.model, pruned.result, config, recipe
         if save_directory is not None:
-            self.save_pretrained(save_directory)
+            self.save_pretrained(save_directory, overwrite=overwrite)
         return cast(KPruneResult, pruned.result)
 
     @together()
@@ -277,6 +280,7 @@ class KPruner(OptimumPruner):
         data_collator: Callable[[list[Any]], Any] | None = None,
         batch_size: int = BATCH_SIZE,
         save_directory: str | PathLike | None = None,
+        overwrite: bool = False,
     ) -> list["KPruner"]:
         """Prunes copies of the teacher to several rates; each comes out as from a `prune` to that rate alone.
 
@@ -293,6 +297,7 @@ class KPruner(OptimumPruner):
             batch_size: see `prune`.
             save_directory: folder to save every pruned model in, as soon as it is there, in a folder named after its
                 rate, such as "0.4"; those must be new or empty.
+            overwrite: whether to replace saved models that are there, each when its own is there.
 
         Returns:
             one pruner per rate, in the order given, with its `model`, `result` and `config`, to save or publish from
@@ -303,14 +308,17 @@ class KPruner(OptimumPruner):
             ValueError: if a rate is out of range or given twice, the data cannot be used, or weights or activations
                 are not finite.
             FileExistsError: if the folder of a rate is not empty.
+            OSError: if it cannot be written, or the disk of the temporary folder is full; see `memory_budget`.
         """
         configs = configs_of(rates, config)
         folders = None
         if save_directory is not None:
-            folders = [hub.require_free(Path(save_directory) / str(entry.compression_rate)) for entry in configs]
+            folders = [Path(save_directory, str(entry.compression_rate)) for entry in configs]
+            for folder in folders:
+                in_main(require_free)(folder, overwrite)
         calibration = self._calibration(config, calibration_dataset, data_collator, batch_size)
         recipe = self._recipe_of(calibration_dataset, data_collator, batch_size)
-        return self._prune_each(configs, calibration, recipe, folders)
+        return self._prune_each(configs, calibration, recipe, folders, overwrite)
 
     def _calibration(
         self, config: KPruneConfig, dataset: Any, data_collator: Callable[[list[Any]], Any] | None, batch_size: int
@@ -343,6 +351,7 @@ class KPruner(OptimumPruner):
         calibration: CalibrationBatches,
         recipe: Recipe,
         folders: list[Path] | None = None,
+        overwrite: bool = False,
     ) -> list["KPruner"]:
         """Prunes with settings that differ in the rate alone; returns one pruner for each, saved if asked."""
         started = time.perf_counter()
@@ -369,7 +378,7 @@ class KPruner(OptimumPruner):
                 pruners.append(self._pruned(pruning, recipe, started))
                 first_scores = pruning.first_scores
                 if folders:
-                    pruners[-1].save_pretrained(folders[index])
+                    pruners[-1].save_pretrained(folders[index], overwrite=overwrite)
         return pruners
 
     def _student(self) -> Encoder:
@@ -423,6 +432,7 @@ class KPruner(OptimumPruner):
         save_directory: str | PathLike,
         facts: CardFacts | None = None,
         measure_latency: bool = False,
+        overwrite: bool = False,
         **kwargs: Any,
     ) -> None:
         """Saves the pruned model, its tokenizer, the settings, a report of what was kept and a model card.
@@ -431,15 +441,17 @@ class KPruner(OptimumPruner):
             save_directory: a new or empty folder; it appears whole or not at all.
             facts: what the card should tell beyond the prune, such as the quality that you measured.
             measure_latency: whether to measure latency for the card, in seconds and on the device of the models.
+            overwrite: whether to replace a saved model that is there; it stays if the saving fails.
             kwargs: arguments of the model's `save_pretrained`, such as `max_shard_size`.
 
         Raises:
             ValueError: if nothing was pruned yet.
             FileExistsError: if the folder is not empty.
+            OSError: if it cannot be written, for instance because the disk is full.
         """
         if "push_to_hub" in kwargs:
             raise ValueError("`save_pretrained` does not upload. Call `push_to_hub(repo_id)`.")
-        self._publication(facts, measure_latency).save(save_directory, **kwargs)
+        self._publication(facts, measure_latency).save(save_directory, overwrite=overwrite, **kwargs)
 
     @in_main
     def push_to_hub(

@@ -1,4 +1,4 @@
-"""Hidden folders to write in, on the disk where the result goes: moved in when they are whole, gone with their process.
+"""Hidden folders to write in, on the disk where the result goes: moved in when whole, gone with their process.
 
 A scratch folder is held by a lock that the system releases when its process dies, however that happens. Whoever makes
 the next one beside it clears away those that nobody holds.
@@ -38,54 +38,63 @@ def scratch_in(parent: Path) -> Iterator[Path]:
     try:
         yield scratch
     finally:
-        _clear(scratch)
-        if lock is not None:
-            os.close(lock)
+        _clear(scratch, lock)
 
 
 def clear_abandoned(parent: Path) -> None:
     """Removes the scratch folders in a folder whose processes are dead, and takes back what they had half moved in."""
-    names: list[str] = []
+    scratches: list[Path] = []
+    # A folder that can be written to need not be one that can be read.
     with suppress(PermissionError):
-        names = os.listdir(parent)
-    for scratch in (parent / name for name in names if is_scratch(name)):
+        scratches = [entry for entry in parent.iterdir() if NAME.fullmatch(entry.name)]
+    for scratch in scratches:
         try:
             lock = _lock(scratch)
         except OSError:
             # It is held, or gone, or somebody else's.
             continue
-        _clear(scratch)
-        os.close(lock)
+        _clear(scratch, lock)
 
 
-def is_scratch(name: str) -> bool:
-    """Whether a name is that of a scratch folder."""
-    return NAME.fullmatch(name) is not None
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Waits for other processes that hold a folder, and holds it, where the disk has locks."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def names_in(folder: Path) -> set[str]:
+    """Returns the names of what lies in a folder, without scratch folders; none if there is no such folder."""
+    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    return {name for name in names if not NAME.fullmatch(name)}
 
 
 def move_in(scratch: Path, replaced: Iterable[str] = ()) -> None:
     """Moves what lies in `new` beside the scratch folder, after the entries there that it replaces went to `old`.
 
-    If it is cut short, by an error or by the death of the process, it is taken back when the scratch folder is cleared.
+    If an error or the death of the process cuts it short, it is taken back when the scratch folder is cleared.
     """
     new, old = scratch / NEW, scratch / OLD
-    arriving = sorted(os.listdir(new), key=lambda name: name == CONFIG)
+    arriving = sorted(names_in(new), key=lambda name: name == CONFIG)
     old.mkdir()
-    (scratch / MOVING).write_text(json.dumps(arriving))
-    sync_tree(scratch)
+    names = scratch / "names"
+    names.write_text(json.dumps(arriving))
+    _sync_all(scratch)
+    names.rename(scratch / MOVING)
+    sync(scratch)
     for name in sorted(replaced, key=lambda name: name != CONFIG):
         (scratch.parent / name).rename(old / name)
     for name in arriving:
         (new / name).replace(scratch.parent / name)
     sync(scratch.parent)
-
-
-def sync_tree(folder: Path) -> None:
-    """Has the disk hold all files and folders in a folder, and itself."""
-    for parent, _, files in os.walk(folder, topdown=False):
-        for name in files:
-            sync(Path(parent, name))
-        sync(Path(parent))
 
 
 def sync(path: Path) -> None:
@@ -101,6 +110,13 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def _sync_all(folder: Path) -> None:
+    for parent, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            sync(Path(parent, name))
+        sync(Path(parent))
 
 
 def _make(parent: Path) -> tuple[Path, int | None]:
@@ -141,18 +157,22 @@ def _lock(scratch: Path) -> int:
     return descriptor
 
 
-def _clear(scratch: Path) -> None:
-    if _undo(scratch):
-        shutil.rmtree(scratch, ignore_errors=True)
+def _clear(scratch: Path, lock: int | None) -> None:
+    try:
+        if _undo(scratch):
+            shutil.rmtree(scratch, ignore_errors=True)
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 def _undo(scratch: Path) -> bool:
     """Takes back a `move_in` that was cut short; returns whether nothing in the scratch folder is needed any more."""
     base, new, old, moving = scratch.parent, scratch / NEW, scratch / OLD, scratch / MOVING
-    waiting = set(os.listdir(new)) if new.is_dir() else set()
+    waiting = names_in(new)
     if not waiting or not moving.exists():
         return True
-    present, replaced = set(os.listdir(base)), set(os.listdir(old))
+    present, replaced = names_in(base), names_in(old)
     moved = set(json.loads(moving.read_text())) - waiting
     # What somebody else has put there since is not touched.
     if (moved and waiting & present) or (replaced - moved) & present:
