@@ -2,6 +2,7 @@
 
     prune.json                 what the progress belongs to: model, settings, calibration data, versions
     sublayer-000.safetensors   a finished sublayer: its weights, what was kept and the scores that are in use
+    saving                     there when the prune is over and its model is being saved, or is
 
 Every file is written whole or not at all; the next sublayer is the first whose file is not there.
 """
@@ -26,6 +27,7 @@ from .report import SublayerResult
 from .sublayers import Place, Sublayer
 
 IDENTITY_NAME = "prune.json"
+SAVING_NAME = "saving"
 SCORES = "scores"
 
 
@@ -115,6 +117,17 @@ class Checkpoint:
                 f"The checkpoint in {str(self.folder)!r} belongs to another prune: {'; '.join(differences)}. Prune "
                 "with what it was made with, choose another `checkpoint_dir`, or remove the folder to start anew."
             )
+
+
+def begins_to_save(folder: str | PathLike) -> None:
+    """Notes that the model is saved from now on: the same prune, called again, replaces what it has saved."""
+    if is_main():
+        write_atomically(Path(folder, SAVING_NAME), b"")
+
+
+def has_begun_to_save(folder: str | PathLike | None) -> bool:
+    """Whether the prune of a checkpoint had got as far as to save its model; see `begins_to_save`."""
+    return folder is not None and Path(folder, SAVING_NAME).exists()
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -13,7 +13,8 @@ from . import hub
 from .calibration_source import looks_like_path
 from .card import CardFacts
 from .configuration import KPruneConfig
-from .processes import is_main, leave, own_device, together, world_size
+from .folder import require_free
+from .processes import in_main, is_main, leave, own_device, together, world_size
 from .pruner import KPruner
 from .recipe import hub_name
 
@@ -39,7 +40,7 @@ def run(arguments: Namespace) -> None:
 def _prune(arguments: Namespace) -> None:
     config = _config(arguments)
     card: dict[str, Any] = {"facts": _facts(arguments), "measure_latency": arguments.measure_latency}
-    hub.require_free(arguments.output_dir)
+    in_main(require_free)(arguments.output_dir)
     if arguments.push_to_hub is not None:
         hub.require_uploadable(arguments.push_to_hub)
     pruner = KPruner.from_pretrained(arguments.model, task=arguments.task, **_given(arguments, "revision", "dtype"))

@@ -1,10 +1,8 @@
-"""A pruned model as a folder, written whole or not at all, and as a repository on the Hub."""
+"""A pruned model as a repository on the Hub."""
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from os import PathLike
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, get_token
@@ -15,47 +13,6 @@ from yaml import YAMLError
 from .card import merge_cards
 
 CARD_NAME = "README.md"
-
-
-def require_free(save_directory: str | PathLike) -> Path:
-    """Returns the folder as an absolute path.
-
-    Raises:
-        FileExistsError: if it is a file, a folder that is not empty, or the working folder.
-        NotADirectoryError: if it lies in a file.
-    """
-    folder = Path(save_directory).resolve()
-    if any(parent.is_file() for parent in folder.parents):
-        raise NotADirectoryError(f"The output folder must not lie in a file. Got {str(save_directory)!r}.")
-    if folder == Path.cwd():
-        raise FileExistsError(
-            "The output folder must be new or empty. It cannot be the working folder: choose another."
-        )
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise FileExistsError(
-            f"The output folder must be new or empty. {str(folder)!r} exists and is not. Choose another folder, or "
-            "remove it first."
-        )
-    return folder
-
-
-@contextmanager
-def written_whole(save_directory: str | PathLike) -> Iterator[Path]:
-    """Gives a temporary folder to write into, and moves it to its place when everything has been written.
-
-    Raises:
-        FileExistsError: if the place is taken by then.
-    """
-    folder = require_free(save_directory)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield temporary
-        require_free(folder)
-        temporary.chmod(0o755)
-        temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def require_uploadable(repo_id: str, token: str | None = None) -> None:

@@ -7,19 +7,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from . import hub
 from .adapters import EncoderAdapter
 from .base import OptimumPruner
 from .calibration import CalibrationBatches, InputSpec, load_calibration_dataset, prepare_batches
 from .card import CardFacts
+from .checkpoint import begins_to_save, has_begun_to_save
 from .checks import check_config, configs_of, require_finite_weights, require_prunable
 from .configuration import KPruneConfig
+from .folder import require_free
 from .from_trainer import calibration_data, evaluate_like, plain_model
 from .kept import adapter_of
 from .loading import load_model, load_processing_class
@@ -230,6 +231,7 @@ class KPruner(OptimumPruner):
         data_collator: Callable[[list[Any]], Any] | None = None,
         batch_size: int = BATCH_SIZE,
         save_directory: str | PathLike | None = None,
+        overwrite: bool = False,
         checkpoint_dir: str | PathLike | None = None,
     ) -> KPruneResult:
         """Prunes a copy of the teacher, which becomes `model` when the prune has succeeded.
@@ -243,6 +245,7 @@ class KPruner(OptimumPruner):
                 trainer's collator with the trainer's data.
             batch_size: most samples in a batch. Without effect on the result, except with `gradient="batch"`.
             save_directory: folder to save the pruned model to, new or empty.
+            overwrite: whether to replace a saved model that is there, as the last step.
             checkpoint_dir: folder to write the progress to after every sublayer. Called again with the same model,
                 settings and data, a prune that was killed goes on from there, to the same result, bit for bit on one
                 machine. It stays when the prune is over; remove it when the model is saved.
@@ -254,18 +257,19 @@ class KPruner(OptimumPruner):
             ValueError: if the data cannot be used, weights or activations are not finite, or `checkpoint_dir` holds
                 the progress of another prune.
             FileExistsError: if `save_directory` is not empty.
+            OSError: if it cannot be written, or the disk of the temporary folder is full; see `memory_budget`.
         """
         check_config(config)
+        overwrite = overwrite or has_begun_to_save(checkpoint_dir)
         if save_directory is not None:
-            hub.require_free(save_directory)
+            in_main(require_free)(save_directory, overwrite)
         calibration = self._calibration(config, calibration_dataset, data_collator, batch_size)
         recipe = self._recipe_of(calibration_dataset, data_collator, batch_size)
-        checkpoint = None if checkpoint_dir is None else Path(checkpoint_dir)
-        (pruned,) = self._prune_each([config], calibration, recipe, [None], [checkpoint])
-        self.model, self.result, self.config, self._recipe = pruned.model, pruned.result, config, recipe
-        if save_directory is not None:
-            self.save_pretrained(save_directory)
-        return cast(KPruneResult, pruned.result)
+        with self._sweep(config, calibration) as sweep:
+            model, result = sweep.prune(config, checkpoint_dir)
+        self._keep(model, result, config, recipe)
+        self._save_from(checkpoint_dir, save_directory, overwrite)
+        return result
 
     @together()
     @torch.inference_mode(False)
@@ -277,6 +281,7 @@ class KPruner(OptimumPruner):
         data_collator: Callable[[list[Any]], Any] | None = None,
         batch_size: int = BATCH_SIZE,
         save_directory: str | PathLike | None = None,
+        overwrite: bool = False,
         checkpoint_dir: str | PathLike | None = None,
     ) -> list["KPruner"]:
         """Prunes copies of the teacher to several rates; each comes out as from a `prune` to that rate alone.
@@ -294,6 +299,7 @@ class KPruner(OptimumPruner):
             batch_size: see `prune`.
             save_directory: folder to save every pruned model in, as soon as it is there, in a folder named after its
                 rate, such as "0.4"; those must be new or empty.
+            overwrite: whether to replace saved models that are there, each when its own is there.
             checkpoint_dir: see `prune`; the progress of every rate lies in a folder named after it.
 
         Returns:
@@ -305,18 +311,38 @@ class KPruner(OptimumPruner):
             ValueError: if a rate is out of range or given twice, the data cannot be used, or weights or activations
                 are not finite.
             FileExistsError: if the folder of a rate is not empty.
+            OSError: if it cannot be written, or the disk of the temporary folder is full; see `memory_budget`.
         """
         configs = configs_of(rates, config)
-        folders, checkpoints = (
-            [None if root is None else Path(root, str(entry.compression_rate)) for entry in configs]
-            for root in (save_directory, checkpoint_dir)
-        )
-        for folder in folders:
+        folders = [_within(save_directory, entry) for entry in configs]
+        checkpoints = [_within(checkpoint_dir, entry) for entry in configs]
+        replaces = [overwrite or has_begun_to_save(checkpoint) for checkpoint in checkpoints]
+        for folder, replace_it in zip(folders, replaces, strict=True):
             if folder is not None:
-                hub.require_free(folder)
+                in_main(require_free)(folder, replace_it)
         calibration = self._calibration(config, calibration_dataset, data_collator, batch_size)
         recipe = self._recipe_of(calibration_dataset, data_collator, batch_size)
-        return self._prune_each(configs, calibration, recipe, folders, checkpoints)
+        pruners = [copy.copy(self) for _ in configs]
+        with self._sweep(config, calibration) as sweep:
+            for pruned, entry, *places in zip(pruners, configs, checkpoints, folders, replaces, strict=True):
+                pruned._keep(*sweep.prune(entry, places[0]), entry, recipe)
+                pruned._save_from(*places)
+        return pruners
+
+    def _save_from(
+        self, checkpoint_dir: str | PathLike | None, save_directory: str | PathLike | None, overwrite: bool
+    ) -> None:
+        """Saves the model, if asked to, so that the same call can be made again wherever it was killed."""
+        if save_directory is not None:
+            if checkpoint_dir is not None:
+                begins_to_save(checkpoint_dir)
+            self.save_pretrained(save_directory, overwrite=overwrite)
+
+    def _sweep(self, config: KPruneConfig, calibration: CalibrationBatches) -> Sweep:
+        return Sweep(self.teacher, self.adapter, self.task, calibration, config.memory_budget)
+
+    def _keep(self, model: PreTrainedModel, result: KPruneResult, config: KPruneConfig, recipe: Recipe) -> None:
+        self.model, self.result, self.config, self._recipe = model, result, config, recipe
 
     def _calibration(
         self, config: KPruneConfig, dataset: Any, data_collator: Callable[[list[Any]], Any] | None, batch_size: int
@@ -342,26 +368,6 @@ class KPruner(OptimumPruner):
         drawn = self._draws.get(dataset) if isinstance(dataset, Dataset) else None
         options = {"data_collator": data_collator, "batch_size": batch_size}
         return replace(self._recipe, draw=drawn, prune=changed(self._recipe_of, options))
-
-    def _prune_each(
-        self,
-        configs: list[KPruneConfig],
-        calibration: CalibrationBatches,
-        recipe: Recipe,
-        folders: Sequence[Path | None],
-        checkpoints: Sequence[Path | None],
-    ) -> list["KPruner"]:
-        """Prunes with settings that differ in the rate alone; returns one pruner for each, saved if asked."""
-        pruners: list[KPruner] = []
-        with Sweep(self.teacher, self.adapter, self.task, calibration, configs[0].memory_budget) as sweep:
-            for config, folder, checkpoint in zip(configs, folders, checkpoints, strict=True):
-                pruned = copy.copy(self)
-                pruned.model, pruned.result = sweep.prune(config, checkpoint)
-                pruned.config, pruned._recipe = config, recipe
-                if folder is not None:
-                    pruned.save_pretrained(folder)
-                pruners.append(pruned)
-        return pruners
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Evaluates the dense and the pruned model as the trainer of `from_trainer` evaluates.
@@ -389,6 +395,7 @@ class KPruner(OptimumPruner):
         save_directory: str | PathLike,
         facts: CardFacts | None = None,
         measure_latency: bool = False,
+        overwrite: bool = False,
         **kwargs: Any,
     ) -> None:
         """Saves the pruned model, its tokenizer, the settings, a report of what was kept and a model card.
@@ -397,15 +404,17 @@ class KPruner(OptimumPruner):
             save_directory: a new or empty folder; it appears whole or not at all.
             facts: what the card should tell beyond the prune, such as the quality that you measured.
             measure_latency: whether to measure latency for the card, in seconds and on the device of the models.
+            overwrite: whether to replace a saved model that is there; it stays if the saving fails.
             kwargs: arguments of the model's `save_pretrained`, such as `max_shard_size`.
 
         Raises:
             ValueError: if nothing was pruned yet.
             FileExistsError: if the folder is not empty.
+            OSError: if it cannot be written, for instance because the disk is full.
         """
         if "push_to_hub" in kwargs:
             raise ValueError("`save_pretrained` does not upload. Call `push_to_hub(repo_id)`.")
-        self._publication(facts, measure_latency).save(save_directory, **kwargs)
+        self._publication(facts, measure_latency).save(save_directory, overwrite=overwrite, **kwargs)
 
     @in_main
     def push_to_hub(
@@ -472,3 +481,8 @@ class KPruner(OptimumPruner):
             model_inputs=list(inspect.signature(self.teacher.forward).parameters),
             seed=seed,
         )
+
+
+def _within(root: str | PathLike | None, config: KPruneConfig) -> Path | None:
+    """The folder of a rate in a folder of several."""
+    return None if root is None else Path(root, str(config.compression_rate))

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from . import hub
 from .card import CardFacts, ModelFacts, model_card
 from .configuration import KPruneConfig
+from .folder import written_whole
 from .latency import latency_of, machine_of
 from .recipe import Recipe, hub_name
 from .report import KPruneResult, write_report
@@ -49,19 +50,23 @@ class Publication:
     facts: CardFacts
     measure_latency: bool
 
-    def save(self, save_directory: str | PathLike, repo_id: str | None = None, **kwargs: Any) -> None:
+    def save(
+        self, save_directory: str | PathLike, repo_id: str | None = None, overwrite: bool = False, **kwargs: Any
+    ) -> None:
         """Writes everything into a new or empty folder.
 
         Args:
             save_directory: the folder; it appears whole or not at all.
             repo_id: the repository that the card is for, if any.
+            overwrite: whether to replace a saved model that is there.
             kwargs: arguments of the model's `save_pretrained`.
 
         Raises:
             FileExistsError: if the folder is not empty.
+            OSError: if it cannot be written.
         """
         facts = self._with_latency() if self.measure_latency else self.facts
-        with hub.written_whole(save_directory) as folder:
+        with written_whole(save_directory, overwrite) as folder:
             if self.pipeline is not None:
                 self.sentence_transformer().save_pretrained(str(folder), create_model_card=False)
             # With the settings: they lie in its config.

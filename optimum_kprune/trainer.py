@@ -7,8 +7,9 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .configuration import KPruneConfig
+from .folder import require_free
 from .from_trainer import calibration_data, plain_model
-from .hub import require_free
+from .processes import in_main
 from .pruner import KPruner
 
 
@@ -23,6 +24,7 @@ class KPruneCallback(TrainerCallback):
         config: the settings of the prune.
         output_dir: a new or empty folder for the pruned model; None takes "pruned" in the trainer's output folder,
             beside the checkpoints.
+        overwrite: whether to replace a saved model that is there.
 
     Attributes:
         pruner: the pruner after training, with the pruned `model` and the `result`; None before.
@@ -30,11 +32,15 @@ class KPruneCallback(TrainerCallback):
     Raises:
         ValueError: before training, if the model cannot be pruned or the train data not be calibrated on.
         FileExistsError: before training, if the output folder is not empty.
+        OSError: before training, if the output folder cannot be written.
     """
 
-    def __init__(self, config: KPruneConfig, output_dir: str | PathLike | None = None) -> None:
+    def __init__(
+        self, config: KPruneConfig, output_dir: str | PathLike | None = None, overwrite: bool = False
+    ) -> None:
         self.config = config
         self.output_dir = output_dir
+        self.overwrite = overwrite
         self.pruner: KPruner | None = None
 
     def on_train_begin(
@@ -42,7 +48,7 @@ class KPruneCallback(TrainerCallback):
     ) -> None:
         """Checks what can be known before training."""
         self.config.check()
-        require_free(self._folder(args))
+        in_main(require_free)(self._folder(args), self.overwrite)
         KPruner(plain_model(kwargs["model"]))
         calibration_data(kwargs["train_dataloader"].dataset, self.config.seed)
 
@@ -57,6 +63,7 @@ class KPruneCallback(TrainerCallback):
             calibration_data(loader.dataset, self.config.seed),
             data_collator=loader.collate_fn,
             save_directory=self._folder(args),
+            overwrite=self.overwrite,
         )
         self.pruner = pruner
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from tiny import FAMILIES, LAYERS, batches_of, ragged_samples, same_state, samples_for, tiny_model, tiny_tokenizer
+from transformers import AutoModelForSequenceClassification
 
 from optimum_kprune import KPruneConfig, KPruner, checkpoint, pruning
 from optimum_kprune.checkpoint import IDENTITY_NAME, Checkpoint
@@ -177,3 +178,29 @@ def test_a_write_that_is_cut_off_is_as_if_it_had_not_begun(point, tmp_path, monk
         prune(tmp_path / "progress")
     assert same_state(prune(None).model, prune(tmp_path / "progress").model)
     shutil.rmtree(tmp_path / "progress")
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_the_same_call_ends_what_was_killed_while_saving(moved, tmp_path, monkeypatch):
+    """Before the folder of the second rate has got its name, and after."""
+    arguments = dict(save_directory=tmp_path / "models", checkpoint_dir=tmp_path / "progress")
+    rates, batches = [0.4, 0.7], batches_of(ragged_samples())
+    saves = []
+    save = KPruner.save_pretrained
+
+    def save_or_die(self, *rest, **options):
+        saves.append(self)
+        if len(saves) < 2 or moved:
+            save(self, *rest, **options)
+        if len(saves) == 2:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(KPruner, "save_pretrained", save_or_die)
+        KPruner(tiny_model()).sweep(rates, settings(), batches, **arguments)
+    resumed = KPruner(tiny_model()).sweep(rates, settings(), batches, **arguments)
+    for rate, one in zip(rates, resumed, strict=True):
+        loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "models" / str(rate))
+        assert same_state(one.model, loaded)
+    with pytest.raises(FileExistsError):
+        KPruner(tiny_model()).prune(settings(), batches, save_directory=tmp_path / "models" / "0.4")

@@ -56,7 +56,7 @@ def test_inference_in_another_thread_and_a_prune_do_not_disturb_each_other():
                     outputs = model(**batch).to_tuple()
                 requests.append(torch.equal(outputs[0], expected[0]))
             # Whatever a request fails with is what this test is about.
-            except BaseException as error:  # noqa: BLE001
+            except BaseException as error:
                 failures.append(error)
 
     threads = [threading.Thread(target=serve) for _ in range(2)]

@@ -654,7 +654,7 @@ def test_what_was_kept_is_told_from_bottom_to_top():
 
 def test_the_result_prints_as_a_table():
     result = prune(tiny_model()).result
-    header, *rows, total = str(result).splitlines()
+    header, *rows, total, lost = str(result).splitlines()
     assert header.split() == ["layer", "kind", "kept", "MFLOPs", "parameters", "error", "seconds"]
     for row, entry in zip(rows, result.kept, strict=True):
         assert f"{len(entry['kept'])} of {entry['total']}" in row
