@@ -324,9 +324,10 @@ class KPruner(OptimumPruner):
         recipe = self._recipe_of(calibration_dataset, data_collator, batch_size)
         pruners = [copy.copy(self) for _ in configs]
         with self._sweep(config, calibration) as sweep:
-            for pruned, entry, *places in zip(pruners, configs, checkpoints, folders, replaces, strict=True):
-                pruned._keep(*sweep.prune(entry, places[0]), entry, recipe)
-                pruned._save_from(*places)
+            places = zip(checkpoints, folders, replaces, strict=True)
+            for pruned, entry, (checkpoint, folder, replace_it) in zip(pruners, configs, places, strict=True):
+                pruned._keep(*sweep.prune(entry, checkpoint), entry, recipe)
+                pruned._save_from(checkpoint, folder, replace_it)
         return pruners
 
     def _save_from(

@@ -659,6 +659,7 @@ def test_the_result_prints_as_a_table():
     for row, entry in zip(rows, result.kept, strict=True):
         assert f"{len(entry['kept'])} of {entry['total']}" in row
         assert row.split()[:2] == [str(entry["layer"]), entry["kind"]]
+    assert lost == "What was lost was not measured: no calibration data was held out."
     assert f"{result.flops_removed:.2%}" in total and f"{result.parameters_after:,}" in total
     assert len({len(line) for line in [header, *rows]}) == 1
 

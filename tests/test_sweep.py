@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from tiny import batches_of, ragged_samples, same_state, samples_for, texts_of, tiny_model, tiny_tokenizer
+from tiny import LAYERS, batches_of, ragged_samples, same_state, samples_for, texts_of, tiny_model, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification
 
 from optimum_kprune import KPruneConfig, KPruner, frontier, passes, pruner, pruning, publishing
 
 RATES = [0.8, 0.0, 0.45]
 SAMPLES = ragged_samples()
+SUBLAYERS = 2 * LAYERS
 
 
 def settings(**overrides):
@@ -167,3 +168,64 @@ def test_states_of_one_prune_at_a_time_are_held(monkeypatch):
     monkeypatch.setattr(pruning, "gather_fit", watching)
     targets = len(sweep()[0].result.sublayers)
     assert held[:targets] == held[targets : 2 * targets] == held[2 * targets :]
+
+
+# Out of memory
+
+
+def out_of_memory_above(monkeypatch, rows):
+    """A device that has memory for so many rows; returns the numbers of rows that it was given."""
+    given = []
+    run = passes.Frontier.run_student
+
+    def run_or_fail(frontier, step):
+        given.append(len(step.batch["input_ids"]))
+        if given[-1] > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(frontier, step)
+
+    monkeypatch.setattr(passes.Frontier, "run_student", run_or_fail)
+    return given
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_out_of_memory_halves_the_batches_and_says_so(rows, monkeypatch, caplog):
+    batches = batches_of(SAMPLES, 12)
+    alone = KPruner(tiny_model())
+    alone.prune(settings(measure_tokens=60), batches)
+    given = out_of_memory_above(monkeypatch, rows)
+    one = KPruner(tiny_model())
+    one.prune(settings(measure_tokens=60), batches)
+    sizes = {1: [12, 6, 3, 2], 5: [12, 6]}[rows]
+    assert given[: len(sizes)] == sizes and max(given[len(sizes) :]) <= rows
+    told = [f"again with batches of at most {most} samples" for most in (6, 3, 2, 1)[: len(sizes)]]
+    warned = [message for message in caplog.messages if "out of memory" in message]
+    assert all(part in message for part, message in zip(told, warned, strict=True))
+    assert one.result.kept == alone.result.kept and one.result.tokens == alone.result.tokens
+    for name, value in alone.model.state_dict().items():
+        torch.testing.assert_close(one.model.state_dict()[name], value, rtol=0, atol=1e-3)
+
+
+def test_out_of_memory_in_a_later_rate_leaves_the_earlier_ones(monkeypatch):
+    first, second = sweep()[:2]
+    seen = []
+    measure = pruning.measure_knowledge
+
+    def fails_once(frontier, *args):
+        seen.append(frontier)
+        if len(seen) == SUBLAYERS + 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return measure(frontier, *args)
+
+    monkeypatch.setattr(pruning, "measure_knowledge", fails_once)
+    found = sweep()
+    assert same_state(found[0].model, first.model) and found[1].result.kept == second.result.kept
+
+
+@pytest.mark.parametrize("overrides", [{}, {"gradient": "batch"}])
+def test_what_cannot_be_halved_is_told(overrides, monkeypatch):
+    """Single samples; and batches whose mean gradient counts."""
+    out_of_memory_above(monkeypatch, 0)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        KPruner(tiny_model()).prune(settings(**overrides), batches_of(SAMPLES))
+    assert any("batch_size" in note for note in caught.value.__notes__)
