@@ -5,7 +5,7 @@ What is generated lies between two markers, so that whatever a person writes aro
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from .report import KPruneResult, SublayerResult
 BEGIN = "<!-- optimum-kprune: what lies between these two marks is written anew with every upload -->"
 END = "<!-- optimum-kprune: end -->"
 BAR = 20
+DATASET = ("dataset_name", "dataset_config_name", "dataset_split")
 PAPER = "https://arxiv.org/abs/2308.03449"
 CITATION = """@inproceedings{park2024kprune,
   title     = {Accurate Retraining-free Pruning for Pretrained Encoder-based Language Models},
@@ -71,6 +72,13 @@ class CardFacts:
             )
         if self.latency and not self.machine:
             raise ValueError("`latency` of CardFacts says little without the machine. Pass `machine` too.")
+
+    def with_evaluation(self, measured: "CardFacts") -> "CardFacts":
+        """Returns these facts with figures that were measured, where none of that name were given."""
+        if not measured.metrics:
+            return self
+        place = {name: getattr(self, name) or getattr(measured, name) for name in DATASET}
+        return replace(self, metrics={**measured.metrics, **self.metrics}, **place)
 
 
 @dataclass(frozen=True)

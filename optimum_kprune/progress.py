@@ -16,6 +16,9 @@ def progress_bar(**options: Any) -> tqdm:
     TQDM_DISABLE and the switches of transformers, datasets and huggingface_hub turn it off. An explicit
     `disable=False` would win over TQDM_DISABLE, so that the argument is given only to turn a bar off.
     """
-    if not is_main() or not transformers_enabled() or datasets_disabled() or hub_disabled():
-        options["disable"] = True
-    return tqdm(**options)
+    return tqdm(**options, disable=True) if bars_are_off() else tqdm(**options)
+
+
+def bars_are_off() -> bool:
+    """Whether a switch is off, or this is not the main process; TQDM_DISABLE is read by tqdm itself."""
+    return not is_main() or not transformers_enabled() or datasets_disabled() or hub_disabled()

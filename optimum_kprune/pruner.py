@@ -3,8 +3,9 @@
 import copy
 import inspect
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from .adapters import EncoderAdapter
 from .base import OptimumPruner
 from .calibration import CalibrationBatches, InputSpec, load_calibration_dataset, prepare_batches
+from .calibration_source import read_split
 from .card import CardFacts
 from .checkpoint import begins_to_save, has_begun_to_save
 from .checks import check_config, configs_of, require_finite_weights, require_prunable
 from .configuration import KPruneConfig
+from .evaluation import evaluate_model, labelled_rows, pairs_of
+from .evaluation_metrics import ComputeMetrics, metric_named
 from .folder import require_free
 from .from_trainer import calibration_data, evaluate_like, plain_model
 from .kept import adapter_of
@@ -86,6 +90,7 @@ class KPruner(OptimumPruner):
         self._pipeline: SentenceTransformer | None = None
         self.config: KPruneConfig | None = None
         self.result: KPruneResult | None = None
+        self._evaluation = CardFacts()
         self._recipe = Recipe()
         # Of every data set that was drawn here, how.
         self._draws: weakref.WeakKeyDictionary[Dataset, dict[str, Any]] = weakref.WeakKeyDictionary()
@@ -344,6 +349,7 @@ class KPruner(OptimumPruner):
 
     def _keep(self, model: PreTrainedModel, result: KPruneResult, config: KPruneConfig, recipe: Recipe) -> None:
         self.model, self.result, self.config, self._recipe = model, result, config, recipe
+        self._evaluation = CardFacts()
 
     def _calibration(
         self, config: KPruneConfig, dataset: Any, data_collator: Callable[[list[Any]], Any] | None, batch_size: int
@@ -370,20 +376,63 @@ class KPruner(OptimumPruner):
         options = {"data_collator": data_collator, "batch_size": batch_size}
         return replace(self._recipe, draw=drawn, prune=changed(self._recipe_of, options))
 
-    def evaluate(self) -> dict[str, dict[str, float]]:
-        """Evaluates the dense and the pruned model as the trainer of `from_trainer` evaluates.
+    def evaluate(
+        self,
+        dataset: Dataset | str | PathLike | Callable[[PreTrainedModel], Mapping[str, float]] | None = None,
+        metric: str | None = None,
+        compute_metrics: ComputeMetrics | None = None,
+        dataset_config_name: str | None = None,
+        dataset_split: str = "validation",
+        text_columns: Sequence[str] | None = None,
+        label_column: str | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> dict[str, dict[str, float]]:
+        """Evaluates the dense and the pruned model on labelled data; the model card tells what comes out.
+
+        Args:
+            dataset: rows with texts and labels, or tokenized rows with labels; or the name, folder or file of such,
+                as in `get_calibration_dataset`; or a function that takes a model and returns figures by name. None
+                evaluates as the trainer of `from_trainer` does.
+            metric: name of one of the usual figures of the task (accuracy; pearson, spearman; exact_match, f1), or a
+                metric of the library `evaluate` by name or path; None computes all usual ones.
+            compute_metrics: what computes the figures instead, as a Trainer takes it.
+            dataset_config_name: configuration of a data set that is given by name.
+            dataset_split: its split.
+            text_columns: columns of the texts; None finds them.
+            label_column: column of the labels; None finds it.
+            batch_size: samples in a batch.
 
         Returns:
-            the metrics of `"dense"` and of `"pruned"`, named as the trainer names them.
+            the figures of `"dense"` and of `"pruned"`; those of a trainer named as it names them.
 
         Raises:
-            ValueError: if the pruner has no trainer, the trainer no evaluation data, or nothing was pruned yet.
+            ValueError: if nothing was pruned yet, or the data or the metric cannot be used.
+            FileNotFoundError: if there is no such data set.
         """
-        trainer = self._need_trainer("`evaluate` needs evaluation data and metrics")
         if self.result is None:
             raise ValueError("There is no pruned model to evaluate yet. Call `prune` first.")
-        models = {"dense": self.teacher, "pruned": self.model}
-        return {name: evaluate_like(trainer, model) for name, model in models.items()}
+        measure: Callable[[PreTrainedModel], Mapping[str, float]]
+        if dataset is None:
+            trainer = self._need_trainer("`evaluate` needs evaluation data and metrics")
+            measure = partial(evaluate_like, trainer)
+        elif callable(dataset):
+            measure = dataset
+        else:
+            spec = self._input_spec(0, text_columns)
+            if metric is not None:
+                compute_metrics = metric_named(metric, self.task.name, self.teacher)
+            found = dataset
+            if not isinstance(found, Dataset):
+                found = read_split(found, dataset_config_name, dataset_split)
+            rows = labelled_rows(found, spec, self.teacher.config, label_column)
+            measure = partial(
+                evaluate_model, rows=rows, spec=spec, compute_metrics=compute_metrics, batch_size=batch_size
+            )
+        dense, pruned = (dict(measure(model)) for model in (self.teacher, self.model))
+        name = hub_name(dataset)
+        place = (name, dataset_config_name, dataset_split) if name else (None, None, None)
+        self._evaluation = CardFacts(pairs_of(dense, pruned), *place)
+        return {"dense": dense, "pruned": pruned}
 
     def _need_trainer(self, reason: str) -> Trainer:
         if self.trainer is None:
@@ -461,7 +510,7 @@ class KPruner(OptimumPruner):
             result=self.result,
             recipe=self._recipe,
             pipeline=self._pipeline,
-            facts=facts or CardFacts(),
+            facts=facts.with_evaluation(self._evaluation) if facts else self._evaluation,
             measure_latency=measure_latency,
         )
 

@@ -1,0 +1,200 @@
+"""Dense against pruned on labelled data: rows with labels -> figures by name, through `transformers.Trainer`.
+
+Labels are read here alone; a prune never sees them.
+"""
+
+import copy
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import (
+    DataCollatorForMultipleChoice,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+)
+
+from .calibration_columns import find_text_columns
+from .calibration_text import InputSpec
+from .evaluation_metrics import IGNORED, ComputeMetrics, usual_metrics
+from .placement import is_placed
+from .progress import bars_are_off
+
+Figures = dict[str, float]
+
+LABEL_COLUMNS = ("label", "labels", "answers", "ner_tags", "tags", "score")
+# What a Trainer adds to the figures.
+NO_FIGURES = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
+
+def labelled_rows(dataset: Dataset, spec: InputSpec, model_config: Any, label_column: str | None = None) -> Dataset:
+    """Returns tokenized rows with labels, as a Trainer reads them; rows that are tokenized already stay as they are.
+
+    Args:
+        dataset: rows with texts and labels. Labels are class numbers or names, one float, a list of them for several
+            labels, a tag per word, or the answers of SQuAD.
+        spec: how texts are tokenized.
+        model_config: names the classes.
+        label_column: column of the labels; None finds it.
+
+    Raises:
+        ValueError: if there are no labels, or the task has none that can be read.
+    """
+    if "input_ids" in dataset.column_names:
+        return dataset
+    encode = _ENCODERS.get(spec.task)
+    if encode is None:
+        raise ValueError(
+            f"Rows of text cannot be evaluated on for {spec.task}: what their labels are depends on the use. Pass "
+            "tokenized rows with labels and `compute_metrics`, or a function that takes a model and returns figures."
+        )
+    column = _label_column(dataset, label_column)
+    names = find_text_columns(dataset.features, spec.task, spec.text_columns)
+    classes = {name: index for index, name in (getattr(model_config, "id2label", None) or {}).items()}
+    known = dataset.filter(lambda row: row[column] not in (None, -1) and all(row[name] for name in names))
+    if not len(known):
+        raise ValueError(f"The evaluation data must have texts and labels. Its column {column!r} holds no label.")
+    # A new name: a column that keeps its name keeps its type, too, which that of numbers need not be.
+    known = known.rename_column(column, f"given {column}")
+    return known.map(
+        lambda rows: encode(spec, [rows[name] for name in names], _numbered(rows[f"given {column}"], classes)),
+        batched=True,
+        remove_columns=known.column_names,
+        desc="Tokenizing evaluation data",
+    )
+
+
+def evaluate_model(
+    model: PreTrainedModel, rows: Dataset, spec: InputSpec, compute_metrics: ComputeMetrics | None, batch_size: int
+) -> Figures:
+    """Returns the figures of a model, which stays as it is, on its device."""
+    with tempfile.TemporaryDirectory() as folder:
+        args = TrainingArguments(
+            folder,
+            per_device_eval_batch_size=batch_size,
+            report_to="none",
+            use_cpu=model.device.type == "cpu",
+            include_for_metrics=["inputs"],
+            disable_tqdm=bars_are_off(),
+        )
+        evaluator = Trainer(
+            # A copy, because trainers move models and wrap their forward.
+            model=copy.deepcopy(model),
+            args=args,
+            data_collator=_collator(spec),
+            processing_class=spec.processing_class,
+            compute_metrics=compute_metrics or usual_metrics(spec.task, model).compute,
+        )
+        if is_placed(model):
+            # It would be moved as a whole, which offloaded weights do not allow.
+            evaluator.accelerator.device_placement = False
+        # Not `evaluate`, which logs what it finds as if it were part of a training.
+        metrics = evaluator.predict(rows, metric_key_prefix="eval").metrics or {}
+    return figures_of(metrics)
+
+
+def figures_of(metrics: Mapping[str, Any]) -> Figures:
+    """Returns the figures among a Trainer's metrics, without the prefix."""
+    named = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+    figures = {name: value for name, value in named.items() if name not in NO_FIGURES}
+    return {name: float(value) for name, value in figures.items() if isinstance(value, int | float | np.number)}
+
+
+def pairs_of(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Returns (dense, pruned) by the name of the figure, as the model card has them."""
+    before, after = figures_of(dense), figures_of(pruned)
+    return {name: (before[name], after[name]) for name in before if name in after}
+
+
+def _label_column(dataset: Dataset, name: str | None) -> str:
+    found = [column for column in (LABEL_COLUMNS if name is None else (name,)) if column in dataset.column_names]
+    if not found:
+        raise ValueError(
+            f"The evaluation data must have a column of labels{'' if name is None else f' {name!r}'}. Got the columns "
+            f"{', '.join(map(repr, dataset.column_names))}. Name it: label_column=... or --label_column."
+        )
+    return found[0]
+
+
+def _numbered(labels: list[Any], classes: Mapping[str, int]) -> list[Any]:
+    """Numbers of classes in the place of their names."""
+    return [_number(label, classes) for label in labels]
+
+
+def _number(label: Any, classes: Mapping[str, int]) -> Any:
+    if isinstance(label, list):
+        return [_number(entry, classes) for entry in label]
+    if not isinstance(label, str):
+        return label
+    if label not in classes:
+        raise ValueError(f"The labels must be those of the model: {', '.join(map(repr, classes))}. Got {label!r}.")
+    return classes[label]
+
+
+def _collator(spec: InputSpec) -> Any:
+    if spec.processing_class is None:
+        return None
+    kinds = {
+        "token-classification": DataCollatorForTokenClassification,
+        "multiple-choice": DataCollatorForMultipleChoice,
+    }
+    return kinds.get(spec.task, DataCollatorWithPadding)(spec.processing_class)
+
+
+def _encode_texts(spec: InputSpec, columns: Sequence[list[str]], labels: list[Any]) -> dict[str, Any]:
+    texts = spec.tokenizer(*columns, truncation=True, max_length=spec.cut_length)
+    several = labels and isinstance(labels[0], list)
+    return {**texts, "labels": [list(map(float, row)) for row in labels] if several else labels}
+
+
+def _encode_words(spec: InputSpec, columns: Sequence[list[Any]], labels: list[list[int]]) -> dict[str, Any]:
+    """The tag of a word is that of its first token."""
+    (words,) = columns
+    tokens = spec.tokenizer(words, is_split_into_words=True, truncation=True, max_length=spec.cut_length)
+    tags = []
+    for row, tags_of_words in enumerate(labels):
+        word_ids = tokens.word_ids(row)
+        pairs = zip(word_ids, [None, *word_ids[:-1]], strict=True)
+        tags.append([IGNORED if word in (None, before) else tags_of_words[word] for word, before in pairs])
+    return {**tokens, "labels": tags}
+
+
+def _encode_choices(spec: InputSpec, columns: Sequence[list[str]], labels: list[int]) -> dict[str, Any]:
+    prompts, *choices = columns
+    count = len(choices)
+    pairs = [(prompt, choice) for prompt, *row in zip(prompts, *choices, strict=True) for choice in row]
+    flat = spec.tokenizer(*map(list, zip(*pairs, strict=True)), truncation=True, max_length=spec.cut_length)
+    starts = range(0, len(pairs), count)
+    nested = {name: [values[start : start + count] for start in starts] for name, values in flat.items()}
+    return nested | {"labels": labels}
+
+
+def _encode_answers(spec: InputSpec, columns: Sequence[list[str]], labels: list[Any]) -> dict[str, Any]:
+    """The first answer as first and last token; answers outside of the first window point to the first token."""
+    options = {"truncation": "only_second", "max_length": spec.cut_length, "return_offsets_mapping": True}
+    tokens = spec.tokenizer(*columns, **options)
+    starts, ends = [], []
+    for row, (offsets, answers) in enumerate(zip(tokens.pop("offset_mapping"), labels, strict=True)):
+        first = int(answers["answer_start"][0]) if answers["answer_start"] else -1
+        last = first + len(answers["text"][0]) if answers["text"] else -1
+        inside = [
+            place
+            for place, (part, (start, end)) in enumerate(zip(tokens.sequence_ids(row), offsets, strict=True))
+            if part == 1 and start < last and end > first
+        ]
+        starts.append(inside[0] if inside else 0)
+        ends.append(inside[-1] if inside else 0)
+    return {**tokens, "start_positions": starts, "end_positions": ends}
+
+
+_ENCODERS: dict[str, Callable[[InputSpec, Sequence[list[Any]], list[Any]], dict[str, Any]]] = {
+    "text-classification": _encode_texts,
+    "token-classification": _encode_words,
+    "multiple-choice": _encode_choices,
+    "question-answering": _encode_answers,
+}
