@@ -39,7 +39,7 @@ from optimum_kprune.modeling_kprune import format_units, parse_units
 from optimum_kprune.tasks import MASKED_LOGIT
 
 seeds = st.integers(0, 2**31)
-few = hypothesis.settings(max_examples=3)
+few, many = (hypothesis.settings(max_examples=count) for count in (3, 500))
 
 
 def generator_of(seed):
@@ -52,6 +52,7 @@ def generator_of(seed):
 sublayers = st.lists(st.tuples(st.lists(st.integers(0, 4), max_size=6), st.integers(1, 9)), min_size=1, max_size=5)
 
 
+@many
 @given(sublayers, st.integers(0, 120))
 def test_the_units_above_the_smallest_threshold_that_fits_are_selected(units, budget):
     scores, costs = [torch.tensor(values, dtype=torch.float64) for values, _ in units], [cost for _, cost in units]
@@ -70,6 +71,7 @@ def test_the_units_above_the_smallest_threshold_that_fits_are_selected(units, bu
             assert kept == (value > threshold or (value == threshold and not full))
 
 
+@many
 @given(st.lists(st.integers(0, 3), max_size=12), st.integers(1, 15), st.data())
 def test_a_selection_is_rounded_to_the_nearest_allowed_count(values, multiple, data):
     scores = torch.tensor(values, dtype=torch.float64)
