@@ -1,7 +1,7 @@
 """The settings of a prune: one validated object, saved as kprune_config.json."""
 
 import json
-import math
+import sys
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -207,7 +207,8 @@ def _require_number(config: KPruneConfig, name: str, allowed: str, is_allowed: A
     value = getattr(config, name)
     if value is None and optional:
         return
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Not by `math.isfinite`, which whole numbers can be too large for.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if not is_number or not is_allowed(value):
         raise ValueError(f"The setting {name!r} of KPruneConfig must be a number {allowed}. Got {value!r} instead.")
 

@@ -1,4 +1,4 @@
-"""Settings of the whole suite: no network, and one thread, with which tiny models are fastest."""
+"""Settings of the whole suite: no network, one thread, with which tiny models are fastest, and the same examples."""
 
 import os
 
@@ -6,6 +6,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import hypothesis
 import torch
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("same")

@@ -1,6 +1,5 @@
 """KPruner from end to end on tiny models: what is kept, tuned, saved and refused, and what is left alone."""
 
-import copy
 import functools
 import itertools
 import json
@@ -20,6 +19,8 @@ from tiny import (
     LAYERS,
     NEURONS,
     PAD,
+    assert_masked_dense_equals,
+    assert_same_outputs,
     batches_of,
     outputs_of,
     pad,
@@ -27,6 +28,7 @@ from tiny import (
     same_state,
     samples_for,
     save_tiny,
+    sublayers_of,
     texts_of,
     tiny_model,
     tiny_tokenizer,
@@ -54,10 +56,8 @@ from optimum_kprune import (
     supported_model_types,
 )
 from optimum_kprune.adapters import BERT
-from optimum_kprune.kept import adapter_of
 from optimum_kprune.modeling_kprune import parse_units
 from optimum_kprune.pruning import SublayerPruner
-from optimum_kprune.sublayers import Encoder
 
 HEAD_SIZE = HIDDEN // HEAD_COUNT
 TOTALS = {"attention": HEAD_COUNT, "ffn": NEURONS}
@@ -82,10 +82,6 @@ def prune(model, batches=None, **overrides):
     pruner = KPruner(model, tiny_tokenizer())
     pruner.prune(settings(**overrides), batches_of(samples_for(model)) if batches is None else batches)
     return pruner
-
-
-def sublayers_of(model):
-    return Encoder(model, adapter_of(model)).sublayers()
 
 
 @pytest.fixture
@@ -186,41 +182,6 @@ def test_neurons_of_a_model_pruned_before_are_rounded_too():
 
 
 # The pruned model is the dense one with masks and with other weights in its projections
-
-
-def masked_dense(dense, pruned):
-    """The dense model with the pruned one's projections, and output projections zero where units were removed."""
-    masked = copy.deepcopy(dense)
-    kept = [parse_units(entry["kept"]) for entry in pruned.config.kprune["kept"]]
-    for target, source, units in zip(sublayers_of(masked), sublayers_of(pruned), kept, strict=True):
-        columns = [unit * target.unit_size + column for unit in units for column in range(target.unit_size)]
-        target.output.weight.data.zero_()
-        if columns:
-            target.output.weight.data[:, columns] = source.output.weight.data
-            put_rows(target, source, units)
-        if target.output.bias is not None:
-            target.output.bias.data.copy_(source.output.bias.data)
-    return masked
-
-
-def put_rows(target, source, units):
-    """Copies the rows of the units in the input projections; a projection can hold several, one after the other."""
-    for name, parts in target.adapter.inputs.items():
-        whole, kept = (sublayer.block.get_submodule(name) for sublayer in (target, source))
-        for parameter, values in zip(whole.parameters(), kept.parameters(), strict=True):
-            rows = parameter.data.view(parts, target.units, -1)
-            rows[:, units] = values.data.view(parts, source.units, -1)
-
-
-def assert_same_outputs(first, second, batch, tolerance=0.0):
-    for one, other in zip(outputs_of(first, batch), outputs_of(second, batch), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
-
-
-def assert_masked_dense_equals(dense, pruned):
-    """In float64, where nothing but a mistake makes a difference."""
-    masked, pruned = masked_dense(dense, pruned).double(), copy.deepcopy(pruned).double()
-    assert_same_outputs(masked, pruned, pad(samples_for(dense, seed=1)), tolerance=1e-9)
 
 
 @pytest.mark.parametrize(("family", "head"), CASES)

@@ -1,5 +1,6 @@
 """Tiny random models, data and a tokenizer, made without the network: what the tests share."""
 
+import copy
 import random
 
 import torch
@@ -7,9 +8,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, PreTrainedTokenizerFast
 from transformers.models.auto import modeling_auto
 
-from optimum_kprune.adapters import get_adapter, supported_model_types
+from optimum_kprune.adapters import supported_model_types
 from optimum_kprune.calibration import CalibrationBatches
 from optimum_kprune.frontier import Frontier
+from optimum_kprune.kept import adapter_of
+from optimum_kprune.modeling_kprune import parse_units
 from optimum_kprune.observe import evaluating
 from optimum_kprune.sublayers import Encoder
 from optimum_kprune.tasks import task_of
@@ -125,7 +128,11 @@ def frontier_of(teacher, student, batches, task=None):
 
 
 def encoder_of(model):
-    return Encoder(model, get_adapter(model.config.model_type))
+    return Encoder(model, adapter_of(model))
+
+
+def sublayers_of(model):
+    return encoder_of(model).sublayers()
 
 
 @torch.no_grad()
@@ -139,3 +146,38 @@ def same_state(first, second):
     """Whether two models have the same weights to the last bit."""
     one, other = first.state_dict(), second.state_dict()
     return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def masked_dense(dense, pruned):
+    """The dense model with the pruned one's projections, and output projections zero where units were removed."""
+    masked = copy.deepcopy(dense)
+    kept = [parse_units(entry["kept"]) for entry in pruned.config.kprune["kept"]]
+    for target, source, units in zip(sublayers_of(masked), sublayers_of(pruned), kept, strict=True):
+        columns = [unit * target.unit_size + column for unit in units for column in range(target.unit_size)]
+        target.output.weight.data.zero_()
+        if columns:
+            target.output.weight.data[:, columns] = source.output.weight.data
+            put_rows(target, source, units)
+        if target.output.bias is not None:
+            target.output.bias.data.copy_(source.output.bias.data)
+    return masked
+
+
+def put_rows(target, source, units):
+    """Copies the rows of the units in the input projections; a projection can hold several, one after the other."""
+    for name, parts in target.adapter.inputs.items():
+        whole, kept = (sublayer.block.get_submodule(name) for sublayer in (target, source))
+        for parameter, values in zip(whole.parameters(), kept.parameters(), strict=True):
+            rows = parameter.data.view(parts, target.units, -1)
+            rows[:, units] = values.data.view(parts, source.units, -1)
+
+
+def assert_same_outputs(first, second, batch, tolerance=0.0):
+    for one, other in zip(outputs_of(first, batch), outputs_of(second, batch), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
+
+
+def assert_masked_dense_equals(dense, pruned):
+    """In float64, where nothing but a mistake makes a difference."""
+    masked, pruned = masked_dense(dense, pruned).double(), copy.deepcopy(pruned).double()
+    assert_same_outputs(masked, pruned, pad(samples_for(dense, seed=1)), tolerance=1e-9)

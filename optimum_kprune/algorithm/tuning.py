@@ -8,7 +8,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-# Products are summed in float32 within a batch: what is smaller, relative to the terms, is noise.
+# Products are summed in float32 within a batch: what is smaller, relative to a feature's square, is noise.
 SUM_PRECISION = 1e-6
 # As in layer norms: keeps the weight of a token without any variance finite.
 NORM_EPSILON = 1e-5
@@ -60,17 +60,19 @@ class LeastSquares:
         """Adds A (tokens, features) and Y (tokens, d) of real tokens, with their weights (tokens,), 1 if not given."""
         features, target = features.float(), target.float()
         weights = features.new_ones(features.shape[0]) if weights is None else weights.float()
-        roots = weights.sqrt()[:, None]
-        feature_sum, target_sum = weights @ features, weights @ target
-        features, target = roots * features, roots * target
+        weight = weights.sum(dtype=torch.float64)
+        feature_mean, features = _centred(features, weights, weight)
+        target_mean, target = _centred(target, weights, weight)
         # Added in place and by parts, so that neither A1 nor a float64 copy of its products is made.
         self.gram[:-1, :-1] += features.T @ features
+        self.gram[:-1, :-1].addr_(feature_mean, weight * feature_mean)
         self.cross[:-1] += features.T @ target
-        self.gram[:-1, -1] += feature_sum
-        self.gram[-1, :-1] += feature_sum
-        self.gram[-1, -1] += weights.sum(dtype=torch.float64)
-        self.cross[-1] += target_sum
-        self.squared_target += target.square().sum(dtype=torch.float64)
+        self.cross[:-1].addr_(feature_mean, weight * target_mean)
+        self.gram[:-1, -1] += weight * feature_mean
+        self.gram[-1, :-1] += weight * feature_mean
+        self.gram[-1, -1] += weight
+        self.cross[-1] += weight * target_mean
+        self.squared_target += target.square().sum(dtype=torch.float64) + weight * target_mean.square().sum()
 
     @property
     def weight(self) -> Tensor:
@@ -102,9 +104,11 @@ class LeastSquares:
         if self.features == 0:
             weight = start.weight
         else:
-            penalty = ridge * self.gram[:-1, :-1].diagonal().mean()
+            squares = self.gram[:-1, :-1].diagonal()
+            penalty = ridge * squares.mean()
             regularised = gram + penalty * torch.eye(self.features, dtype=gram.dtype, device=gram.device)
-            weight = start.weight + _solve_positive(regularised, cross - gram @ start.weight, name)
+            right = cross - gram @ start.weight
+            weight = start.weight + _solve_positive(regularised, right, squares + penalty, name)
         bias = (target_sum - feature_sum @ weight) / self.weight if fit_bias else start.bias
         return Projection(weight, bias)
 
@@ -115,17 +119,40 @@ class LeastSquares:
         return max(error.item(), 0.0)
 
 
-def _solve_positive(gram: Tensor, right: Tensor, name: str) -> Tensor:
-    """Solves `gram @ x = right`, by the pseudo-inverse where the matrix is singular to the precision of its sums."""
-    try:
-        factor = torch.linalg.cholesky(gram)
-    except torch.linalg.LinAlgError:
-        factor = None
-    # A squared pivot over its diagonal entry is the share of a feature that those before it do not explain.
-    if factor is not None and bool((factor.diagonal().square() > SUM_PRECISION * gram.diagonal()).all()):
+def _centred(values: Tensor, weights: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Splits rows into their weighted mean, in float64, and what is left of them times the roots of their weights.
+
+    Float32 products of rows with a large mean would drown what is left in rounding.
+    """
+    weight = weight.clamp(min=torch.finfo(values.dtype).tiny)
+    rough = weights @ values / weight
+    left = values - rough
+    # What is left has the rounding of the mean as its mean.
+    return rough.double() + (weights @ left).double() / weight, left.mul_(weights.sqrt()[:, None])
+
+
+def _solve_positive(gram: Tensor, right: Tensor, squares: Tensor, name: str) -> Tensor:
+    """Solves `gram @ x = right`; where the matrix is singular to the precision of its sums, by the smallest x.
+
+    Args:
+        gram: (features, features).
+        right: (features, d).
+        squares: (features,), what the diagonal was before it was centred: the noise of the sums is relative to that.
+        name: the sublayer's name, for the warning.
+    """
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    # A squared pivot over the feature's square is the share of it that those before it do not explain.
+    if not failed and bool((factor.diagonal().square() > SUM_PRECISION * squares).all()):
         return torch.cholesky_solve(right, factor)
     logger.warning(
         f"The least-squares problem of {name} is singular, so that its solution of smallest change was taken. "
         "Use more calibration tokens or a ridge above 0."
     )
-    return torch.linalg.pinv(gram, rtol=SUM_PRECISION, hermitian=True) @ right
+    # At one scale, so that it does not depend on the other features whether one is told from noise.
+    scale = torch.where(squares > 0, squares.sqrt(), 1)[:, None]
+    values, vectors = torch.linalg.eigh(gram / (scale * scale.T))
+    known = values > SUM_PRECISION * values.max().clamp(min=1)
+    solution = (vectors[:, known] / values[known] @ (vectors[:, known].T @ (right / scale))) / scale
+    # What the unknown directions, back at their scales, contribute to the solution only makes it larger.
+    unknown = torch.linalg.qr(vectors[:, ~known] / scale).Q
+    return solution - unknown @ (unknown.T @ solution)
