@@ -1,6 +1,12 @@
 """The `optimum-cli kprune` command. It is read at every start of the CLI, so that `run` holds the imports."""
 
+import signal
+import sys
+import threading
 from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
@@ -46,9 +52,33 @@ class KPruneCommand(BaseOptimumCLICommand):
 
     def run(self) -> None:
         """Runs the command."""
-        from optimum_kprune.command import run
+        with interruptible():
+            from optimum_kprune.command import run
 
-        run(self.args)
+            run(self.args)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Tells Ctrl-C and SIGTERM, which then is an interruption too, in one line, with the exit status of a shell."""
+    received = signal.SIGINT
+
+    def interrupt(number: int, frame: Any) -> None:
+        nonlocal received
+        received = signal.Signals(number)
+        raise KeyboardInterrupt
+
+    # Only there can handlers be set.
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, interrupt) if is_main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write("optimum-cli kprune: interrupted; the output folder is whole, or it is not there.\n")
+        sys.exit(128 + received)
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 REGISTER_COMMANDS = [KPruneCommand]
