@@ -61,24 +61,27 @@ class KPruneCommand(BaseOptimumCLICommand):
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Tells Ctrl-C and SIGTERM, which then is an interruption too, in one line, with the exit status of a shell."""
-    received = signal.SIGINT
+    received: list[int] = []
 
     def interrupt(number: int, frame: Any) -> None:
-        nonlocal received
-        received = signal.Signals(number)
-        raise KeyboardInterrupt
+        received.append(number)
+        # A KeyboardInterrupt that has passed through C code makes Python end itself by SIGINT, whatever the signal.
+        sys.exit(128 + number)
 
-    # Only there can handlers be set.
+    # Only in the main thread can handlers be set.
     is_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, interrupt) if is_main else None
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM) if is_main}
     try:
         yield
-    except KeyboardInterrupt:
+    except BaseException as error:
+        # Libraries that are interrupted while they are imported raise anything.
+        if not received and not isinstance(error, KeyboardInterrupt):
+            raise
         sys.stderr.write("optimum-cli kprune: interrupted; the output folder is whole, or it is not there.\n")
-        sys.exit(128 + received)
+        sys.exit(128 + (received or [signal.SIGINT])[0])
     finally:
-        if is_main:
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 REGISTER_COMMANDS = [KPruneCommand]
