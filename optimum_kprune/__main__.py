@@ -2,10 +2,12 @@
 
 from argparse import ArgumentParser
 
-from optimum.commands.register.register_kprune import KPruneCommand
-
-from .command import run
+from optimum.commands.register.register_kprune import KPruneCommand, interruptible
 
 parser = ArgumentParser(prog="python -m optimum_kprune", description=KPruneCommand.COMMAND.help)
 KPruneCommand.parse_args(parser)
-run(parser.parse_args())
+arguments = parser.parse_args()
+with interruptible():
+    from .command import run
+
+    run(arguments)

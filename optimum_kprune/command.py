@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets.exceptions import DatasetsError
+from huggingface_hub.errors import HTTPError
+from safetensors import SafetensorError
+from torch import OutOfMemoryError
+from torch.distributed import DistError
 
 from . import hub
 from .calibration_source import looks_like_path
@@ -22,19 +27,29 @@ logger = logging.getLogger("optimum_kprune")
 
 
 def run(arguments: Namespace) -> None:
-    """Runs the command; what the user can mend is said in one line by the main process, with exit status 1."""
+    """Runs the command; what can be mended outside of it is said in one line by the main process, with status 1."""
     if not logger.handlers:
         logger.addHandler(logging.StreamHandler())
     logger.setLevel(logging.INFO)
     try:
         with together():
             _prune(arguments)
-    except (ValueError, OSError) as error:
-        sys.exit(f"optimum-cli kprune: {' '.join(str(error).split())}" if is_main() else 1)
-    except KeyboardInterrupt:
-        sys.exit("optimum-cli kprune: interrupted; the output folder is whole, or it is not there.")
+    except Exception as error:
+        is_of_others = isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+        if not (is_of_others or _is_mendable(error)):
+            raise
+        reason = "another process has died, or cannot be reached: " if is_of_others else ""
+        message = " ".join(str(error).split()) or type(error).__name__
+        sys.exit(f"optimum-cli kprune: {reason}{message}" if is_main() or is_of_others else 1)
     finally:
         leave()
+
+
+def _is_mendable(error: Exception) -> bool:
+    """Whether an error is of what was given, or of the machine: its disk, memory or network."""
+    kinds = (ValueError, OSError, MemoryError, SafetensorError, HTTPError, DatasetsError, OutOfMemoryError)
+    # The CPU's memory has no error of its own.
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def _prune(arguments: Namespace) -> None:

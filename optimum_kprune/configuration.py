@@ -42,7 +42,7 @@ class KPruneConfig(BaseConfig):
             depend on batching and hardware. `"auto"` does so where the hardware multiplies bfloat16 natively and
             `knowledge` is `"fisher"`. Models of another type than float32 run as they are. The fit is never affected.
         memory_budget (`int`, *optional*): bytes that cached hidden states may take in memory; what exceeds it lies in
-            memory-mapped files in the temporary folder of the system. `None` is no limit.
+            a file in the temporary folder of the system (TMPDIR). `None` is no limit.
         sequence_length (`int`, *optional*): number of tokens T at which FLOPs are counted. `None` takes the mean
             length of the calibration data, rounded.
         neuron_multiple (`int`, defaults to 8): kept neurons per feed-forward sublayer are a multiple of this, or all:

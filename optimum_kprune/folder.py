@@ -84,8 +84,10 @@ def _checked(save_directory: str | PathLike, overwrite: bool) -> Path:
         raise FileExistsError(
             "The output folder must be new or empty. It cannot be the working folder: choose another."
         )
-    if folder.is_dir():
-        clear_abandoned(folder)
+    # A save that was killed while it replaced the folder may have moved it away.
+    for place in (_parent_of(folder), folder):
+        if place.is_dir():
+            clear_abandoned(place)
     if overwrite and (folder / CONFIG).is_file():
         _require_only_a_model(folder)
     elif names_in(folder) if folder.is_dir() else folder.exists() or folder.is_symlink():
@@ -94,6 +96,11 @@ def _checked(save_directory: str | PathLike, overwrite: bool) -> Path:
             "exists and is not. Choose another folder, or remove it first."
         )
     return folder
+
+
+def _parent_of(folder: Path) -> Path:
+    """The folder that is there which a folder is to lie in."""
+    return next(parent for parent in [*folder.parents, folder] if parent.exists())
 
 
 def _require_only_a_model(folder: Path) -> None:
@@ -111,7 +118,7 @@ def _require_only_a_model(folder: Path) -> None:
 def _draft_of(folder: Path) -> Iterator[tuple[Path, Path]]:
     """Makes a scratch folder where the folder is going to be, and in it an empty draft of it."""
     is_there = folder.exists()
-    parent = next(parent for parent in folder.parents if parent.exists())
+    parent = _parent_of(folder)
     with scratch_in(folder if is_there and not _is_replaceable(folder) else parent) as scratch:
         draft = scratch / NEW / folder.relative_to(scratch.parent)
         draft.mkdir(parents=True)
@@ -134,7 +141,7 @@ def _is_replaceable(folder: Path) -> bool:
             folder.rmdir()
         except OSError as error:
             return error.errno in (errno.ENOTEMPTY, errno.EEXIST) and scratch.stat().st_uid == owner.st_uid
-    raise AssertionError
+    raise AssertionError("a folder that was not empty could be removed")
 
 
 @contextmanager
@@ -159,11 +166,9 @@ def _in_words(folder: str | PathLike) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Of a full disk, safetensors raises an error of its own and tokenizers a bare Exception.
-        is_of_disk = (
-            error.errno is not None if isinstance(error, OSError) else type(error) in (SafetensorError, Exception)
-        )
-        if not is_of_disk:
+        is_from_disk = isinstance(error, OSError) and error.errno is not None
+        # Of a full disk, safetensors raises an error of its own, and tokenizers a bare Exception.
+        if not is_from_disk and type(error) not in (SafetensorError, Exception):
             raise
         reason = getattr(error, "strerror", None) or error
         raise OSError(

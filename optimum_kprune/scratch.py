@@ -27,7 +27,7 @@ NAME = re.compile(r"\.kprune-[0-9a-f]{8}")
 NEW, OLD, MOVING, LOCK = "new", "old", "moving", "lock"
 # A folder without it does not load as a model: it comes last and goes first.
 CONFIG = "config.json"
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -43,11 +43,7 @@ def scratch_in(parent: Path) -> Iterator[Path]:
 
 def clear_abandoned(parent: Path) -> None:
     """Removes the scratch folders in a folder whose processes are dead, and takes back what they had half moved in."""
-    scratches: list[Path] = []
-    # A folder that can be written to need not be one that can be read.
-    with suppress(PermissionError):
-        scratches = [entry for entry in parent.iterdir() if NAME.fullmatch(entry.name)]
-    for scratch in scratches:
+    for scratch in [entry for entry in parent.iterdir() if NAME.fullmatch(entry.name)]:
         try:
             lock = _lock(scratch)
         except OSError:

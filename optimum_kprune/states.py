@@ -1,6 +1,8 @@
-"""Where cached hidden states lie: in memory up to a budget, beyond it in memory-mapped files of a temporary folder."""
+"""Where cached hidden states lie: in memory up to a budget, beyond it in a temporary file."""
 
+import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +17,24 @@ SLAB = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class _File:
-    """A tensor in a file, and where it was."""
+class _Spilled:
+    """A tensor in the file, and where it was."""
 
-    path: Path
+    offset: int
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
 
+    @property
+    def nbytes(self) -> int:
+        return self.shape.numel() * self.dtype.itemsize
+
 
 class StateStore:
-    """Holds tensors for several lists that share a budget of memory; a context manager that removes its files.
+    """Holds tensors for several lists that share a budget of memory; a context manager that removes its file.
+
+    The file has no name where the system allows that (POSIX), so that it is gone with the process, however that ends.
+    It is written and read, not mapped: a full disk is an error, and pages that are mapped would count as memory.
 
     Args:
         memory_budget: bytes that the tensors may take in memory; None is no limit.
@@ -34,9 +43,11 @@ class StateStore:
     def __init__(self, memory_budget: int | None = None) -> None:
         self.memory_budget = memory_budget
         self.bytes_in_memory = 0
+        self.bytes_in_file = 0
         self._slabs: dict[tuple[torch.dtype, torch.device], Tensor] = {}
-        self._folder: Any = None
-        self._files = 0
+        self._file: Any = None
+        # Where in the file there is room again, by size.
+        self._room: defaultdict[int, list[int]] = defaultdict(list)
 
     def __enter__(self) -> "StateStore":
         return self
@@ -45,40 +56,69 @@ class StateStore:
         self.close()
 
     def close(self) -> None:
-        """Removes the files."""
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        """Removes the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def states(self, count: int) -> "States":
         """Returns a list of that many entries, all None."""
         return States(self, count)
 
-    def put(self, tensor: Tensor) -> Tensor | _File:
-        """Takes a tensor in; returns a copy, or the file where it is if it is over the budget."""
+    def put(self, tensor: Tensor) -> Tensor | _Spilled:
+        """Takes a tensor in; returns a copy, or where in the file it is if it is over the budget.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
         if self.memory_budget is None or self.bytes_in_memory + tensor.nbytes <= self.memory_budget:
             self.bytes_in_memory += tensor.nbytes
             return self._room_for(tensor).copy_(tensor)
-        file = _File(self._new_path(), tensor.shape, tensor.dtype, tensor.device)
-        if tensor.numel():
-            _mapped(file).copy_(tensor.flatten())
-        return file
+        room = self._room[tensor.nbytes]
+        spilled = _Spilled(room.pop() if room else self.bytes_in_file, tensor.shape, tensor.dtype, tensor.device)
+        self.bytes_in_file = max(self.bytes_in_file, spilled.offset + tensor.nbytes)
+        try:
+            self._write(spilled.offset, _bytes_of(tensor.cpu().contiguous()))
+        except OSError as error:
+            folder = Path(tempfile.gettempdir())
+            free = shutil.disk_usage(folder).free if folder.is_dir() else 0
+            raise OSError(
+                f"Hidden states beyond the `memory_budget` of {self.memory_budget:,} bytes could not be written to "
+                f"the temporary folder {str(folder)!r}: {error.strerror}. {tensor.nbytes:,} bytes more were needed, "
+                f"and {free:,} are free. Set the environment variable TMPDIR to a folder with more room (/tmp may be "
+                "memory), or raise `memory_budget`."
+            ) from error
+        return spilled
 
-    def get(self, held: Tensor | _File) -> Tensor:
+    def get(self, held: Tensor | _Spilled) -> Tensor:
         """Returns what `put` took in, on its device."""
         if isinstance(held, Tensor):
             return held
-        if not held.shape.numel():
-            return torch.empty(held.shape, dtype=held.dtype, device=held.device)
-        # A copy: pages that stay mapped would count as memory, and the file must be free to be removed.
-        return _mapped(held).view(held.shape).to(held.device, copy=True)
+        tensor = torch.empty(held.shape, dtype=held.dtype)
+        self._read(held.offset, _bytes_of(tensor))
+        return tensor.to(held.device)
 
-    def drop(self, held: Tensor | _File | None) -> None:
+    def drop(self, held: Tensor | _Spilled | None) -> None:
         """Forgets what `put` took in."""
         if isinstance(held, Tensor):
             self.bytes_in_memory -= held.nbytes
         elif held is not None:
-            held.path.unlink()
+            self._room[held.nbytes].append(held.offset)
+
+    def _write(self, offset: int, data: memoryview) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="kprune-", buffering=0)
+        self._file.seek(offset)
+        while data:
+            data = data[self._file.write(data) :]
+
+    def _read(self, offset: int, data: memoryview) -> None:
+        self._file.seek(offset)
+        while data:
+            count = self._file.readinto(data)
+            if not count:
+                raise OSError("The temporary file of hidden states has been cut short.")
+            data = data[count:]
 
     def _room_for(self, tensor: Tensor) -> Tensor:
         count, kind = tensor.numel(), (tensor.dtype, tensor.device)
@@ -88,19 +128,13 @@ class StateStore:
         self._slabs[kind] = slab[count:]
         return slab[:count].view(tensor.shape)
 
-    def _new_path(self) -> Path:
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="kprune-")
-        self._files += 1
-        return Path(self._folder.name) / f"{self._files}.bin"
-
 
 class States:
     """A list of tensors, or None where there is none yet, held by a store."""
 
     def __init__(self, store: StateStore, count: int) -> None:
         self._store = store
-        self._held: list[Tensor | _File | None] = [None] * count
+        self._held: list[Tensor | _Spilled | None] = [None] * count
 
     def __len__(self) -> int:
         return len(self._held)
@@ -131,6 +165,6 @@ def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
     return tensor.shape, tensor.dtype, tensor.device
 
 
-def _mapped(file: _File) -> Tensor:
-    """The entries of a file as a flat tensor, mapped; the file is made if there is none."""
-    return torch.from_file(str(file.path), shared=True, size=file.shape.numel(), dtype=file.dtype)
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, shared with it."""
+    return tensor.detach().view(-1).view(torch.uint8).numpy().data

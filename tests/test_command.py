@@ -1,7 +1,9 @@
 """`optimum-cli kprune`: in processes of its own and, where that makes no difference, in this one; and the wheel."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -10,8 +12,12 @@ from types import SimpleNamespace
 
 import datasets
 import pytest
-from huggingface_hub.errors import RemoteEntryNotFoundError
+import torch
+from datasets.exceptions import DatasetsError
+from huggingface_hub.errors import HTTPError, RemoteEntryNotFoundError
+from safetensors import SafetensorError
 from tiny import outputs_of, pad, ragged_samples, save_tiny, texts_of
+from torch.distributed import DistError
 from transformers import AutoModelForSequenceClassification
 
 from optimum.commands import optimum_cli
@@ -224,16 +230,78 @@ def test_a_folder_in_use_is_refused(place, tmp_path, command):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
-def test_an_interruption_is_told_in_one_line_and_leaves_nothing_behind(place, tmp_path, command, monkeypatch):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
+INTERRUPTED = "optimum-cli kprune: interrupted; the output folder is whole, or it is not there."
 
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("then", [None, ImportError])
+def test_an_interruption_is_told_in_one_line_and_leaves_nothing_behind(
+    number, status, then, place, tmp_path, command, monkeypatch, capsys
+):
+    """Also if a library makes another error of it, as happens while it is imported."""
+
+    def interrupted(*_, **__):
+        try:
+            os.kill(os.getpid(), number)
+        except BaseException as error:
+            raise (then or error) from None
+
+    before = [signal.getsignal(other) for other in (signal.SIGINT, signal.SIGTERM)]
     monkeypatch.setattr(KPruner, "_prune_each", interrupted)
-    assert (
-        command(*arguments_of(place, tmp_path / "out"))
-        == "optimum-cli kprune: interrupted; the output folder is whole, or it is not there."
-    )
+    assert command(*arguments_of(place, tmp_path / "out")) == status
+    assert capsys.readouterr().err.splitlines()[-1] == INTERRUPTED
     assert not (tmp_path / "out").exists()
+    assert [signal.getsignal(other) for other in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize("module", ["optimum.commands.optimum_cli", "optimum_kprune"])
+def test_an_interruption_of_a_process_of_its_own(module, place, tmp_path):
+    """While it imports what it needs."""
+    arguments = arguments_of(place, tmp_path / "out")
+    code = (
+        "import os, runpy, signal, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'optimum_kprune.calibration': os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+    )
+    given = arguments if module.endswith("cli") else arguments[1:]
+    process = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True)
+    assert process.returncode == 143 and process.stderr.splitlines() == [INTERRUPTED]
+
+
+OF_THE_MACHINE = {
+    "weights": SafetensorError("Error while serializing: No space left on device"),
+    "memory": MemoryError(),
+    "memory of the accelerator": torch.OutOfMemoryError("CUDA out of memory."),
+    "memory of the CPU": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 80 bytes"),
+    "network": HTTPError("the connection was reset"),
+    "data": DatasetsError("An error occurred while generating the dataset"),
+    "another process": RuntimeError("[third_party/gloo/transport/tcp/pair.cc:5] Connection closed by peer"),
+    "other processes": DistError("the store is gone"),
+}
+
+
+@pytest.mark.parametrize("kind", OF_THE_MACHINE)
+def test_an_error_of_the_machine_is_told_in_one_line(kind, place, tmp_path, command, monkeypatch):
+    def fail(*_, **__):
+        raise OF_THE_MACHINE[kind]
+
+    monkeypatch.setattr(KPruner, "_prune_each", fail)
+    message = command(*arguments_of(place, tmp_path / "out"))
+    reason = "another process has died, or cannot be reached: " if "process" in kind else ""
+    assert message == f"optimum-cli kprune: {reason}{OF_THE_MACHINE[kind]}" or message.endswith("MemoryError")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a size that is wrong"), KeyError("name")])
+def test_an_error_of_the_program_is_shown_with_its_place(error, place, tmp_path, command, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(KPruner, "_prune_each", fail)
+    with pytest.raises(type(error)):
+        command(*arguments_of(place, tmp_path / "out"))
 
 
 @pytest.mark.parametrize("missing", ["--model", "--dataset"])

@@ -2,12 +2,10 @@
 
 import copy
 import math
-import tempfile
-from pathlib import Path
 
 import pytest
 import torch
-from tiny import FAMILIES, LAYERS, batches_of, encoder_of, frontier_of, pad, ragged_samples, same_state, tiny_model
+from tiny import FAMILIES, LAYERS, batches_of, encoder_of, frontier_of, pad, ragged_samples, tiny_model
 from torch import nn
 
 from optimum_kprune import KPruneConfig, KPruner, passes, pruning
@@ -209,79 +207,7 @@ def test_knowledge_is_measured_before_every_so_manieth_sublayer(every, monkeypat
     assert 0.6 <= result.flops_removed < 0.7
 
 
-# Hidden states on disk
-
-
-@pytest.fixture
-def temporary(tmp_path, monkeypatch):
-    """The temporary folder of the system, to look into."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path
-
-
-@pytest.mark.parametrize("head", ["single label", "masked language model", "multiple choice"])
-@pytest.mark.parametrize("budget", [0, 20_000])
-def test_states_on_disk_give_the_same_bits(head, budget, temporary, monkeypatch):
-    samples = ragged_samples(36, choices=3 if head == "multiple choice" else None)
-    batches, written = batches_of(samples, 7), []
-    expected = prune(tiny_model(head=head), batches)
-    original = StateStore._new_path
-    monkeypatch.setattr(StateStore, "_new_path", lambda store: written.append(1) or original(store))
-    found = prune(tiny_model(head=head), batches, memory_budget=budget)
-    assert same_state(expected.model, found.model) and expected.result.kept == found.result.kept
-    assert written and not list(temporary.iterdir())
-
-
-def test_errors_leave_no_files(temporary, monkeypatch):
-    seen = []
-
-    def fail(*_):
-        seen.extend(temporary.rglob("*.bin"))
-        raise RuntimeError("in the middle")
-
-    monkeypatch.setattr(pruning.SublayerPruner, "_refit", fail)
-    monkeypatch.setattr(pruning, "gather_fit", lambda *args: (passes.gather_fit(*args), fail()))
-    with pytest.raises(RuntimeError, match="in the middle"):
-        prune(tiny_model(), memory_budget=0)
-    assert seen and not list(temporary.iterdir())
-
-
-def test_a_store_keeps_to_its_budget(temporary):
-    tensors = [torch.randn(3, 5, 2), torch.randn(3, 4).to(torch.bfloat16), torch.zeros(0, 3), torch.randn(2, 2)]
-    with StateStore(tensors[0].nbytes + 3) as store:
-        states = store.states(5)
-        for index, tensor in enumerate(tensors):
-            states[index] = tensor
-        assert store.bytes_in_memory == tensors[0].nbytes
-        assert len(list(temporary.rglob("*.bin"))) == 2
-        assert states[4] is None
-        for state, tensor in zip(states, tensors, strict=False):
-            assert torch.equal(state, tensor) and (state.dtype, state.shape) == (tensor.dtype, tensor.shape)
-        states[0] = tensors[3]
-        states[3] = tensors[1]
-        assert store.bytes_in_memory == tensors[3].nbytes + tensors[1].nbytes
-        assert torch.equal(states[0], tensors[3]) and torch.equal(states[3], tensors[1])
-        assert len(list(temporary.rglob("*.bin"))) == 1
-    assert not list(Path(temporary).iterdir())
-
-
-def test_a_store_without_a_limit_has_no_folder(temporary):
-    with StateStore() as store:
-        states = store.states(1)
-        states[0] = kept = torch.randn(100, 100)
-        assert torch.equal(states[0], kept)
-        assert not list(temporary.iterdir())
-
-
-def test_states_are_replaced_in_place():
-    with StateStore(memory_budget=4000) as store:
-        states = store.states(1)
-        states[0] = torch.ones(10, 10)
-        held = states[0]
-        states[0] = torch.full((10, 10), 2.0)
-        assert states[0] is held and (held == 2).all() and store.bytes_in_memory == 400
-        states[0] = torch.ones(5, 10)
-        assert states[0].shape == (5, 10) and (held == 2).all() and store.bytes_in_memory == 200
+# Hidden states
 
 
 def test_two_hidden_states_per_token_are_held():

@@ -1,6 +1,12 @@
 """The `optimum-cli kprune` command. It is read at every start of the CLI, so that `run` holds the imports."""
 
+import signal
+import sys
+import threading
 from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
@@ -46,9 +52,36 @@ class KPruneCommand(BaseOptimumCLICommand):
 
     def run(self) -> None:
         """Runs the command."""
-        from optimum_kprune.command import run
+        with interruptible():
+            from optimum_kprune.command import run
 
-        run(self.args)
+            run(self.args)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Tells Ctrl-C and SIGTERM, which then is an interruption too, in one line, with the exit status of a shell."""
+    received: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        received.append(number)
+        # A KeyboardInterrupt that has passed through C code makes Python end itself by SIGINT, whatever the signal.
+        sys.exit(128 + number)
+
+    # Only in the main thread can handlers be set.
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM) if is_main}
+    try:
+        yield
+    except BaseException as error:
+        # Libraries that are interrupted while they are imported raise anything.
+        if not received and not isinstance(error, KeyboardInterrupt):
+            raise
+        sys.stderr.write("optimum-cli kprune: interrupted; the output folder is whole, or it is not there.\n")
+        sys.exit(128 + (received or [signal.SIGINT])[0])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 REGISTER_COMMANDS = [KPruneCommand]
