@@ -5,7 +5,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from .adapters import EncoderAdapter, get_adapter
-from .modeling_kprune import format_units, parse_units
+from .kprune_map import check_map, check_structure, format_units, parse_units
 from .report import SublayerResult
 
 
@@ -13,10 +13,15 @@ def adapter_of(model: PreTrainedModel) -> EncoderAdapter:
     """Returns the adapter of a dense model by its type, and of a pruned model by its config.
 
     Raises:
-        ValueError: if the model type has no adapter.
+        ValueError: if the model type has no adapter, or what the adapter names is not in the model.
     """
     kprune = getattr(model.config, "kprune", None)
-    return get_adapter(model.config.model_type) if kprune is None else EncoderAdapter.from_dict(kprune["adapter"])
+    if kprune is not None:
+        check_map(model, kprune, shrunk=True)
+        return EncoderAdapter.from_dict(kprune["adapter"])
+    adapter = get_adapter(model.config.model_type)
+    check_structure(model, adapter.to_dict())
+    return adapter
 
 
 def kprune_field(model: PreTrainedModel, adapter: EncoderAdapter, sublayers: list[SublayerResult]) -> dict[str, Any]:
@@ -30,8 +35,8 @@ def kprune_field(model: PreTrainedModel, adapter: EncoderAdapter, sublayers: lis
     earlier = getattr(model.config, "kprune", None)
     entries = []
     for index, sublayer in enumerate(sublayers):
-        had = list(range(sublayer.total)) if earlier is None else parse_units(earlier["kept"][index]["kept"])
         total = sublayer.total if earlier is None else earlier["kept"][index]["total"]
+        had = list(range(total)) if earlier is None else parse_units(earlier["kept"][index]["kept"], total)
         kept = format_units([had[unit] for unit in sublayer.kept])
         entries.append({"layer": sublayer.layer, "kind": sublayer.kind, "kept": kept, "total": total})
     return {"adapter": adapter.to_dict(), "kept": entries}

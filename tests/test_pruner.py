@@ -55,7 +55,7 @@ from optimum_kprune import (
 )
 from optimum_kprune.adapters import BERT
 from optimum_kprune.kept import adapter_of
-from optimum_kprune.modeling_kprune import parse_units
+from optimum_kprune.kprune_map import parse_units
 from optimum_kprune.pruning import SublayerPruner
 from optimum_kprune.sublayers import Encoder
 
@@ -191,7 +191,7 @@ def test_neurons_of_a_model_pruned_before_are_rounded_too():
 def masked_dense(dense, pruned):
     """The dense model with the pruned one's projections, and output projections zero where units were removed."""
     masked = copy.deepcopy(dense)
-    kept = [parse_units(entry["kept"]) for entry in pruned.config.kprune["kept"]]
+    kept = [parse_units(entry["kept"], entry["total"]) for entry in pruned.config.kprune["kept"]]
     for target, source, units in zip(sublayers_of(masked), sublayers_of(pruned), kept, strict=True):
         columns = [unit * target.unit_size + column for unit in units for column in range(target.unit_size)]
         target.output.weight.data.zero_()
@@ -241,7 +241,7 @@ def test_without_tuning_only_columns_disappear(family):
     for before, after, entry in zip(
         sublayers_of(dense), sublayers_of(pruned), pruned.config.kprune["kept"], strict=True
     ):
-        units = torch.tensor(parse_units(entry["kept"]), dtype=torch.long)
+        units = torch.tensor(parse_units(entry["kept"], entry["total"]), dtype=torch.long)
         assert len(units) == after.units
         kept = torch.zeros(before.units, dtype=torch.bool).index_fill(0, units, True)
         if after.units:
@@ -619,8 +619,8 @@ def test_the_folder_holds_all_that_is_needed(tmp_path):
     folder = tmp_path / "new" / "out"
     pruner = KPruner(tiny_model(), tiny_tokenizer())
     result = pruner.prune(settings(lambda_rep=0.3), texts_of(SAMPLES), save_directory=folder)
-    expected = {"config.json", "model.safetensors", "modeling_kprune.py", "tokenizer.json", "tokenizer_config.json"}
-    expected |= {"kprune_config.json", "kprune_report.json", "README.md"}
+    expected = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    expected |= {"modeling_kprune.py", "kprune_map.py", "kprune_config.json", "kprune_report.json", "README.md"}
     assert {path.name for path in folder.iterdir()} == expected
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
     assert folder.stat().st_mode & 0o777 == 0o755
@@ -636,7 +636,9 @@ def test_the_folder_holds_all_that_is_needed(tmp_path):
 
 def test_the_config_of_the_model_tells_what_was_kept():
     pruner = prune(tiny_model("distilbert"))
-    entries = [entry | {"kept": parse_units(entry["kept"])} for entry in pruner.model.config.kprune["kept"]]
+    entries = [
+        entry | {"kept": parse_units(entry["kept"], entry["total"])} for entry in pruner.model.config.kprune["kept"]
+    ]
     assert entries == pruner.result.kept
 
 
@@ -673,8 +675,8 @@ def test_a_saved_model_can_be_pruned_further(rates, tmp_path):
     assert result.flops_removed >= rates[1]
     entries = list(zip(once.model.config.kprune["kept"], again.model.config.kprune["kept"], result.kept, strict=True))
     for before, after, pruned in entries:
-        earlier = parse_units(before["kept"])
-        assert parse_units(after["kept"]) == [earlier[unit] for unit in pruned["kept"]]
+        earlier = parse_units(before["kept"], before["total"])
+        assert parse_units(after["kept"], after["total"]) == [earlier[unit] for unit in pruned["kept"]]
         assert pruned["total"] == len(earlier) and after["total"] == TOTALS[after["kind"]]
     again.save_pretrained(tmp_path / "again")
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "again")
