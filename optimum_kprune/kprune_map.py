@@ -67,8 +67,7 @@ def check_map(model: Any, kprune: Any, shrunk: bool = False) -> None:
     try:
         _check_form(kprune)
         adapter, entries = kprune["adapter"], kprune["kept"]
-        known = REGISTERED.get(model.config.model_type.removeprefix("kprune-"), adapter)
-        _require("checksum" in kprune or adapter == known, "adapter", "be that of the model type", adapter)
+        _check_registered(model.config.model_type, kprune)
         expected = [(layer, sublayer["kind"]) for layer, _, sublayer in _sublayers(model, adapter)]
         given = [(entry["layer"], entry["kind"]) for entry in entries]
         rule = f"have one entry per sublayer, bottom to top: {len(expected)} entries {reprlib.repr(expected)}"
@@ -159,6 +158,22 @@ def _check_form(kprune: Any) -> None:
     check_adapter(kprune["adapter"])
     for index, entry in enumerate(kprune["kept"]):
         _check_fields(entry, f"kept[{index}]", _ENTRY)
+
+
+def _check_registered(model_type: str, kprune: dict[str, Any]) -> None:
+    """Checks the adapter of a map against that of the plugin, if it has one for the model type.
+
+    Folders of earlier versions have no checksum and the very adapter. Others may have another that fits the model:
+    but whether a module returns a tuple is not seen in its structure.
+    """
+    adapter = kprune["adapter"]
+    known = REGISTERED.get(model_type.removeprefix("kprune-"), adapter)
+    _require("checksum" in kprune or adapter == known, "adapter", "be that of the model type", adapter)
+    returns = {sublayer["bypass"]: sublayer["returns_tuple"] for sublayer in known["sublayers"]}
+    for sublayer in adapter["sublayers"]:
+        given = sublayer["returns_tuple"]
+        expected = returns.get(sublayer["bypass"], given)
+        _require(given == expected, f"returns_tuple of {sublayer['kind']}", f"be {expected}", given)
 
 
 def _sublayers(model: Any, adapter: dict[str, Any]) -> list[tuple[int, nn.Module, dict[str, Any]]]:

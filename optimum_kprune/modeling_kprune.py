@@ -16,7 +16,7 @@ import functools
 import json
 import reprlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -167,22 +167,24 @@ def weights_that_fit() -> Iterator[None]:
         raise
 
 
-def require_encoder_weights(model: PreTrainedModel, info: dict[str, Any]) -> None:
-    """Raises a ValueError if weights of the encoder were missing or unexpected, by the loading info of transformers.
+def weights_of_encoder(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
+    """Returns those names that are of weights of the encoder, sorted: not of the head, nor of the pooler.
 
-    Those of the head and of the pooler may be: any Auto class loads the encoder, and makes its own head anew.
+    Any Auto class loads the encoder, and makes a head and a pooler anew where the checkpoint has none.
     """
-    encoder = {name.partition(".")[0] for name, _ in model.base_model.named_parameters()} - {"pooler"}
+    parts = {name.partition(".")[0] for name, _ in model.base_model.named_parameters()} - {"pooler"}
     prefix = f"{model.base_model_prefix}."
-    keys = {
-        "no weights that fit": {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])},
-        "weights that it has no place for": set(info["unexpected_keys"]),
-    }
-    for told, names in keys.items():
-        wrong = sorted(name for name in names if name.removeprefix(prefix).partition(".")[0] in encoder)
-        if wrong:
+    return sorted(name for name in names if name.removeprefix(prefix).partition(".")[0] in parts)
+
+
+def require_encoder_weights(model: PreTrainedModel, info: dict[str, Any]) -> None:
+    """Raises a ValueError if transformers' loading info tells of missing or unexpected weights of the encoder."""
+    absent = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
+    for told, names in (("lacks", absent), ("has no place for", info["unexpected_keys"])):
+        if wrong := weights_of_encoder(model, names):
+            subject = "The checkpoint" if names is absent else "The config of"
             raise ValueError(
-                f"The checkpoint {model.name_or_path!r} has {told} the encoder of its config: {reprlib.repr(wrong)}. "
+                f"{subject} {model.name_or_path!r} {told} {len(wrong)} weights of the encoder, such as {wrong[0]!r}. "
                 "Load config.json and weights from the folder in which they were saved together."
             )
 
@@ -190,15 +192,12 @@ def require_encoder_weights(model: PreTrainedModel, info: dict[str, Any]) -> Non
 def require_float_weights(files: list[str] | None) -> None:
     """Raises a ValueError if weight files hold weights that are no floating point numbers."""
     for file in files or []:
-        tensors = load_state_dict(file, map_location="meta").items()
-        wrong = sorted(
-            name for name, tensor in tensors if name.endswith((".weight", ".bias")) and not tensor.is_floating_point()
-        )
-        if wrong:
-            raise ValueError(
-                f"Weights must be floating point numbers. Those in {file!r} are not: {reprlib.repr(wrong)}. Load the "
-                "weights that were saved with the config.json."
-            )
+        for name, tensor in load_state_dict(file, map_location="meta").items():
+            if name.endswith((".weight", ".bias")) and not tensor.is_floating_point():
+                raise ValueError(
+                    f"Weights must be floating point numbers. {name!r} in {file!r} is of type {tensor.dtype}. Load "
+                    "the weights that were saved with the config.json."
+                )
 
 
 def pruned_model_from(model: PreTrainedModel, kprune: dict[str, Any]) -> PreTrainedModel:
