@@ -76,7 +76,8 @@ def check_map(model: Any, kprune: Any, shrunk: bool = False) -> None:
         for entry in entries:
             _require(entry["kind"] != "attention" or entry["total"] == heads, "total", f"be {heads}, the heads", entry)
         if shrunk:
-            check_structure(model, adapter, [len(parse_units(entry["kept"], entry["total"])) for entry in entries])
+            left = [len(parse_units(entry["kept"], entry["total"])) for entry in entries]
+            check_structure(model, adapter, left, shrunk)
         else:
             check_structure(model, adapter, [entry["total"] for entry in entries])
             _ = [parse_units(entry["kept"], entry["total"]) for entry in entries]
@@ -126,13 +127,15 @@ def check_adapter(adapter: Any) -> None:
         _require(units, f"{place}.counts", "tell of each whether it counts 'units' or 'features'", counts)
 
 
-def check_structure(model: Any, adapter: dict[str, Any], units: list[int] | None = None) -> None:
+def check_structure(model: Any, adapter: dict[str, Any], units: list[int] | None = None, shrunk: bool = False) -> None:
     """Checks that what an adapter names is in the model, and is what it has to be.
 
     Args:
         model: a dense or a pruned model.
         adapter: an adapter of the right form; see `check_adapter`.
         units: number of units that each sublayer has now, bottom to top; None for a dense model.
+        shrunk: whether units were removed. Counts are checked before: those that another adapter did not tell of
+            are still those of the dense model.
 
     Raises:
         ValueError: if something is not there, of another type or size, or shared by two sublayers.
@@ -141,12 +144,13 @@ def check_structure(model: Any, adapter: dict[str, Any], units: list[int] | None
     for index, (layer, block, sublayer) in enumerate(_sublayers(model, adapter)):
         modules = {name: module for name, module in block.named_modules() if name}
         place = f"layer {layer} {sublayer['kind']}"
-        is_attention = sublayer["kind"] == "attention"
-        if units is not None:
-            count = units[index]
-        else:
-            count = heads if is_attention else getattr(modules.get(sublayer["output"]), "in_features", 1)
-        _check_sublayer(modules, sublayer, place, count, head_size if is_attention else 1)
+        unit_size = head_size if sublayer["kind"] == "attention" else 1
+        features = getattr(modules.get(sublayer["output"]), "in_features", None)
+        dense = heads if sublayer["kind"] == "attention" else features or 1
+        count = dense if units is None else units[index]
+        _check_sublayer(modules, sublayer, place, count * unit_size)
+        if not shrunk:
+            _check_counts(modules, sublayer, place, {"units": count, "features": count * unit_size})
     _check_apart(adapter["sublayers"])
 
 
@@ -191,14 +195,11 @@ def _heads(config: Any) -> tuple[int, int]:
     return heads, size or config.hidden_size // heads  # type: ignore[operator, return-value]
 
 
-def _check_sublayer(
-    modules: dict[str, nn.Module], sublayer: dict[str, Any], place: str, units: int, unit_size: int
-) -> None:
-    """Checks a sublayer that has a number of units now against the submodules of its block."""
+def _check_sublayer(modules: dict[str, nn.Module], sublayer: dict[str, Any], place: str, features: int) -> None:
+    """Checks a sublayer that has a number of features now against the submodules of its block."""
     inputs, output, bypass = sublayer["inputs"], sublayer["output"], sublayer["bypass"]
-    features = units * unit_size
     _require(bypass in modules and bypass != output, f"bypass of {place}", "name a submodule to replace", bypass)
-    if not units:
+    if not features:
         # What is left of it: its bias, which is all that the output is.
         left = getattr(modules.get(output), "in_features", None)
         _require(left == 0, f"output of {place}", "have no features", left)
@@ -209,12 +210,16 @@ def _check_sublayer(
         _require_linear(modules, name, f"input of {place}", width, parts * features)
         inside = f"{name}.".startswith(f"{bypass}.") and name != output
         _require(inside, f"input of {place}", f"be or lie in {bypass!r}, which its bypass replaces", name)
+
+
+def _check_counts(modules: dict[str, nn.Module], sublayer: dict[str, Any], place: str, sizes: dict[str, int]) -> None:
+    """Checks that the counts of a sublayer are numbers that are there, and those of its units or features."""
     for name, unit in sublayer["counts"].items():
         module, _, attribute = name.rpartition(".")
         count = vars(modules[module]).get(attribute) if module in modules else None
-        expected = features if unit == "features" else units
-        rule = f"name an attribute that is the number {expected} of its {unit}"
-        _require(type(count) is int and count == expected, f"count {reprlib.repr(name)} of {place}", rule, count)
+        rule = f"name an attribute that is the number {sizes[unit]} of its {unit}"
+        is_right = type(count) is int and count == sizes[unit]
+        _require(is_right, f"count {reprlib.repr(name)} of {place}", rule, count)
 
 
 def _require_linear(modules: dict[str, nn.Module], name: str, place: str, columns: int, rows: int | None) -> nn.Linear:
