@@ -202,16 +202,16 @@ def outcome(saved):
     try:
         model = AutoModelForSequenceClassification.from_pretrained(saved.folder)
     except ValueError as error:
-        return REFUSED if any(words in str(error) for words in WORDS) else f"raw ValueError at load: {error}"[:120]
+        return REFUSED if any(words in str(error) for words in WORDS) else f"raw at load: {error!r}"[:100]
     except RuntimeError as error:
         told = any("saved together" in note for note in getattr(error, "__notes__", ()))
-        return SIZES if told else f"raw RuntimeError at load: {error}"[:120]
+        return SIZES if told else f"raw at load: {error!r}"[:100]
     except Exception as error:
-        return f"raw {type(error).__name__} at load: {error}"[:120]
+        return f"raw at load: {error!r}"[:100]
     try:
         hidden, logits = seen(model)
     except Exception as error:
-        return f"forward raises {type(error).__name__}"
+        return f"forward raises: {error!r}"[:100]
     if not torch.equal(hidden, saved.hidden):
         return "other hidden states"
     if not torch.equal(logits, saved.logits):
@@ -221,7 +221,7 @@ def outcome(saved):
         pruner.prune(KPruneConfig(compression_rate=0.3, num_tokens=None), batches_of(ragged_samples(12)))
         seen(pruner.model)
     except Exception as error:
-        return f"{type(error).__name__} when pruned further: {error}"[:120]
+        return f"raw when pruned further: {error!r}"[:100]
     return SAME
 
 
