@@ -6,8 +6,7 @@ Importing the package makes `AutoModelFor...from_pretrained` and `pipeline` load
 from importlib import import_module
 from typing import Any
 
-from .adapters import supported_model_types
-from .modeling_kprune import register_auto_classes
+from .adapters import get_adapter, register_adapter, supported_model_types
 
 __version__ = "0.1.0"
 
@@ -26,7 +25,7 @@ _PUBLIC = {
 __all__ = sorted(_PUBLIC)
 
 for _model_type in supported_model_types():
-    register_auto_classes(_model_type)
+    register_adapter(_model_type, get_adapter(_model_type))
 
 
 def __getattr__(name: str) -> Any:

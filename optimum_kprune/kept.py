@@ -4,19 +4,27 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from .adapters import EncoderAdapter, get_adapter
-from .modeling_kprune import format_units, parse_units
+from .adapters import EncoderAdapter, get_adapter, supported_model_types
+from .kprune_map import check_map, check_structure, format_units, parse_units
 from .report import SublayerResult
 
 
 def adapter_of(model: PreTrainedModel) -> EncoderAdapter:
-    """Returns the adapter of a dense model by its type, and of a pruned model by its config.
+    """Returns the adapter of a model by its type, or else, of a pruned model, that in its config.
 
     Raises:
-        ValueError: if the model type has no adapter.
+        ValueError: if there is none, or what it names is not in the model, or the map in the config does not fit.
     """
     kprune = getattr(model.config, "kprune", None)
-    return get_adapter(model.config.model_type) if kprune is None else EncoderAdapter.from_dict(kprune["adapter"])
+    model_type = model.config.model_type.removeprefix("kprune-")
+    if kprune is None:
+        adapter = get_adapter(model_type)
+        check_structure(model, adapter.to_dict())
+        return adapter
+    if isinstance(kprune, dict) and model_type in supported_model_types():
+        kprune = {**kprune, "adapter": get_adapter(model_type).to_dict()}
+    check_map(model, kprune, shrunk=True)
+    return EncoderAdapter.from_dict(kprune["adapter"])
 
 
 def kprune_field(model: PreTrainedModel, adapter: EncoderAdapter, sublayers: list[SublayerResult]) -> dict[str, Any]:
@@ -30,8 +38,8 @@ def kprune_field(model: PreTrainedModel, adapter: EncoderAdapter, sublayers: lis
     earlier = getattr(model.config, "kprune", None)
     entries = []
     for index, sublayer in enumerate(sublayers):
-        had = list(range(sublayer.total)) if earlier is None else parse_units(earlier["kept"][index]["kept"])
         total = sublayer.total if earlier is None else earlier["kept"][index]["total"]
+        had = list(range(total)) if earlier is None else parse_units(earlier["kept"][index]["kept"], total)
         kept = format_units([had[unit] for unit in sublayer.kept])
         entries.append({"layer": sublayer.layer, "kind": sublayer.kind, "kept": kept, "total": total})
     return {"adapter": adapter.to_dict(), "kept": entries}

@@ -1,15 +1,19 @@
 """Loading what is to be pruned: the model with the head of its task, and its tokenizer."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from json import JSONDecodeError
 from os import PathLike
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import transformers
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import has_file
 
+from .modeling_kprune import weights_of_encoder
 from .tasks import Task, get_task, task_of_class
 
 logger = logging.getLogger(__name__)
@@ -39,44 +43,78 @@ def load_model(path: str | PathLike, task: str | None, **model_kwargs: Any) -> P
             f"No model could be loaded from {str(path)!r}: the folder has no config.json. Give the folder that the "
             "model's `save_pretrained` wrote."
         )
-    try:
+    with _told_of(f"No model could be loaded from {str(path)!r}."):
         config = AutoConfig.from_pretrained(path, **source)
-    except OSError as error:
-        raise OSError(f"No model could be loaded from {str(path)!r}. {error}") from error
     chosen = _choose_task(path, config, task)
     if chosen.name == "feature-extraction":
         _warn_of_pipeline(path, source)
     auto_class = getattr(transformers, chosen.auto_class)
-    try:
+    with _told_of(
+        f"The weights of {str(path)!r} could not be loaded. They must be whole, and those that were saved with its "
+        "config.json:"
+    ):
         model, info = auto_class.from_pretrained(path, output_loading_info=True, **model_kwargs)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise OSError(
-            f"The weights of {str(path)!r} could not be loaded. They must be whole, and those that were saved with "
-            f"its config.json: {' '.join([str(error), *getattr(error, '__notes__', ())])}"
-        ) from error
-    # A pooler is no head: encoders are published without it, and embeddings are not read from it.
     absent = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
+    if lacking := weights_of_encoder(model, absent):
+        raise OSError(
+            f"The checkpoint {str(path)!r} lacks {len(lacking)} weights of the encoder, such as {lacking[0]!r}. They "
+            "must be whole, and those that were saved with its config.json."
+        )
+    # A pooler is no head: encoders are published without it, and embeddings are not read from it.
     fresh = sorted(name for name in absent if "pooler" not in name)
     if fresh:
         logger.warning(
-            f"The checkpoint {str(path)!r} has no weights that fit {', '.join(fresh)}: they were freshly initialised, "
-            "and what such a model predicts is not worth preserving. Fine-tune it on its task before you prune it."
+            f"The checkpoint {str(path)!r} has no weights that fit the head ({', '.join(fresh)}): they were freshly "
+            "initialised, and what such a model predicts is not worth preserving. Fine-tune it on its task before you "
+            "prune it."
         )
     return model
 
 
+@contextmanager
+def _told_of(sentence: str) -> Iterator[None]:
+    """Turns what transformers raises of a checkpoint into an OSError of one line; a ValueError says enough itself."""
+    try:
+        yield
+    # Of files that are not as it wrote them transformers raises anything, from KeyError to ZeroDivisionError.
+    except Exception as error:
+        if isinstance(error, ValueError) and not isinstance(error, JSONDecodeError):
+            raise
+        told = " ".join([str(error), *getattr(error, "__notes__", ())])
+        if isinstance(error, UnpicklingError):
+            # What torch says is how to switch its safety off.
+            told = "they are pickled, with more in the pickle than tensors. Ask for them as safetensors."
+        elif not isinstance(error, OSError):
+            told = f"{type(error).__name__}: {told}"
+        raise OSError(f"{sentence} {' '.join(told.split())}") from error
+
+
 def load_processing_class(path: str | PathLike, **model_kwargs: Any) -> PreTrainedTokenizerBase | None:
-    """Loads the tokenizer of a checkpoint; returns None, with a warning, if there is none."""
+    """Loads the tokenizer of a checkpoint; returns None, with a warning, if there is none.
+
+    Raises:
+        ValueError: if there is one that cannot be loaded or used.
+    """
     source = {name: model_kwargs[name] for name in SOURCE_ARGUMENTS if name in model_kwargs}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    # Of broken files tokenizers raises this very type, and transformers any other.
+    except Exception as error:
         reason = f"{type(error).__name__}: {error}"
     else:
         # Without its files, transformers makes a tokenizer that knows no words.
-        if len(tokenizer) > len(tokenizer.all_special_ids):
+        if len(tokenizer) <= len(tokenizer.all_special_ids):
+            reason = "its vocabulary is empty"
+        elif not isinstance(tokenizer.model_max_length, int | float):
+            reason = f"its `model_max_length` must be a number, and is {tokenizer.model_max_length!r}"
+        else:
             return tokenizer
-        reason = "its vocabulary is empty"
+    reason = " ".join(reason.split())
+    if any(_has_file(path, name, source) for name in ("tokenizer.json", "tokenizer_config.json")):
+        raise ValueError(
+            f"The tokenizer of {str(path)!r} could not be loaded ({reason}). Mend or remove its files, or pass "
+            "`processing_class=...`."
+        )
     logger.warning(
         f"No tokenizer could be loaded from {str(path)!r} ({reason}). Pass `processing_class=...` to calibrate on "
         "text and to save the tokenizer with the pruned model."
@@ -84,9 +122,14 @@ def load_processing_class(path: str | PathLike, **model_kwargs: Any) -> PreTrain
     return None
 
 
-def _warn_of_pipeline(path: str | PathLike, source: dict[str, Any]) -> None:
+def _has_file(path: str | PathLike, name: str, source: dict[str, Any]) -> bool:
+    """Whether a folder or a repository has a file."""
     where = {name: source[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in source}
-    if has_file(path, "modules.json", **where):
+    return has_file(path, Path(source.get("subfolder") or "", name).as_posix(), **where)
+
+
+def _warn_of_pipeline(path: str | PathLike, source: dict[str, Any]) -> None:
+    if _has_file(path, "modules.json", source):
         logger.warning(
             f"{str(path)!r} is a pipeline of sentence-transformers, of which only the encoder was loaded: what is "
             "preserved is the mean over its tokens, and no pipeline will be saved. To prune the pipeline, use "
@@ -96,7 +139,13 @@ def _warn_of_pipeline(path: str | PathLike, source: dict[str, Any]) -> None:
 
 def _choose_task(path: str | PathLike, config: Any, name: str | None) -> Task:
     """The task asked for, or else the task of the architecture that the checkpoint was saved as."""
-    architecture = (getattr(config, "architectures", None) or [None])[0]
+    architectures = getattr(config, "architectures", None) or [None]
+    if not isinstance(architectures, list) or not isinstance(architectures[0], str | None):
+        raise ValueError(
+            f"`architectures` in the config of {str(path)!r} must be a list with the name of its class. Got "
+            f"{architectures!r}."
+        )
+    architecture: Any = architectures[0]
     if name is None:
         if architecture is None:
             raise ValueError(

@@ -1,11 +1,12 @@
 """Pruned encoders: the classes that load, run and save a model whose heads and neurons were removed by K-prune.
 
-This file needs torch and transformers only. The `optimum_kprune` plugin imports it, and every saved pruned model
-holds a copy, so that `trust_remote_code=True` loads the model where the plugin is not installed. The field `kprune`
-of the config names the units that are left; a model is built in its dense shape and shrunk to them:
+This file and `kprune_map` need torch and transformers only. The `optimum_kprune` plugin imports them, and every saved
+pruned model holds a copy, so that `trust_remote_code=True` loads the model where the plugin is not installed. The map
+`kprune` in the config names the units that are left; a model is built in its dense shape and shrunk to them:
 
     {"adapter": {"blocks": ..., "sublayers": [...]},
      "kept": [{"layer": 0, "kind": "attention", "kept": "0-3,7", "total": 12}, ...],     one entry per sublayer
+     "checksum": "...",     of the above and of the shapes of the weights
      "settings": {...}}     of the last prune; saved as kprune_config.json too
 
 `KPrune<class>` is here for every encoder class of transformers, as in `KPruneBertForSequenceClassification`.
@@ -15,7 +16,7 @@ import functools
 import json
 import reprlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,39 +26,15 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.modeling_utils import load_state_dict
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
+from .kprune_map import check_checksum, check_map, checksum, parse_units
+
 SETTINGS_NAME = "kprune_config.json"
 TAGS = ["optimum-kprune", "kprune", "pruning"]
-
-
-def format_units(indices: list[int]) -> str:
-    """Writes unit indices as ranges: `[0, 1, 2, 3, 7]` is `"0-3,7"`, and none is `""`."""
-    ranges: list[list[int]] = []
-    for index in sorted(set(indices)):
-        if ranges and index == ranges[-1][1] + 1:
-            ranges[-1][1] = index
-        else:
-            ranges.append([index, index])
-    return ",".join(f"{first}-{last}" if first < last else f"{first}" for first, last in ranges)
-
-
-def parse_units(text: str) -> list[int]:
-    """Reads unit indices that `format_units` wrote.
-
-    Raises:
-        ValueError: if the text is not what `format_units` writes.
-    """
-    indices: list[int] = []
-    for part in text.split(",") if text else []:
-        first, _, last = part.partition("-")
-        if first.isdecimal() and (last or first).isdecimal():
-            indices.extend(range(int(first), int(last or first) + 1))
-    if format_units(indices) != text:
-        raise ValueError(f"Kept units must be increasing ranges such as '0-3,7,9-11', or '' for none. Got {text!r}.")
-    return indices
 
 
 class Constant(nn.Module):
@@ -124,9 +101,11 @@ def shrink_sublayer(block: nn.Module, sublayer: dict[str, Any], kept: list[int],
         _keep_units(output, 1, 1, kept, total)
     else:
         _bypass(block, sublayer)
+    modules = dict(block.named_modules())
     for count, unit in sublayer["counts"].items():
         module, _, attribute = count.rpartition(".")
-        setattr(block.get_submodule(module), attribute, len(kept) * (unit_size if unit == "features" else 1))
+        if module in modules:
+            setattr(modules[module], attribute, len(kept) * (unit_size if unit == "features" else 1))
 
 
 def _keep_units(linear: Any, dim: int, parts: int, kept: list[int], total: int) -> None:
@@ -153,36 +132,25 @@ def _place(root: nn.Module, name: str, module: nn.Module) -> None:
     """Puts a submodule in its place, in the mode of the model; parents that are gone become empty modules."""
     *parents, leaf = name.split(".")
     for parent in parents:
-        if not hasattr(root, parent):
-            setattr(root, parent, nn.Module())
-        root = getattr(root, parent)
-    setattr(root, leaf, module.train(root.training))
+        if parent not in dict(root.named_children()):
+            root.add_module(parent, nn.Module())
+        root = dict(root.named_children())[parent]
+    root.add_module(leaf, module.train(root.training))
 
 
 def shrink_model(model: PreTrainedModel, kprune: dict[str, Any]) -> None:
     """Shrinks a model of dense shape to the units that the config field `kprune` keeps, in place.
 
     Raises:
-        ValueError: if the field is not whole, or its entries do not match the sublayers of the model one by one.
+        ValueError: if the field is not what it has to be, or does not fit the model or its own checksum.
     """
-    if not {"adapter", "kept"} <= kprune.keys():
-        raise ValueError(
-            f"The config field `kprune` must have `adapter` and `kept`. Got {sorted(kprune)}. Use the config.json "
-            "that was saved with the weights."
-        )
-    adapter, entries = kprune["adapter"], kprune["kept"]
+    check_map(model, kprune)
+    adapter = kprune["adapter"]
     blocks: Any = model.base_model.get_submodule(adapter["blocks"])
-    sublayers = [(layer, sublayer) for layer in range(len(blocks)) for sublayer in adapter["sublayers"]]
-    expected = [(layer, sublayer["kind"]) for layer, sublayer in sublayers]
-    given = [(entry["layer"], entry["kind"]) for entry in entries]
-    if given != expected:
-        raise ValueError(
-            "The list `kept` in the config field `kprune` must have one entry per sublayer, bottom to top: "
-            f"{len(expected)} entries {expected}. Got {len(given)} entries {given}. Use the config.json that was "
-            "saved with the weights."
-        )
-    for (layer, sublayer), entry in zip(sublayers, entries, strict=True):
-        shrink_sublayer(blocks[layer], sublayer, parse_units(entry["kept"]), entry["total"])
+    sublayers = [(block, sublayer) for block in blocks for sublayer in adapter["sublayers"]]
+    for (block, sublayer), entry in zip(sublayers, kprune["kept"], strict=True):
+        shrink_sublayer(block, sublayer, parse_units(entry["kept"], entry["total"]), entry["total"])
+    check_checksum(model, kprune)
 
 
 @contextmanager
@@ -197,6 +165,39 @@ def weights_that_fit() -> Iterator[None]:
             "folder in which they were saved together; to resume training, load the model from the checkpoint first."
         )
         raise
+
+
+def weights_of_encoder(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
+    """Returns those names that are of weights of the encoder, sorted: not of the head, nor of the pooler.
+
+    Any Auto class loads the encoder, and makes a head and a pooler anew where the checkpoint has none.
+    """
+    parts = {name.partition(".")[0] for name, _ in model.base_model.named_parameters()} - {"pooler"}
+    prefix = f"{model.base_model_prefix}."
+    return sorted(name for name in names if name.removeprefix(prefix).partition(".")[0] in parts)
+
+
+def require_encoder_weights(model: PreTrainedModel, info: dict[str, Any]) -> None:
+    """Raises a ValueError if transformers' loading info tells of missing or unexpected weights of the encoder."""
+    absent = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
+    for told, names in (("lacks", absent), ("has no place for", info["unexpected_keys"])):
+        if wrong := weights_of_encoder(model, names):
+            subject = "The checkpoint" if names is absent else "The config of"
+            raise ValueError(
+                f"{subject} {model.name_or_path!r} {told} {len(wrong)} weights of the encoder, such as {wrong[0]!r}. "
+                "Load config.json and weights from the folder in which they were saved together."
+            )
+
+
+def require_float_weights(files: list[str] | None) -> None:
+    """Raises a ValueError if weight files hold weights that are no floating point numbers."""
+    for file in files or []:
+        for name, tensor in load_state_dict(file, map_location="meta").items():
+            if name.endswith((".weight", ".bias")) and not tensor.is_floating_point():
+                raise ValueError(
+                    f"Weights must be floating point numbers. {name!r} in {file!r} is of type {tensor.dtype}. Load "
+                    "the weights that were saved with the config.json."
+                )
 
 
 def pruned_model_from(model: PreTrainedModel, kprune: dict[str, Any]) -> PreTrainedModel:
@@ -222,7 +223,7 @@ def empty_pruned_model(model: PreTrainedModel, kprune: dict[str, Any], device: t
         "model_type": model_class.config_class.model_type,
         "architectures": [model_class.__name__],
         "attn_implementation": model.config._attn_implementation,
-        "kprune": kprune,
+        "kprune": {**kprune, "checksum": checksum(model, kprune)},
     }
     # Tokenizer files that do not name their class are read by the model type, which is a new one.
     fields["tokenizer_class"] = fields.get("tokenizer_class") or TOKENIZER_MAPPING_NAMES.get(model.config.model_type)
@@ -334,13 +335,26 @@ def _make_model_class(dense: Any) -> type[PreTrainedModel]:
             Weights that stay where the file was mapped are not aligned, which changes the last bits of products:
             a model must give the same outputs before it is saved and after it is loaded.
             """
+            with_info = kwargs.pop("output_loading_info", False)
+            # A pickle could run code; pruned models are saved as safetensors alone.
+            kwargs["use_safetensors"] = True
             with weights_that_fit():
-                loaded = super().from_pretrained(*args, **kwargs)
-            model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
+                model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+            if getattr(model, "hf_quantizer", None) is None:
+                require_encoder_weights(model, info)
             for parameter in model.parameters():
                 if parameter.device.type == "cpu":
                     parameter.data = parameter.data.clone()
-            return loaded
+            return (model, info) if with_info else model
+
+        @staticmethod
+        def _load_pretrained_model(
+            model: Any, state_dict: Any, checkpoint_files: Any, load_config: Any, **kwargs: Any
+        ) -> Any:
+            # Quantizers have types of their own.
+            if load_config.hf_quantizer is None:
+                require_float_weights(checkpoint_files)
+            return dense._load_pretrained_model(model, state_dict, checkpoint_files, load_config, **kwargs)
 
         def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
             """Loads weights of the same prune, as trainers do that resume."""

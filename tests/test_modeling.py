@@ -23,10 +23,9 @@ from transformers.models.auto import modeling_auto
 
 from optimum_kprune import modeling_kprune
 from optimum_kprune.adapters import get_adapter, supported_model_types
+from optimum_kprune.kprune_map import format_units, parse_units
 from optimum_kprune.modeling_kprune import (
     Bypass,
-    format_units,
-    parse_units,
     pruned_class,
     pruned_model_from,
     register_auto_classes,
@@ -132,13 +131,13 @@ def load(folder, head="ForSequenceClassification", **options):
 )
 def test_units_round_trip(units, text):
     assert format_units(units) == text
-    assert parse_units(text) == units
+    assert parse_units(text, 12) == units
 
 
 @pytest.mark.parametrize("text", ["a", "3-1", "1,,2", "-1", "4,2", "1,1", "0-3,", "1-2-3", "0, 2"])
 def test_units_that_are_no_ranges_are_refused(text):
     with pytest.raises(ValueError, match="Kept units must be"):
-        parse_units(text)
+        parse_units(text, 12)
 
 
 # Shrinking
@@ -240,7 +239,8 @@ def test_entries_that_do_not_match_the_sublayers_are_refused():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda field: field["kept"][1].update(kept="0-4"), RuntimeError, "saved together"),
+        (lambda field: field["kept"][1].update(kept="0-4"), ValueError, "changed after it was saved"),
+        (lambda field: (field.pop("checksum"), field["kept"][1].update(kept="0-4")), RuntimeError, "saved together"),
         (lambda field: field.pop("adapter"), ValueError, "`adapter` and `kept`.*saved with the weights"),
     ],
 )

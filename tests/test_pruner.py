@@ -56,7 +56,7 @@ from optimum_kprune import (
     supported_model_types,
 )
 from optimum_kprune.adapters import BERT
-from optimum_kprune.modeling_kprune import parse_units
+from optimum_kprune.kprune_map import parse_units
 from optimum_kprune.pruning import SublayerPruner
 
 HEAD_SIZE = HIDDEN // HEAD_COUNT
@@ -202,7 +202,7 @@ def test_without_tuning_only_columns_disappear(family):
     for before, after, entry in zip(
         sublayers_of(dense), sublayers_of(pruned), pruned.config.kprune["kept"], strict=True
     ):
-        units = torch.tensor(parse_units(entry["kept"]), dtype=torch.long)
+        units = torch.tensor(parse_units(entry["kept"], entry["total"]), dtype=torch.long)
         assert len(units) == after.units
         kept = torch.zeros(before.units, dtype=torch.bool).index_fill(0, units, True)
         if after.units:
@@ -580,8 +580,8 @@ def test_the_folder_holds_all_that_is_needed(tmp_path):
     folder = tmp_path / "new" / "out"
     pruner = KPruner(tiny_model(), tiny_tokenizer())
     result = pruner.prune(settings(lambda_rep=0.3), texts_of(SAMPLES), save_directory=folder)
-    expected = {"config.json", "model.safetensors", "modeling_kprune.py", "tokenizer.json", "tokenizer_config.json"}
-    expected |= {"kprune_config.json", "kprune_report.json", "README.md"}
+    expected = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    expected |= {"modeling_kprune.py", "kprune_map.py", "kprune_config.json", "kprune_report.json", "README.md"}
     assert {path.name for path in folder.iterdir()} == expected
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
     assert folder.stat().st_mode & 0o777 == 0o755
@@ -597,7 +597,9 @@ def test_the_folder_holds_all_that_is_needed(tmp_path):
 
 def test_the_config_of_the_model_tells_what_was_kept():
     pruner = prune(tiny_model("distilbert"))
-    entries = [entry | {"kept": parse_units(entry["kept"])} for entry in pruner.model.config.kprune["kept"]]
+    entries = [
+        entry | {"kept": parse_units(entry["kept"], entry["total"])} for entry in pruner.model.config.kprune["kept"]
+    ]
     assert entries == pruner.result.kept
 
 
@@ -635,8 +637,8 @@ def test_a_saved_model_can_be_pruned_further(rates, tmp_path):
     assert result.flops_removed >= rates[1]
     entries = list(zip(once.model.config.kprune["kept"], again.model.config.kprune["kept"], result.kept, strict=True))
     for before, after, pruned in entries:
-        earlier = parse_units(before["kept"])
-        assert parse_units(after["kept"]) == [earlier[unit] for unit in pruned["kept"]]
+        earlier = parse_units(before["kept"], before["total"])
+        assert parse_units(after["kept"], after["total"]) == [earlier[unit] for unit in pruned["kept"]]
         assert pruned["total"] == len(earlier) and after["total"] == TOTALS[after["kind"]]
     again.save_pretrained(tmp_path / "again")
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "again")

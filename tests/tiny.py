@@ -12,7 +12,7 @@ from optimum_kprune.adapters import supported_model_types
 from optimum_kprune.calibration import CalibrationBatches
 from optimum_kprune.frontier import Frontier
 from optimum_kprune.kept import adapter_of
-from optimum_kprune.modeling_kprune import parse_units
+from optimum_kprune.kprune_map import parse_units
 from optimum_kprune.observe import evaluating
 from optimum_kprune.sublayers import Encoder
 from optimum_kprune.tasks import task_of
@@ -151,7 +151,7 @@ def same_state(first, second):
 def masked_dense(dense, pruned):
     """The dense model with the pruned one's projections, and output projections zero where units were removed."""
     masked = copy.deepcopy(dense)
-    kept = [parse_units(entry["kept"]) for entry in pruned.config.kprune["kept"]]
+    kept = [parse_units(entry["kept"], entry["total"]) for entry in pruned.config.kprune["kept"]]
     for target, source, units in zip(sublayers_of(masked), sublayers_of(pruned), kept, strict=True):
         columns = [unit * target.unit_size + column for unit in units for column in range(target.unit_size)]
         target.output.weight.data.zero_()
