@@ -313,9 +313,8 @@ class KPruner(OptimumPruner):
         configs = configs_of(rates, config)
         folders = None
         if save_directory is not None:
-            folders = [Path(save_directory, str(entry.compression_rate)) for entry in configs]
-            for folder in folders:
-                in_main(require_free)(folder, overwrite)
+            places = [Path(save_directory) / str(entry.compression_rate) for entry in configs]
+            folders = [in_main(require_free)(place, overwrite) for place in places]
         calibration = self._calibration(config, calibration_dataset, data_collator, batch_size)
         recipe = self._recipe_of(calibration_dataset, data_collator, batch_size)
         return self._prune_each(configs, calibration, recipe, folders, overwrite)
