@@ -535,4 +535,4 @@ class KPruner(OptimumPruner):
 
 def _within(root: str | PathLike | None, config: KPruneConfig) -> Path | None:
     """The folder of a rate in a folder of several."""
-    return None if root is None else Path(root, str(config.compression_rate))
+    return None if root is None else Path(root, str(config.compression_rate)).absolute()
