@@ -173,22 +173,16 @@ def _load(
             "Correct `dataset_name`, or pass the path of local data."
         ) from error
     # An empty file of JSON ends an iterator of the library.
-    except (DatasetGenerationError, UnicodeDecodeError, StopIteration) as error:
-        reason = _reason(files) or error.__cause__ or error
+    except (DatasetGenerationError, ValueError, StopIteration) as error:
+        reason = "it has no rows" if "corresponds to no data" in str(error) else error.__cause__ or error
         raise ValueError(
-            f"The data of {shown!r} could not be read: {reason}. Check that the files are not empty and hold what "
-            "their type says."
-        ) from error
-    except ValueError as error:
-        has_rows = "corresponds to no data" not in str(error)
-        raise ValueError(
-            f"The split {split!r} of {shown!r} could not be loaded: {error if has_rows else 'it has no rows.'} "
-            "Change `dataset_split` (or `dataset_config_name`), or the data."
+            f"The split {split!r} of {shown!r} could not be read: {_broken_file(files) or reason}. Change "
+            "`dataset_split` (or `dataset_config_name`), or the data."
         ) from error
 
 
-def _reason(files: Sequence[Path]) -> str | None:
-    """Which of the files is empty or no text, if that is why they could not be read."""
+def _broken_file(files: Sequence[Path]) -> str | None:
+    """Says which of the files is empty or no text in UTF-8, if one is."""
     for file in files:
         if not file.stat().st_size:
             return f"{str(file)!r} is empty"
@@ -198,7 +192,7 @@ def _reason(files: Sequence[Path]) -> str | None:
                     for line in opened:
                         line.decode()
             except UnicodeDecodeError as error:
-                return f"{str(file)!r} is not in UTF-8 ({error}); convert it: iconv -f latin1 -t utf-8"
+                return f"{str(file)!r} is not in UTF-8 ({error}), to which `iconv -f latin1 -t utf-8` converts it"
     return None
 
 
