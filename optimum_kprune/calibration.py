@@ -219,12 +219,12 @@ def _drawn(
     return samples, replace(reading, text_columns=None) if given.are_texts else reading
 
 
-def _take_batches(given: Iterable[Any], spec: InputSpec, num_tokens: int | None) -> list[Batch]:
+def _take_batches(batches: Iterable[Any], spec: InputSpec, num_tokens: int | None) -> list[Batch]:
     """Takes batches until the budget is reached: those drawn from a list, in its order, or as they come."""
-    batches = (to_tensors(batch, spec) for batch in given)
-    if not isinstance(given, list):
-        return _take(batches, batch_tokens, num_tokens)
-    listed = list(batches)
+    tensors = (to_tensors(batch, spec) for batch in batches)
+    if not isinstance(batches, list):
+        return _take(tensors, batch_tokens, num_tokens)
+    listed = list(tensors)
     contents = (batch["input_ids"][batch["attention_mask"].bool()].tolist() for batch in listed)
     order = iter(drawn_order(contents, spec.seed))
     return [listed[place] for place in sorted(_take(order, lambda place: batch_tokens(listed[place]), num_tokens))]

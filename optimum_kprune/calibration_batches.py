@@ -108,7 +108,7 @@ def _pad(samples: list[Sample], spec: InputSpec) -> dict[str, Tensor]:
     """Pads to the longest row of the batch: (batch, tokens), or (batch, choices, tokens) for nested samples."""
     nested = isinstance(samples[0]["input_ids"][0], list)
     if not nested:
-        return dict(spec.tokenizer.pad(samples, return_attention_mask=True, return_tensors="pt"))
+        return _padded(samples, spec)
     counts = {len(sample["input_ids"]) for sample in samples}
     if len(counts) > 1:
         raise ValueError(
@@ -120,8 +120,17 @@ def _pad(samples: list[Sample], spec: InputSpec) -> dict[str, Tensor]:
         for sample in samples
         for choice in range(len(sample["input_ids"]))
     ]
-    padded = spec.tokenizer.pad(rows, return_attention_mask=True, return_tensors="pt")
-    return {name: tensor.unflatten(0, (len(samples), -1)) for name, tensor in padded.items()}
+    return {name: tensor.unflatten(0, (len(samples), -1)) for name, tensor in _padded(rows, spec).items()}
+
+
+def _padded(rows: list[Sample], spec: InputSpec) -> dict[str, Tensor]:
+    try:
+        return dict(spec.tokenizer.pad(rows, return_attention_mask=True, return_tensors="pt"))
+    except ValueError as error:
+        raise ValueError(
+            f"The columns {', '.join(rows[0])} must hold lists of whole numbers, in each sample of one length, for the "
+            f"tokenizer to pad them. It says: {error}"
+        ) from error
 
 
 def _collate(samples: list[Sample], collate: DataCollator) -> Mapping[str, Any]:
@@ -141,7 +150,7 @@ def to_tensors(batch: Any, spec: InputSpec) -> Batch:
     Raises:
         ValueError: if it is no batch, or its tensors do not fit each other or the task.
     """
-    if not isinstance(batch, Mapping) or "input_ids" not in batch:
+    if not isinstance(batch, Mapping) or batch.get("input_ids") is None:
         got = f"the keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
         raise ValueError(
             f"A calibration batch must be a mapping with `input_ids`. Got {got} instead. Tokenize the texts first, "
@@ -171,12 +180,18 @@ def to_tensors(batch: Any, spec: InputSpec) -> Batch:
 
 def _to_tensor(name: str, values: Any) -> Tensor:
     try:
-        return torch.as_tensor(values).detach().cpu()
+        tensor = torch.as_tensor(values).detach().cpu()
+        # Not every type of whole numbers can be counted, compared or looked up.
+        return tensor.long() if _is_whole(tensor) else tensor
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(
             f"`{name}` of a calibration batch must be a tensor, or an array or list that makes one. "
             f"Got {type(values).__name__}: {error}. Pad its rows to one length, or pass a `datasets.Dataset`."
         ) from error
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
 def _trim_padding(batch: Batch) -> Batch:
@@ -216,11 +231,11 @@ def _looked_up(name: str, numbers: Tensor, size: int | None, spec: InputSpec) ->
     allowed = "whole numbers, 0 or above" + (
         "" if size is None else f" and below {size}, the rows of the model's table"
     )
-    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+    if not _is_whole(numbers):
         raise ValueError(f"`{name}` of the calibration data must be {allowed}. Got the type {numbers.dtype} instead.")
     lowest, highest = int(numbers.min()), int(numbers.max())
     if lowest >= 0 and (size is None or highest < size):
-        return numbers.long()
+        return numbers
     advice = "Prepare the data with the tokenizer that the model was trained with."
     if spec.processing_class is not None and size is not None and size < len(spec.processing_class):
         advice += f" The one given has {len(spec.processing_class)} tokens: it is that of another model, or got more."

@@ -48,6 +48,8 @@ NOT_TEXT = frozenset(
     {"id", "idx", "index", "guid", "uid", "uuid", "key", "title", "url", "uri", "link", "source", "split"}
     | {"lang", "language", "date", "timestamp", "category", "class", "target", "label", "labels", "label_text"}
 )
+# Of columns in a file of text, beside the comma; no column that is read with the right one has them in its name.
+SEPARATORS = ";\t|"
 NOT_TEXT_SUFFIXES = ("_id", "-id", "_idx", "_uuid", "_url", "_label")
 
 
@@ -66,6 +68,12 @@ def find_text_columns(features: Features, task: str, text_columns: Sequence[str]
         raise ValueError(
             f"Cannot tell which columns hold the text. For {task} there must be {TEXT_COLUMNS[task].allowed}. Got the "
             f"columns {_quoted(features)}; {reason}. Name them in order: text_columns=[...] or --text_columns a b."
+        )
+    if any(separator in name for name in found for separator in SEPARATORS):
+        raise ValueError(
+            f"The column {_quoted(found)} looks like several: a table was read with another separator than its own. "
+            'Read it with that, for instance with `load_dataset("csv", data_files=..., sep=";")`; or, if its name '
+            "is right, name it: text_columns=[...]."
         )
     return found
 

@@ -11,6 +11,8 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
+from .calibration_columns import SEPARATORS
+
 logger = logging.getLogger(__name__)
 
 TEXT_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".txt": "text"}
@@ -111,7 +113,7 @@ def _separator_of(files: Sequence[Path]) -> str:
         with _open_text(file) as opened:
             header = [opened.readline(HEADER_BYTES).decode(errors="replace")]
         usual = "\t" if _type_of(file) == ".tsv" else ","
-        separator = max(usual + ",;\t|", key=lambda one: len(next(csv.reader(header, delimiter=one), ())))
+        separator = max(f"{usual},{SEPARATORS}", key=lambda one: len(next(csv.reader(header, delimiter=one), ())))
         if separator != usual:
             logger.info("%r is read with the separator %r, which its header has.", str(file), separator)
         separators[separator] = file

@@ -86,7 +86,7 @@ def _table(data: Any) -> Dataset | None:
     """The table that is given as one: what would otherwise be iterated over by the names of its columns."""
     if isinstance(data, Dataset):
         return data
-    with _surrogates_told():
+    with _failures_told():
         if isinstance(data, pandas.DataFrame):
             return Dataset.from_pandas(data, preserve_index=False)
         if hasattr(data, "__arrow_c_stream__") and hasattr(data, "columns"):
@@ -97,12 +97,13 @@ def _table(data: Any) -> Dataset | None:
 
 
 def _from_columns(columns: dict[str, list]) -> Dataset:
-    with _surrogates_told():
+    with _failures_told():
         return Dataset.from_dict(columns)
 
 
 @contextmanager
-def _surrogates_told() -> Iterator[None]:
+def _failures_told() -> Iterator[None]:
+    """Says what cannot be put into a table."""
     try:
         yield
     except UnicodeEncodeError as error:
@@ -110,6 +111,11 @@ def _surrogates_told() -> Iterator[None]:
             "The calibration data must be valid text. Got half of a surrogate pair, "
             f"{error.object[error.start]!r}, in {error.object[:40]!r}. Read the text in its right encoding, or clean "
             'it: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
+        ) from error
+    except (pyarrow.ArrowException, TypeError) as error:
+        raise ValueError(
+            "The calibration data must be columns with names, each of values of one type, and all of one length. Got "
+            f"something else: {error}."
         ) from error
 
 

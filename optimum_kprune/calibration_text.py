@@ -162,7 +162,9 @@ def reading_of(table: Dataset, spec: InputSpec, with_labels: bool = False) -> Re
 
 
 def _split_rows(columns: Mapping[str, Sequence]) -> list[Sample]:
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    """Leaves out rows without tokens."""
+    samples = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [sample for sample in samples if sample["input_ids"]]
 
 
 def _preprocess(spec: InputSpec, columns: dict[str, list]) -> list[Sample]:

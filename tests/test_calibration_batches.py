@@ -143,10 +143,10 @@ def test_texts_need_a_tokenizer_and_tokenized_data_something_to_pad_with():
     assert len(batches_of(ragged, spec, num_tokens=None, batch_size=1)) == 2
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.uint64])
 def test_whole_numbers_of_every_type_become_ids(spec, dtype):
-    ids = torch.tensor([[CLS, 5, SEP]], dtype=dtype)
-    (batch,) = batches_of([{"input_ids": ids, "token_type_ids": ids * 0}], spec, num_tokens=None)
+    ids, zeros = (torch.tensor([row], dtype=dtype) for row in ([CLS, 5, SEP], [0, 0, 0]))
+    (batch,) = batches_of([{"input_ids": ids, "token_type_ids": zeros}], spec, num_tokens=None)
     assert batch["input_ids"].dtype == batch["token_type_ids"].dtype == torch.int64
     assert batch["input_ids"].tolist() == [[CLS, 5, SEP]]
 
@@ -160,6 +160,7 @@ def of_ids(*ids, **others):
 
 BAD_BATCHES = {
     "no ids": ({"text": ["w1"]}, "must be a mapping with `input_ids`. Got the keys text"),
+    "None": ({"input_ids": None}, "must be a mapping with `input_ids`"),
     "one sample": ({"input_ids": [1, 2]}, r"must have the shape \(batch, tokens\), all 1 or above. Got \(2,\)"),
     "no rows": ({"input_ids": torch.ones(0, 3).long()}, r"all 1 or above. Got \(0, 3\)"),
     "no tokens": ({"input_ids": torch.ones(3, 0).long()}, r"all 1 or above. Got \(3, 0\)"),
@@ -193,6 +194,17 @@ def test_samples_are_checked_like_batches(tokenizer):
     with pytest.raises(ValueError, match=r"below 60.* Got 64.* has 65 tokens: it is that of another model"):
         batches_of(["w1 w59"], spec)
     assert batches_of(["w1 w54"], spec)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [{"input_ids": [[2.5]]}, {"input_ids": ["w1"]}, {"input_ids": [[2, 3], [2]], "token_type_ids": [[0], [0]]}],
+)
+def test_samples_that_cannot_be_padded(columns, spec):
+    with pytest.raises(
+        ValueError, match=r"columns input_ids.* must hold lists of whole numbers, in each sample of one"
+    ):
+        batches_of(Dataset.from_dict(columns), spec)
 
 
 def test_a_list_that_mixes_batches_and_texts(spec):

@@ -49,6 +49,8 @@ def test_text_columns_are_found(task, names, expected, tokenizer):
         ("question-answering", {"text": "w"}, None, "there must be two text columns, question and context"),
         ("question-answering", {"text": "w"}, ["text"], "must be two text columns, question and context. Got 'text'"),
         ("token-classification", {"premise": "w", "hypothesis": "w"}, None, "'premise', 'hypothesis' could be meant"),
+        ("text-classification", {"text;label": "w;0"}, None, "'text;label' looks like several: .* another separator"),
+        ("fill-mask", {"id\ttext": "0\tw", "n": 1}, None, r"'id\\ttext' looks like several"),
         ("multiple-choice", {"a": "w", "b": "w"}, None, "text column of the prompt and those of two or more choices"),
     ],
 )
@@ -56,3 +58,8 @@ def test_text_columns_that_cannot_be_told(task, columns, given, message, tokeniz
     data = Dataset.from_dict({name: [value] for name, value in columns.items()})
     with pytest.raises(ValueError, match=message):
         batches_of(data, InputSpec(task, tokenizer, text_columns=given))
+
+
+def test_a_column_with_a_separator_in_its_name_can_be_named(tokenizer):
+    data = Dataset.from_dict({"text|raw": ["w1"]})
+    assert batches_of(data, InputSpec("text-classification", tokenizer, text_columns=["text|raw"]))

@@ -95,6 +95,8 @@ def test_masks_in_the_text_are_kept_and_short_texts_get_one(tokenizer):
 
 def test_rows_without_text_are_left_out(spec):
     data = Dataset.from_dict({"text": ["", "w1", None, "  ", "w2"]})
+    tokens = Dataset.from_dict({"input_ids": [[], [CLS, word_id("w1"), SEP], None]})
+    assert real_samples(batches_of(tokens, spec, num_tokens=None)) == [[CLS, word_id("w1"), SEP]]
     assert real_samples(batches_of(data, spec, num_tokens=None)) == [
         [CLS, word_id("w1"), SEP],
         [CLS, word_id("w2"), SEP],
