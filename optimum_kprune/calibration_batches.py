@@ -128,8 +128,8 @@ def _padded(rows: list[Sample], spec: InputSpec) -> dict[str, Tensor]:
         return dict(spec.tokenizer.pad(rows, return_attention_mask=True, return_tensors="pt"))
     except ValueError as error:
         raise ValueError(
-            f"The columns {', '.join(rows[0])} must hold lists of whole numbers, in each sample of one length, for the "
-            f"tokenizer to pad them. It says: {error}"
+            f"The columns {', '.join(rows[0])} must hold lists of whole numbers, in each sample of one length, to be "
+            f"padded. The tokenizer says: {error}"
         ) from error
 
 
