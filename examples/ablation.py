@@ -201,7 +201,8 @@ class Bench:
                     "The train split must hold more than `heldout_tokens`, to calibrate on the rest. "
                     f"Got {self.heldout_tokens}, which takes all of it."
                 )
-            self._calibration[key] = drawn.select(rows)
+            # A data set of its own: what was drawn would be used whole.
+            self._calibration[key] = Dataset.from_dict(drawn[rows])
         return self._calibration[key]
 
     def measure(self, config: KPruneConfig | None) -> dict[str, Any]:

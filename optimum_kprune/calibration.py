@@ -1,32 +1,53 @@
-"""Calibration data: a data set, texts or batches, and a budget of tokens -> batches of the model's inputs."""
+"""Calibration data: whatever is given, and a budget of tokens -> batches of the model's inputs."""
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from functools import partial
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
-from datasets import Dataset, DatasetDict, IterableDataset
-from torch import Tensor
-from tqdm.auto import tqdm
+from datasets import Dataset
 
-from .calibration_columns import dataset_from_texts
+from .calibration_batches import (
+    Batch,
+    DataCollator,
+    batch_tokens,
+    default_collator,
+    for_model,
+    make_batches,
+    sample_tokens,
+    to_tensors,
+    width_of,
+)
+from .calibration_draw import Draw, draw_samples, drawn_order
 from .calibration_source import read_split
-from .calibration_text import InputSpec, Sample, iterate_samples
-from .processes import is_main
+from .calibration_summary import CalibrationSummary, summary_of
+from .calibration_tables import Given, given_as, peek
+from .calibration_text import InputSpec, Reading, Sample, reading_of
+from .progress import progress_bar
 
-__all__ = ["CalibrationBatches", "InputSpec", "load_calibration_dataset", "prepare_batches"]
+__all__ = [
+    "Batch",
+    "CalibrationBatches",
+    "CalibrationSummary",
+    "InputSpec",
+    "budget_of",
+    "load_calibration_dataset",
+    "prepare_batches",
+]
 
 logger = logging.getLogger(__name__)
 
-# Tokens, padding included, from which on a batch is as fast per token as larger ones, which only take more memory.
-FULL_BATCH = 512
+Item = TypeVar("Item")
+# Batches to be measured, other ones, and those that are held out.
+Split = tuple[list[Batch], list[Batch], list[Batch]]
 
-Batch = dict[str, Tensor]
-DataCollator = Callable[[list[Sample]], Mapping[str, Any]]
+# The budget of real tokens where none is named.
+NUM_TOKENS = 100_000
+# Samples, or ready batches, below which none is held out.
+LEAST_FOR_HELDOUT = 10
 
 
 @dataclass(frozen=True)
@@ -34,14 +55,16 @@ class CalibrationBatches:
     """Batches of calibration data.
 
     Attributes:
-        batches: all batches, of CPU tensors.
+        batches: all batches that are calibrated on, of CPU tensors.
         measured: how many of them, from the first, hold the samples on which knowledge is measured.
-        heldout: batches of samples that take no part in the prune.
+        heldout: batches that are kept out of all that, to tell on them how much was lost.
+        summary: what all of this is; None for batches that were put together by hand.
     """
 
     batches: list[Batch]
     measured: int
     heldout: list[Batch] = field(default_factory=list)
+    summary: CalibrationSummary | None = None
 
     def halved(self) -> "CalibrationBatches":
         """Returns the same samples in batches of half the size."""
@@ -50,65 +73,103 @@ class CalibrationBatches:
         return replace(self, batches=measured + others, measured=len(measured), heldout=_halves(self.heldout))
 
 
+def budget_of(data: Any, num_tokens: int | None) -> int | None:
+    """Returns the budget of tokens of a prune: the one that its data was drawn with, if it was drawn.
+
+    Args:
+        data: the calibration data; what `load_calibration_dataset` returned is used whole.
+        num_tokens: the budget that the settings name.
+
+    Raises:
+        ValueError: if the settings name another budget than that of the draw, and it is not the default.
+    """
+    draw = Draw.of(data)
+    if draw is None:
+        return num_tokens
+    if num_tokens not in (NUM_TOKENS, draw.num_tokens):
+        raise ValueError(
+            "There is one budget of tokens: the setting `num_tokens` must be the one that the calibration data was "
+            f"drawn with, {draw.num_tokens}, or left out. Got {num_tokens} instead. Draw the data with "
+            f"num_tokens={num_tokens}, or leave it out of the settings."
+        )
+    return draw.num_tokens
+
+
 def load_calibration_dataset(
-    dataset_name: str | PathLike | Sequence[str | PathLike],
+    dataset_name: Any,
     spec: InputSpec,
     *,
-    num_tokens: int | None = 100_000,
+    num_tokens: int | None = NUM_TOKENS,
     dataset_config_name: str | None = None,
     dataset_split: str = "train",
 ) -> Dataset:
-    """Draws samples from a data set, in an order that depends on `spec.seed` alone, and tokenizes them.
+    """Draws samples from a data set, in an order that depends on `spec.seed` and the texts alone, and tokenizes them.
 
     Args:
-        dataset_name: a name on the Hugging Face Hub; a local folder of parquet, csv, json or txt files, or one written
-            by `save_to_disk`; a file, a glob pattern or a list of files.
+        dataset_name: a name on the Hugging Face Hub; a local folder of files, or one written by `save_to_disk`; a
+            file, a glob pattern or a list of files; or a data set that is loaded, see `prepare_batches`.
         spec: what the model reads, and how texts become it.
         num_tokens: budget of real tokens; the sample that reaches it is the last one. `None` takes all samples.
         dataset_config_name: configuration of the data set.
         dataset_split: split of the data set. Files form the split "train".
 
     Returns:
-        The tokenized samples, without labels and without padding (unless `spec.preprocess_function` pads).
+        The tokenized samples, without labels and without padding (unless `spec.preprocess_function` pads), which
+        `prepare_batches` uses whole.
 
     Raises:
         FileNotFoundError: if there is no such data set.
         ValueError: if the data or an argument cannot be used; the message says why and what to do.
     """
     _check_count("num_tokens", num_tokens)
-    # In memory: the order of a data set must not be written into the user's folders.
-    dataset = read_split(dataset_name, dataset_config_name, dataset_split).shuffle(spec.seed, keep_in_memory=True)
-    return Dataset.from_list(_take_samples(iterate_samples(dataset, spec), num_tokens))
+    is_name = dataset_name is None or isinstance(dataset_name, str | PathLike | Sequence)
+    if not is_name and (dataset_config_name is not None or dataset_split != "train"):
+        raise ValueError(
+            "`dataset_config_name` and `dataset_split` go with the name of a data set. Got a "
+            f"{type(dataset_name).__name__} instead. Leave them out, and pass the split itself."
+        )
+    data = read_split(dataset_name, dataset_config_name, dataset_split) if is_name else dataset_name
+    given = given_as(data, spec.task, spec.seed)
+    samples, reading = _drawn(given, spec, num_tokens)
+    dataset = Dataset.from_list(samples)
+    Draw(num_tokens, reading.text_columns, _how(given, spec)).note(dataset)
+    return dataset
 
 
 def prepare_batches(
     calibration_dataset: Dataset | Iterable[Any],
     spec: InputSpec,
     *,
-    num_tokens: int | None = 100_000,
+    num_tokens: int | None = NUM_TOKENS,
     measure_tokens: int | None = None,
     batch_size: int = 32,
     data_collator: DataCollator | None = None,
     keep_order: bool = False,
+    heldout_share: float = 0.0,
 ) -> CalibrationBatches:
     """Makes batches of calibration data.
 
-    Samples are taken in the order given until the budget is reached, sorted by length and batched, so that there is
-    nearly no padding. Batches are used as they come until the budget is reached; `batch_size`, `data_collator` and
-    `keep_order` do not apply to them.
+    Samples are drawn by `spec.seed` and what they hold, whatever the order of the data, until the budget is reached;
+    then sorted by length and batched, so that there is nearly no padding. What `load_calibration_dataset` drew is used
+    whole. Batches stay as they are: from a list of them they are drawn like samples, and stay in their order; an
+    iterator's are taken as they come. `batch_size`, `data_collator` and `keep_order` do not apply to them.
 
     Args:
-        calibration_dataset: a data set, raw or tokenized (with `input_ids`); texts; pairs of texts; (prompt, choice,
-            choice, ...) for multiple choice; lists of words for token classification; or an iterable of batches,
-            which are mappings of tensors, arrays or lists of shape (batch, tokens).
+        calibration_dataset: a data set, raw or tokenized (with `input_ids`); a data frame, an Arrow table or a
+            dictionary of columns; a stream (`IterableDataset`), which is drawn from in blocks; texts; pairs of texts;
+            (prompt, choice, choice, ...) for multiple choice; lists of words for token classification; or an iterable
+            of batches, which are mappings of tensors, arrays or lists of shape (batch, tokens).
         spec: what the model reads, and how texts become it.
-        num_tokens: budget of real tokens; the sample (or batch) that reaches it is the last one. `None` takes all.
+        num_tokens: budget of real tokens, those held out included; the sample (or batch) that reaches it is the last
+            one. `None` takes all, which a stream must end for.
         measure_tokens: real tokens in the batches on which knowledge is measured, spread evenly over the lengths.
             `None` takes all.
         batch_size: most samples in a batch; long ones fill it earlier.
         data_collator: makes a batch from a list of samples; gets the label columns of tokenized data too, as in
             training. `None` pads with the tokenizer.
-        keep_order: whether to leave the samples in their order, in batches of `batch_size`.
+        keep_order: whether to leave the samples in the order of the draw, in batches of `batch_size`.
+        heldout_share: share of the tokens to hold out, at most, in [0, 1): the last samples of the draw, or every n-th
+            of the batches that are given. Nothing is held out of fewer than ten.
 
     Returns:
         Batches of CPU tensors with `input_ids` and `attention_mask` (if the model takes it) of shape (batch, tokens),
@@ -120,50 +181,47 @@ def prepare_batches(
     _check_count("num_tokens", num_tokens)
     _check_count("measure_tokens", measure_tokens)
     _check_count("batch_size", batch_size, optional=False)
-    if not isinstance(calibration_dataset, Dataset):
-        first, items = _peek(calibration_dataset)
-        if isinstance(first, Mapping):
-            batches = _take_batches(items, spec, num_tokens)
-            measured, others = _spread(batches, _batch_tokens, measure_tokens)
-            return CalibrationBatches(measured + others, len(measured))
-        calibration_dataset = dataset_from_texts(list(items), spec.task)
-        spec = replace(spec, text_columns=calibration_dataset.column_names)
-    collate = _default_collator(spec) if data_collator is None else data_collator
-    samples = iterate_samples(calibration_dataset, spec, with_labels=data_collator is not None)
-    taken = _take_samples(samples, num_tokens)
-    if not keep_order:
-        # By content where lengths are equal: what is measured must not depend on the order of the data.
-        taken.sort(key=lambda sample: (_width(sample), sample["input_ids"]))
-    full = math.inf if keep_order else FULL_BATCH
-    measured, others = [
-        [_collated(batch, collate, spec) for batch in _grouped(group, batch_size, full)]
-        for group in _spread(taken, _sample_tokens, measure_tokens)
-    ]
-    return CalibrationBatches(measured + others, len(measured))
+    if not 0 <= heldout_share < 1:
+        raise ValueError(f"`heldout_share` must be a share in [0, 1). Got {heldout_share!r} instead.")
+    budget, draw = budget_of(calibration_dataset, num_tokens), Draw.of(calibration_dataset)
+    given = given_as(calibration_dataset, spec.task, spec.seed)
+    columns = None
+    if given.batches is not None:
+        batches = _take_batches(given.batches, spec, budget)
+        first = {name: values[0].tolist() for name, values in batches[0].items()}
+        split = _split_batches(batches, measure_tokens, heldout_share)
+    else:
+        samples, reading = _drawn(given, spec, budget if draw is None else None, data_collator is not None)
+        first, columns = samples[0], reading.text_columns
+        collate = default_collator(spec) if data_collator is None else data_collator
+        make = partial(make_batches, spec=spec, collate=collate, batch_size=batch_size, keep_order=keep_order)
+        split = _split_samples(samples, make, measure_tokens, heldout_share, keep_order)
+    measured, others, heldout = ([for_model(batch, spec) for batch in part] for part in split)
+    draw = draw or Draw(num_tokens, columns, _how(given, spec))
+    summary = summary_of(split[0] + split[1], split[2], first, draw, spec)
+    logger.info("%s", summary)
+    return CalibrationBatches(measured + others, len(measured), heldout, summary)
 
 
-def _grouped(samples: list[Sample], batch_size: int, full: float) -> Iterator[list[Sample]]:
-    """Makes batches of samples in their order; they end before a sample with which they would be more than full."""
-    batch: list[Sample] = []
-    for sample in samples:
-        width = _width(sample) * len(_rows(sample["input_ids"]))
-        if batch and (len(batch) == batch_size or width * (len(batch) + 1) > full):
-            yield batch
-            batch = []
-        batch.append(sample)
-    if batch:
-        yield batch
+def _how(given: Given, spec: InputSpec) -> str:
+    """How the samples are chosen, in words."""
+    if given.batches is not None and not isinstance(given.batches, list):
+        return "batches in the order in which they come"
+    return f"drawn by seed {spec.seed} from {given.source}"
 
 
-def _spread(items: list[Any], tokens_of: Callable[[Any], int], budget: int | None) -> tuple[list[Any], list[Any]]:
-    """Splits items in those on which knowledge is measured and the others; the former lie evenly among the items."""
-    total = sum(map(tokens_of, items))
-    share = 1.0 if budget is None else min(1.0, budget / total)
-    measured: list[Any] = []
-    others: list[Any] = []
-    for index, item in enumerate(items):
-        (measured if math.ceil((index + 1) * share) > math.ceil(index * share) else others).append(item)
-    return measured, others
+def _drawn(
+    given: Given, spec: InputSpec, num_tokens: int | None, with_labels: bool = False
+) -> tuple[list[Sample], Reading]:
+    """Draws samples from rows until the budget is reached; returns them with how the rows were read."""
+    if given.tables is None:
+        raise ValueError("Batches cannot be drawn from again. Pass them to `prune` as they are, or pass rows of text.")
+    first, tables = peek(given.tables)
+    if given.are_texts:
+        spec = replace(spec, text_columns=first.column_names)
+    reading = reading_of(first, spec, with_labels)
+    samples = _take(draw_samples(tables, reading, spec.seed), sample_tokens, num_tokens)
+    return samples, replace(reading, text_columns=None) if given.are_texts else reading
 
 
 def _halves(batches: list[Batch]) -> list[Batch]:
@@ -171,95 +229,35 @@ def _halves(batches: list[Batch]) -> list[Batch]:
     return [dict(zip(part, values, strict=True)) for part in parts for values in zip(*part.values(), strict=True)]
 
 
-def _collated(samples: list[Sample], collate: DataCollator, spec: InputSpec) -> Batch:
-    return _for_model(_trim_padding(_to_tensors(_collate(samples, collate), spec)), spec)
+def _take_batches(batches: Iterable[Any], spec: InputSpec, num_tokens: int | None) -> list[Batch]:
+    """Takes batches until the budget is reached: those drawn from a list, in its order, or as they come."""
+    tensors = (_without_padding_rows(to_tensors(batch, spec)) for batch in batches)
+    if not isinstance(batches, list):
+        return _take(tensors, batch_tokens, num_tokens)
+    listed = list(tensors)
+    contents = (batch["input_ids"][batch["attention_mask"].bool()].tolist() for batch in listed)
+    order = iter(drawn_order(contents, spec.seed))
+    return [listed[place] for place in sorted(_take(order, lambda place: batch_tokens(listed[place]), num_tokens))]
 
 
-def _check_count(name: str, value: int | None, optional: bool = True) -> None:
-    if value is None and optional:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        allowed = "a whole number, 1 or above" + (", or None" if optional else "")
-        raise ValueError(f"`{name}` must be {allowed}. Got {value!r} instead.")
+def _without_padding_rows(batch: Batch) -> Batch:
+    """Leaves out the samples of a batch that are all padding, as of rows of text."""
+    real = batch["attention_mask"].flatten(1).any(dim=1)
+    return batch if real.all() else {name: values[real] for name, values in batch.items()}
 
 
-def _peek(data: Any) -> tuple[Any, Iterator[Any]]:
-    """Returns the first item of an iterable, and an iterator over all its items."""
-    advice = ""
-    if isinstance(data, str):
-        advice = " Load it: load_calibration_dataset(...); or, if it is a text, pass a list of texts."
-    elif isinstance(data, DatasetDict):
-        advice = f" Pass one of its splits: {', '.join(data)}."
-    elif isinstance(data, Mapping):
-        advice = " Pass a list of batches, or `datasets.Dataset.from_dict(...)`."
-    elif isinstance(data, IterableDataset):
-        advice = " Pass a part of the stream: `datasets.Dataset.from_list(list(dataset.take(1000)))`."
-    if advice or not isinstance(data, Iterable):
-        raise ValueError(
-            "`calibration_dataset` must be a `datasets.Dataset`, a list of texts or of pairs of texts, or an iterable "
-            f"of batches. Got {type(data).__name__} instead.{advice}"
-        )
-    items = iter(data)
-    for first in items:
-        if not isinstance(first, str | list | tuple | Mapping):
-            raise ValueError(
-                "The items of `calibration_dataset` must be texts, tuples of texts, or batches (mappings with "
-                f"`input_ids`). Got {type(first).__name__} instead."
-            )
-        return first, chain([first], items)
-    raise ValueError("`calibration_dataset` must hold samples. Got no items: it is empty, or an iterator used up.")
-
-
-def _rows(values: list) -> list[list]:
-    """The rows of tokens of a sample: one, or one per choice."""
-    return values if values and isinstance(values[0], list) else [values]
-
-
-def _row_lengths(sample: Sample) -> list[int]:
-    """The number of real tokens in each row of a sample."""
-    if "attention_mask" in sample:
-        return [sum(map(bool, row)) for row in _rows(sample["attention_mask"])]
-    return [len(row) for row in _rows(sample["input_ids"])]
-
-
-def _width(sample: Sample) -> int:
-    return max(_row_lengths(sample))
-
-
-def _sample_tokens(sample: Sample) -> int:
-    return sum(_row_lengths(sample))
-
-
-def _batch_tokens(batch: Batch) -> int:
-    return int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).count_nonzero())
-
-
-def _take_samples(samples: Iterator[Sample], num_tokens: int | None) -> list[Sample]:
-    """Takes samples until `num_tokens` real tokens are reached; leaves out what is all padding."""
+def _take(items: Iterator[Item], tokens_of: Callable[[Item], int], num_tokens: int | None) -> list[Item]:
+    """Takes items until `num_tokens` real tokens are reached; leaves out what is all padding."""
     taken, total = [], 0
-    bar = {"desc": "Reading calibration data", "unit": " tokens", "leave": False, "disable": not is_main()}
-    with tqdm(total=num_tokens, **bar) as progress:
-        for sample in samples:
-            count = _sample_tokens(sample)
+    with progress_bar(total=num_tokens, desc="Reading calibration data", unit=" tokens", leave=False) as progress:
+        for item in items:
+            count = tokens_of(item)
             if count:
-                taken.append(sample)
+                taken.append(item)
             total += count
             progress.update(count)
             if num_tokens is not None and total >= num_tokens:
                 break
-    _check_total(total, num_tokens)
-    return taken
-
-
-def _take_batches(batches: Iterator[Any], spec: InputSpec, num_tokens: int | None) -> list[Batch]:
-    """Takes batches as they are until `num_tokens` real tokens are reached."""
-    taken, total = [], 0
-    for batch in batches:
-        tensors = _to_tensors(batch, spec)
-        taken.append(_for_model(tensors, spec))
-        total += int(tensors["attention_mask"].count_nonzero())
-        if num_tokens is not None and total >= num_tokens:
-            break
     _check_total(total, num_tokens)
     return taken
 
@@ -274,112 +272,58 @@ def _check_total(total: int, num_tokens: int | None) -> None:
         logger.warning("The calibration data holds %d tokens, less than the budget of %d.", total, num_tokens)
 
 
-def _default_collator(spec: InputSpec) -> DataCollator:
-    """Pads with the tokenizer; without one, samples must have one length already."""
-    if spec.processing_class is None:
-        return _stack
-    if spec.processing_class.pad_token is None:
-        raise ValueError(
-            "`processing_class` must have a pad token to make batches. Got a tokenizer without one instead. Set "
-            "`processing_class.pad_token`, or pass a `data_collator` or ready batches."
-        )
-    return lambda samples: _pad(samples, spec)
+def _split_samples(
+    samples: list[Sample],
+    make: Callable[[list[Sample]], list[Batch]],
+    measure_tokens: int | None,
+    heldout_share: float,
+    keep_order: bool,
+) -> Split:
+    """Makes three lists of batches: to be measured, other, held out."""
+    fit, heldout = _hold_out(samples, heldout_share)
+    if not keep_order:
+        # By content where lengths are equal: what is measured must not depend on the order of the data.
+        for part in (fit, heldout):
+            part.sort(key=lambda sample: (width_of(sample), sample["input_ids"]))
+    measured, others = _spread(fit, sample_tokens, measure_tokens)
+    return make(measured), make(others), make(heldout)
 
 
-def _stack(samples: list[Sample]) -> dict[str, Tensor]:
-    try:
-        return {name: torch.tensor([sample[name] for sample in samples]) for name in samples[0]}
-    except ValueError as error:
-        raise ValueError(
-            "The samples must have one length when there is nothing to pad them with. Got samples of different "
-            "lengths. Pass processing_class=... or data_collator=..."
-        ) from error
+def _split_batches(batches: list[Batch], measure_tokens: int | None, heldout_share: float) -> Split:
+    """The same of batches that are ready: every n-th is held out."""
+    fit, heldout = batches, []
+    if heldout_share and len(batches) >= LEAST_FOR_HELDOUT:
+        every = math.ceil(1 / heldout_share)
+        heldout = batches[every - 1 :: every]
+        fit = [batch for index, batch in enumerate(batches) if (index + 1) % every]
+    return *_spread(fit, batch_tokens, measure_tokens), heldout
 
 
-def _pad(samples: list[Sample], spec: InputSpec) -> dict[str, Tensor]:
-    """Pads to the longest row of the batch: (batch, tokens), or (batch, choices, tokens) for nested samples."""
-    nested = isinstance(samples[0]["input_ids"][0], list)
-    if not nested:
-        return dict(spec.tokenizer.pad(samples, return_attention_mask=True, return_tensors="pt"))
-    counts = {len(sample["input_ids"]) for sample in samples}
-    if len(counts) > 1:
-        raise ValueError(
-            "All samples of a multiple-choice model must have the same number of choices. Got "
-            f"{' and '.join(map(str, sorted(counts)))} choices. Fill up or leave out rows, or pass ready batches."
-        )
-    rows = [
-        {name: values[choice] for name, values in sample.items()}
-        for sample in samples
-        for choice in range(len(sample["input_ids"]))
-    ]
-    padded = spec.tokenizer.pad(rows, return_attention_mask=True, return_tensors="pt")
-    return {name: tensor.unflatten(0, (len(samples), -1)) for name, tensor in padded.items()}
+def _hold_out(samples: list[Sample], share: float) -> tuple[list[Sample], list[Sample]]:
+    """Splits off the last samples, which are a draw like the first, with at most a share of the tokens."""
+    left, kept = share * sum(map(sample_tokens, samples)), len(samples)
+    for sample in reversed(samples if kept >= LEAST_FOR_HELDOUT else []):
+        left -= sample_tokens(sample)
+        if left < 0:
+            break
+        kept -= 1
+    return samples[:kept], samples[kept:]
 
 
-def _collate(samples: list[Sample], collate: DataCollator) -> Mapping[str, Any]:
-    try:
-        # Copies, because collators may take columns out of the samples.
-        return collate([dict(sample) for sample in samples])
-    except KeyError as error:
-        raise ValueError(
-            f"`data_collator` must do with the columns of the samples: {', '.join(samples[0])}. It asks for {error}. "
-            "Pass a collator that needs no labels, or none."
-        ) from error
+def _spread(items: list[Item], tokens_of: Callable[[Item], int], budget: int | None) -> tuple[list[Item], list[Item]]:
+    """Splits items in those on which knowledge is measured and the others; the former lie evenly among the items."""
+    total = sum(map(tokens_of, items))
+    share = 1.0 if budget is None else min(1.0, budget / total)
+    measured: list[Item] = []
+    others: list[Item] = []
+    for index, item in enumerate(items):
+        (measured if math.ceil((index + 1) * share) > math.ceil(index * share) else others).append(item)
+    return measured, others
 
 
-def _to_tensors(batch: Any, spec: InputSpec) -> Batch:
-    """Checks a batch and returns its tensors on the CPU, with a mask, and without what the model does not read."""
-    if not isinstance(batch, Mapping) or "input_ids" not in batch:
-        got = f"the keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
-        raise ValueError(
-            f"A calibration batch must be a mapping with `input_ids`. Got {got} instead. Tokenize the texts first, "
-            "or pass a `datasets.Dataset` or a list of texts."
-        )
-    tensors = {}
-    for name in batch:
-        if name in spec.read_names and batch[name] is not None:
-            tensors[name] = _to_tensor(name, batch[name])
-    ids = tensors["input_ids"]
-    mask = tensors.setdefault("attention_mask", torch.ones_like(ids))
-    shape = "(batch, choices, tokens)" if spec.task == "multiple-choice" else "(batch, tokens)"
-    if ids.dim() != shape.count(",") + 1 or mask.shape != ids.shape:
-        raise ValueError(
-            f"`input_ids` and `attention_mask` of a calibration batch for {spec.task} must have the shape {shape}. "
-            f"Got {tuple(ids.shape)} and {tuple(mask.shape)} instead. For single samples, pass "
-            "`datasets.Dataset.from_list(samples)`."
-        )
-    return tensors
-
-
-def _to_tensor(name: str, values: Any) -> Tensor:
-    try:
-        return torch.as_tensor(values).detach().cpu()
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(
-            f"`{name}` of a calibration batch must be a tensor, or an array or list that makes one. "
-            f"Got {type(values).__name__}: {error}. Pad its rows to one length, or pass a `datasets.Dataset`."
-        ) from error
-
-
-def _trim_padding(batch: Batch) -> Batch:
-    """Cuts off the trailing positions that are padding in every row; leading ones shift the positions of the text."""
-    mask = batch["attention_mask"]
-    if any(tensor.dim() >= mask.dim() and tensor.shape != mask.shape for tensor in batch.values()):
-        return batch
-    end = int(mask.flatten(0, -2).any(dim=0).nonzero().max()) + 1
-    return {
-        name: tensor[..., :end].contiguous() if tensor.shape == mask.shape else tensor
-        for name, tensor in batch.items()
-    }
-
-
-def _for_model(batch: Batch, spec: InputSpec) -> Batch:
-    """Checks the length of a batch and drops what the model does not take."""
-    limits = [limit for limit in (spec.max_length, spec.max_positions) if limit is not None]
-    length = batch["input_ids"].shape[-1]
-    if limits and length > min(limits):
-        raise ValueError(
-            f"The calibration data must be at most {min(limits)} tokens long, the limit of the model or `max_length`. "
-            f"Got an input of {length} tokens. Tokenize with truncation=True, max_length={min(limits)}."
-        )
-    return {name: tensor for name, tensor in batch.items() if name in spec.kept_names}
+def _check_count(name: str, value: int | None, optional: bool = True) -> None:
+    if value is None and optional:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        allowed = "a whole number, 1 or above" + (", or None" if optional else "")
+        raise ValueError(f"`{name}` must be {allowed}. Got {value!r} instead.")

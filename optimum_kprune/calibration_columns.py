@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import Dataset, Features
+from datasets import Features
 
 
 @dataclass(frozen=True)
@@ -48,35 +48,9 @@ NOT_TEXT = frozenset(
     {"id", "idx", "index", "guid", "uid", "uuid", "key", "title", "url", "uri", "link", "source", "split"}
     | {"lang", "language", "date", "timestamp", "category", "class", "target", "label", "labels", "label_text"}
 )
+# Of columns in a file of text, beside the comma; no column that is read with the right one has them in its name.
+SEPARATORS = ";\t|"
 NOT_TEXT_SUFFIXES = ("_id", "-id", "_idx", "_uuid", "_url", "_label")
-
-
-def dataset_from_texts(items: Sequence[Any], task: str) -> Dataset:
-    """Puts a list of texts, of pairs of texts, or of (prompt, choice, choice, ...) into columns, in that order.
-
-    For token classification, lists of strings are the words of one text.
-
-    Raises:
-        ValueError: if the list mixes types, or its items hold too few or too many texts for the task.
-    """
-    are_texts = isinstance(items[0], str)
-    for item in items:
-        is_sequence = isinstance(item, list | tuple) and all(isinstance(text, str) for text in item)
-        if not (isinstance(item, str) if are_texts else is_sequence):
-            raise ValueError(
-                "A list of calibration data must hold texts only, or tuples of texts only (batches must be mappings "
-                f"with `input_ids`). Got one that begins with {_described(items[0])} and holds {_described(item)}."
-            )
-    if task == "token-classification":
-        return Dataset.from_dict({"text": [item if are_texts else list(item) for item in items]})
-    rows = [(item,) if are_texts else tuple(item) for item in items]
-    widths = {len(row) for row in rows}
-    if len(widths) > 1 or not widths <= set(TEXT_COLUMNS[task].counts):
-        raise ValueError(
-            f"The items of a list of calibration data for {task} must stand for {TEXT_COLUMNS[task].allowed}: a text "
-            f"or a tuple of texts, all of one length. Got items of {' and '.join(map(str, sorted(widths)))} texts."
-        )
-    return Dataset.from_dict({f"text_{index}": list(texts) for index, texts in enumerate(zip(*rows, strict=True))})
 
 
 def find_text_columns(features: Features, task: str, text_columns: Sequence[str] | None) -> tuple[str, ...]:
@@ -95,6 +69,12 @@ def find_text_columns(features: Features, task: str, text_columns: Sequence[str]
             f"Cannot tell which columns hold the text. For {task} there must be {TEXT_COLUMNS[task].allowed}. Got the "
             f"columns {_quoted(features)}; {reason}. Name them in order: text_columns=[...] or --text_columns a b."
         )
+    if any(separator in name for name in found for separator in SEPARATORS):
+        raise ValueError(
+            f"The column {_quoted(found)} looks like several: a table was read with another separator than its own. "
+            'Read it with that, for instance with `load_dataset("csv", data_files=..., sep=";")`; or, if its name '
+            "is right, name it: text_columns=[...]."
+        )
     return found
 
 
@@ -106,8 +86,8 @@ def _checked(features: Features, task: str, names: tuple[str, ...]) -> tuple[str
         given = _quoted(names) or "none"
         raise ValueError(f"`text_columns` for {task} must be {TEXT_COLUMNS[task].allowed}. Got {given} instead.")
     for name in names:
-        if not _holds_text(features[name]) and not (task == "token-classification" and _holds_words(features[name])):
-            texts = _quoted(name for name, feature in features.items() if _holds_text(feature))
+        if not holds_text(features[name]) and not (task == "token-classification" and _holds_words(features[name])):
+            texts = _quoted(name for name, feature in features.items() if holds_text(feature))
             raise ValueError(
                 f"`text_columns` must hold strings. Got the column {name!r} of type {features[name]} instead. "
                 f"The columns of strings are: {texts or 'none'}."
@@ -133,24 +113,19 @@ def _guessed(features: Features, task: str) -> tuple[str, ...] | None:
 
 def _candidates(features: Features) -> list[str]:
     """The columns of strings, without identifiers, labels and the like as their names tell."""
-    texts = [name for name, feature in features.items() if _holds_text(feature)]
+    texts = [name for name, feature in features.items() if holds_text(feature)]
     return [name for name in texts if name.lower() not in NOT_TEXT and not name.lower().endswith(NOT_TEXT_SUFFIXES)]
 
 
-def _holds_text(feature: Any) -> bool:
+def holds_text(feature: Any) -> bool:
+    """Whether a feature is a string."""
     return getattr(feature, "dtype", None) in ("string", "large_string", "string_view")
 
 
 def _holds_words(feature: Any) -> bool:
     """Whether a feature is a list of strings, in the ways that versions of `datasets` write it."""
-    return _holds_text(feature[0] if isinstance(feature, list) else getattr(feature, "feature", None))
+    return holds_text(feature[0] if isinstance(feature, list) else getattr(feature, "feature", None))
 
 
 def _quoted(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names))
-
-
-def _described(item: Any) -> str:
-    if isinstance(item, list | tuple):
-        return f"a {type(item).__name__} of {', '.join(sorted({type(part).__name__ for part in item})) or 'nothing'}"
-    return f"an item of type {type(item).__name__}"

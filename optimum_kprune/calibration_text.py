@@ -1,7 +1,7 @@
 """Raw rows -> tokenized samples, as each task reads its texts."""
 
 import random
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from .calibration_columns import SWAG, TEXT_COLUMNS, find_text_columns
+from .calibration_columns import SWAG, TEXT_COLUMNS, find_text_columns, holds_text
 
 # One sample: numbers per input name, nested (choices, tokens) for multiple choice.
 Sample = dict[str, Any]
@@ -20,7 +20,6 @@ LABEL_NAMES = frozenset(
 )
 DEFAULT_MAX_LENGTH = 512
 MASKED_SHARE = 0.15
-ROWS_PER_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,8 @@ class InputSpec:
         max_length: tokens at which texts are cut. `None` takes the smallest of the limit of the tokenizer,
             `max_positions` and 512.
         max_positions: the longest input of the model, in tokens.
+        vocab_size: rows of the model's table of embeddings. `None` does not check `input_ids` against it.
+        type_vocab_size: the same for `token_type_ids`.
         model_inputs: names of the arguments of the model's forward; everything else is dropped, and so are labels.
             `None` takes `input_ids`, `attention_mask`, `token_type_ids` and `position_ids`.
         seed: seed of the choice of samples and of masked tokens.
@@ -51,6 +52,8 @@ class InputSpec:
     preprocess_function: Callable[[dict[str, list]], Mapping[str, Any]] | None = None
     max_length: int | None = None
     max_positions: int | None = None
+    vocab_size: int | None = None
+    type_vocab_size: int | None = None
     model_inputs: Collection[str] | None = None
     seed: int = 0
 
@@ -117,39 +120,51 @@ def _check_lengths(max_length: int | None, max_positions: int | None) -> None:
         )
 
 
-def iterate_samples(dataset: Dataset, spec: InputSpec, with_labels: bool = False) -> Iterator[Sample]:
-    """Yields the samples of a data set in order, tokenizing only as far as they are asked for.
+@dataclass(frozen=True)
+class Reading:
+    """How rows of a table become samples.
+
+    Attributes:
+        columns: the columns that are read.
+        content: those of them that tell what a row holds, in an order that does not depend on the table's.
+        encode: rows, as a dictionary of lists -> samples with `input_ids` and whatever else the model reads, not
+            padded any further.
+        text_columns: the columns that hold the texts; None where they are not known, or the rows are tokenized.
+    """
+
+    columns: list[str]
+    content: list[str]
+    encode: Callable[[dict[str, list]], list[Sample]]
+    text_columns: tuple[str, ...] | None = None
+
+
+def reading_of(table: Dataset, spec: InputSpec, with_labels: bool = False) -> Reading:
+    """Returns how the rows of a table become samples.
 
     Args:
-        dataset: tokenized rows (with `input_ids`), or raw rows.
+        table: tokenized rows (with `input_ids`), or raw rows.
         spec: how raw rows become samples.
         with_labels: whether to keep the label columns of tokenized rows.
 
-    Yields:
-        Samples with `input_ids` and whatever else the model reads, not padded any further.
-
     Raises:
-        ValueError: if the text columns are missing or ambiguous, or what they hold cannot be tokenized.
+        ValueError: if the text columns are missing or ambiguous.
     """
-    # Neither tensors nor transforms on access: lists are what can be counted and padded.
-    dataset = dataset.with_format(None)
-    encode: Callable[[dict[str, list]], list[Sample]]
-    if "input_ids" in dataset.column_names:
+    if "input_ids" in table.column_names:
         wanted = spec.read_names | (LABEL_NAMES if with_labels else frozenset())
-        dataset = dataset.select_columns([name for name in dataset.column_names if name in wanted])
-        encode = _split_rows
-    elif spec.preprocess_function is not None:
-        encode = partial(_preprocess, spec)
-    else:
-        names = find_text_columns(dataset.features, spec.task, spec.text_columns)
-        dataset = dataset.select_columns(list(names))
-        encode = partial(_encode, spec, names)
-    for start in range(0, len(dataset), ROWS_PER_CHUNK):
-        yield from encode(dataset[start : start + ROWS_PER_CHUNK])
+        columns = [name for name in table.column_names if name in wanted]
+        return Reading(columns, sorted(spec.read_names.intersection(columns)), _split_rows)
+    if spec.preprocess_function is not None:
+        # Which of the columns it reads is not known; the texts tell rows apart.
+        texts = sorted(name for name, feature in table.features.items() if holds_text(feature))
+        return Reading(table.column_names, texts or sorted(table.column_names), partial(_preprocess, spec))
+    names = find_text_columns(table.features, spec.task, spec.text_columns)
+    return Reading(list(names), list(names), partial(_encode, spec, names), names)
 
 
 def _split_rows(columns: Mapping[str, Sequence]) -> list[Sample]:
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    """Leaves out rows without tokens."""
+    samples = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [sample for sample in samples if sample["input_ids"]]
 
 
 def _preprocess(spec: InputSpec, columns: dict[str, list]) -> list[Sample]:

@@ -15,6 +15,9 @@ from .report import KPruneResult
 
 logger = logging.getLogger(__name__)
 
+# Of calibration data, per feature of the widest sublayer: with fewer, a fit follows what is peculiar to them.
+TOKENS_PER_FEATURE = 10
+
 
 def require_prunable(model: PreTrainedModel) -> None:
     """Raises a ValueError if no folder could hold the pruned model, or its sublayers cannot be observed."""
@@ -82,10 +85,14 @@ def warn_if_nothing_is_left(result: KPruneResult) -> None:
 
 
 def warn_if_few_tokens(frontier: Frontier) -> None:
-    """Warns if the widest sublayer has more features to fit than there are tokens."""
+    """Warns if there are few tokens for the features to fit in the widest sublayer, or even fewer than features."""
     widest = max(sublayer.features for sublayer in frontier.teacher.sublayers())
+    if frontier.tokens >= TOKENS_PER_FEATURE * widest:
+        return
+    consequence = "the fit is loose: more text makes a better model"
     if frontier.tokens < widest:
-        logger.warning(
-            f"The calibration data has {frontier.tokens} tokens, but the widest sublayer has {widest} features to "
-            "fit. Use more calibration data: some tens of thousands of tokens give a reliable prune."
-        )
+        consequence = "nothing but the pull towards the model's own weights determines the fit: expect a poor model"
+    logger.warning(
+        f"The calibration data has {frontier.tokens} tokens, but the widest sublayer has {widest} features to fit, so "
+        f"that {consequence}. Use more calibration data: {TOKENS_PER_FEATURE * widest:,} tokens or more."
+    )

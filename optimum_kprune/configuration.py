@@ -29,7 +29,8 @@ class KPruneConfig(BaseConfig):
         gradient (`str`, defaults to `"sample"`): `"sample"` squares the gradient of every sample, so that batching
             cannot matter; `"batch"` squares the gradient of the batch mean, as the authors' program does.
         num_tokens (`int`, *optional*, defaults to 100 000): budget of calibration tokens, padding not counted.
-            `None` uses all calibration data.
+            `None` uses all calibration data. What `get_calibration_dataset` drew is used whole: its budget becomes
+            this one.
         heldout_share (`float`, defaults to 0.1): share of the calibration tokens that takes no part in the prune: on
             it, what was lost is measured afterwards. 0 measures nothing.
         measure_tokens (`int`, *optional*, defaults to 10 000): calibration tokens on which knowledge is measured,

@@ -1,6 +1,7 @@
 """What a pruner takes from a `SentenceTransformer`, and how a pruned model gets back into its pipeline."""
 
 import copy
+import logging
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,6 +20,8 @@ except ImportError as error:
         "A SentenceTransformer is pruned with the library sentence-transformers, which is not installed. Install it: "
         "pip install optimum-kprune[sentence-transformers]"
     ) from error
+
+logger = logging.getLogger(__name__)
 
 # What may follow the encoder: all that reads the embeddings of tokens or of the text, and nothing else.
 BEHIND_ENCODER = (modules.Pooling, modules.Dense, modules.LayerNorm, modules.Dropout, modules.Normalize)
@@ -60,6 +63,12 @@ def encoder_of(pipeline: Any) -> PreTrainedModel:
 
 def embedding_task(pipeline: SentenceTransformer) -> Task:
     """Returns the task of preserving the embeddings that a pipeline gives, as its similarity function sees them."""
+    prompt = pipeline.prompts.get(pipeline.default_prompt_name or "")
+    if prompt:
+        logger.warning(
+            f"The pipeline begins every text with its default prompt, {prompt!r}, but calibration texts get none. Put "
+            "it before them."
+        )
     behind = copy.deepcopy(nn.Sequential(*list(pipeline)[1:])).eval().requires_grad_(False)
     # Of a copy: asking a pipeline for a similarity function that it does not name gives it one.
     unit_length = copy.copy(pipeline).similarity_fn_name == "cosine"

@@ -21,11 +21,11 @@ def plain_model(model: Any) -> Any:
     return plain
 
 
-def calibration_data(train_dataset: Any, seed: int) -> Dataset:
-    """Returns train data in an order that depends on `seed` alone: it may lie sorted, and a part may be enough.
+def calibration_data(train_dataset: Any) -> Dataset:
+    """Returns train data that can be drawn from.
 
     Raises:
-        ValueError: if there is none, or it is nothing that can be drawn from.
+        ValueError: if there is none, or it is something else.
     """
     if not isinstance(train_dataset, Dataset):
         given = "none" if train_dataset is None else type(train_dataset).__name__
@@ -34,7 +34,7 @@ def calibration_data(train_dataset: Any, seed: int) -> Dataset:
             "Give the trainer one, for instance `Dataset.from_list(...)`; or prune after training, with "
             "`KPruner.from_trainer(trainer).prune(config, calibration_dataset=...)`."
         )
-    return train_dataset.shuffle(seed, keep_in_memory=True)
+    return train_dataset
 
 
 def evaluate_like(trainer: Trainer, model: PreTrainedModel) -> dict[str, float]:

@@ -104,10 +104,12 @@ def draw_signs(prediction: Prediction, step: Step, seed: int) -> Tensor:
     """
     values = prediction.values
     real = (prediction.weights > 0)[..., None] & (values > MASKED_LOGIT)
-    signs = torch.zeros(values.shape, device="cpu")
+    signs = torch.zeros(values.shape, dtype=torch.float32, device="cpu")
     ids, mask = step.batch["input_ids"].cpu(), step.mask.view(step.batch["input_ids"].shape).cpu()
+    # The checksum starts from 32 bits.
+    start = seed if seed < 2**32 else zlib.crc32(str(seed).encode())
     for sample, drawn, places in zip(range(len(ids)), signs, real.cpu(), strict=True):
-        content = zlib.crc32(ids[sample][mask[sample]].long().numpy().tobytes(), seed)
+        content = zlib.crc32(ids[sample][mask[sample]].long().numpy().tobytes(), start)
         generator = torch.Generator().manual_seed(content)
         drawn[places] = torch.randint(2, (int(places.sum()),), generator=generator).float() * 2 - 1
     return signs.to(values.device)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from .adapters import EncoderAdapter
 from .base import OptimumPruner
-from .calibration import CalibrationBatches, InputSpec, load_calibration_dataset, prepare_batches
+from .calibration import CalibrationBatches, InputSpec, budget_of, load_calibration_dataset, prepare_batches
 from .calibration_source import read_split
 from .card import CardFacts
 from .checkpoint import begins_to_save, has_begun_to_save
@@ -182,7 +182,7 @@ class KPruner(OptimumPruner):
 
     def get_calibration_dataset(
         self,
-        dataset_name: str | PathLike | Sequence[str | PathLike],
+        dataset_name: str | PathLike | Sequence[str | PathLike] | Dataset,
         num_tokens: int | None = 100_000,
         dataset_config_name: str | None = None,
         dataset_split: str = "train",
@@ -191,17 +191,19 @@ class KPruner(OptimumPruner):
         max_length: int | None = None,
         seed: int = 0,
     ) -> Dataset:
-        """Draws and tokenizes unlabelled calibration data.
+        """Draws and tokenizes unlabelled calibration data, which `prune` and `sweep` use whole.
 
         Args:
-            dataset_name: a name on the Hub; a local folder; a parquet, csv, json or txt file, a pattern or a list.
-            num_tokens: budget of tokens, padding not counted; None takes the whole split.
+            dataset_name: a name on the Hub; a local folder; a parquet, arrow, csv, tsv, json or txt file, a pattern or
+                a list; or a data set that is loaded.
+            num_tokens: budget of tokens, padding not counted; None takes the whole split. It becomes that of the
+                settings: there is one budget.
             dataset_config_name: configuration of the data set.
             dataset_split: split of the data set.
             text_columns: columns that hold the texts, in the order in which the model reads them; None finds them.
             preprocess_function: maps a chunk of raw rows to model inputs, instead of the tokenization here.
             max_length: tokens at which texts are cut; None takes the limit of the model, at most 512.
-            seed: seed of the choice of samples.
+            seed: seed of the choice of samples, which does not depend on their order.
 
         Returns:
             the tokenized samples, without labels.
@@ -243,9 +245,9 @@ class KPruner(OptimumPruner):
 
         Args:
             config: the settings.
-            calibration_dataset: a data set, raw or tokenized; texts or pairs of texts; or an iterable of batches,
-                which are taken as they are. Labels are not needed and not looked at. None takes the train data of
-                the trainer, drawn by the seed.
+            calibration_dataset: what `get_calibration_dataset` returned, which is used whole; another data set, raw or
+                tokenized, a stream, a data frame, texts or pairs of texts, drawn by the seed; or an iterable of
+                batches. Labels are not needed and not looked at. None takes the train data of the trainer.
             data_collator: makes a batch of a list of tokenized samples; None pads with the tokenizer, and takes the
                 trainer's collator with the trainer's data.
             batch_size: most samples in a batch. Without effect on the result, except with `gradient="batch"`.
@@ -265,6 +267,7 @@ class KPruner(OptimumPruner):
             OSError: if it cannot be written, or the disk of the temporary folder is full; see `memory_budget`.
         """
         check_config(config)
+        config = _with_budget(config, calibration_dataset)
         overwrite = overwrite or has_begun_to_save(checkpoint_dir)
         if save_directory is not None:
             in_main(require_free)(save_directory, overwrite)
@@ -318,14 +321,14 @@ class KPruner(OptimumPruner):
             FileExistsError: if the folder of a rate is not empty.
             OSError: if it cannot be written, or the disk of the temporary folder is full; see `memory_budget`.
         """
-        configs = configs_of(rates, config)
+        configs = [_with_budget(entry, calibration_dataset) for entry in configs_of(rates, config)]
         folders = [_within(save_directory, entry) for entry in configs]
         checkpoints = [_within(checkpoint_dir, entry) for entry in configs]
         replaces = [overwrite or has_begun_to_save(checkpoint) for checkpoint in checkpoints]
         for folder, replace_it in zip(folders, replaces, strict=True):
             if folder is not None:
                 in_main(require_free)(folder, replace_it)
-        calibration = self._calibration(config, calibration_dataset, data_collator, batch_size)
+        calibration = self._calibration(configs[0], calibration_dataset, data_collator, batch_size)
         recipe = self._recipe_of(calibration_dataset, data_collator, batch_size)
         pruners = [copy.copy(self) for _ in configs]
         with self._sweep(config, calibration) as sweep:
@@ -357,7 +360,7 @@ class KPruner(OptimumPruner):
         require_finite_weights(self.teacher)
         if dataset is None:
             trainer = self._need_trainer("A prune needs a `calibration_dataset`")
-            dataset = calibration_data(trainer.train_dataset, config.seed)
+            dataset = calibration_data(trainer.train_dataset)
             data_collator = data_collator or trainer.data_collator
         return prepare_batches(
             dataset,
@@ -367,6 +370,7 @@ class KPruner(OptimumPruner):
             batch_size=batch_size,
             data_collator=data_collator,
             keep_order=config.gradient == "batch",
+            heldout_share=config.heldout_share,
         )
 
     def _recipe_of(
@@ -521,6 +525,7 @@ class KPruner(OptimumPruner):
         preprocess_function: Callable[[dict[str, list]], dict[str, Any]] | None = None,
         max_length: int | None = None,
     ) -> InputSpec:
+        embeddings = self.teacher.get_input_embeddings()
         return InputSpec(
             task=self.task.name,
             processing_class=self.processing_class,
@@ -528,6 +533,8 @@ class KPruner(OptimumPruner):
             preprocess_function=preprocess_function,
             max_length=max_length,
             max_positions=max_positions(self.teacher),
+            vocab_size=getattr(embeddings, "num_embeddings", None),
+            type_vocab_size=getattr(self.teacher.config, "type_vocab_size", None),
             model_inputs=list(inspect.signature(self.teacher.forward).parameters),
             seed=seed,
         )
@@ -536,3 +543,10 @@ class KPruner(OptimumPruner):
 def _within(root: str | PathLike | None, config: KPruneConfig) -> Path | None:
     """The folder of a rate in a folder of several."""
     return None if root is None else Path(root, str(config.compression_rate)).absolute()
+
+
+def _with_budget(config: KPruneConfig, calibration_dataset: Any) -> KPruneConfig:
+    """The settings with the budget that the calibration data was drawn with, if it was drawn."""
+    budgeted = copy.copy(config)
+    budgeted.num_tokens = budget_of(calibration_dataset, config.num_tokens)
+    return budgeted

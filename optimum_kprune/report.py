@@ -3,7 +3,10 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .calibration_summary import CalibrationSummary
 
 REPORT_NAME = "kprune_report.json"
 
@@ -86,6 +89,7 @@ class KPruneResult:
         parameters_before: parameters of the model as it was given.
         parameters_after: parameters of the pruned model.
         seconds: time of the whole prune.
+        calibration: what was calibrated on.
         heldout: what was lost, on held-out calibration data; None if none was held out.
         stages: seconds per stage: "teacher" (its predictions), "measure" (knowledge), "search", "fit" (gathering the
             least squares, the teacher's way through the sublayers included), "solve", "advance" (the student) and
@@ -99,6 +103,7 @@ class KPruneResult:
     parameters_before: int
     parameters_after: int
     seconds: float
+    calibration: "CalibrationSummary | None" = None
     heldout: HeldoutQuality | None = None
     stages: dict[str, float] = field(default_factory=dict)
 

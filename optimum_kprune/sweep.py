@@ -108,6 +108,7 @@ class Sweep:
             parameters_before=self._model.num_parameters(),
             parameters_after=model.num_parameters(),
             seconds=seconds,
+            calibration=self._given.summary,
             heldout=heldout,
             stages=pruning.stopwatch.stages(seconds),
         )

@@ -50,7 +50,7 @@ class KPruneCallback(TrainerCallback):
         self.config.check()
         in_main(require_free)(self._folder(args), self.overwrite)
         KPruner(plain_model(kwargs["model"]))
-        calibration_data(kwargs["train_dataloader"].dataset, self.config.seed)
+        calibration_data(kwargs["train_dataloader"].dataset)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -60,7 +60,7 @@ class KPruneCallback(TrainerCallback):
         pruner = KPruner(plain_model(kwargs["model"]), kwargs["processing_class"])
         pruner.prune(
             self.config,
-            calibration_data(loader.dataset, self.config.seed),
+            calibration_data(loader.dataset),
             data_collator=loader.collate_fn,
             save_directory=self._folder(args),
             overwrite=self.overwrite,

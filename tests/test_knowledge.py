@@ -324,7 +324,8 @@ def test_signs_depend_on_seed_and_tokens_and_are_zero_at_padding():
     assert torch.equal(signs.abs().amax(dim=-1), step.mask.float())
     assert torch.equal(signs.abs().amin(dim=-1), step.mask.float())
     assert torch.equal(signs[0], signs[2]) and not torch.equal(signs[0, :3], signs[1, :3])
-    assert not torch.equal(signs, passes.draw_signs(prediction, step, 1))
+    for other in (1, 2**32, 10**30):
+        assert not torch.equal(signs, passes.draw_signs(prediction, step, other))
 
 
 # The frontier

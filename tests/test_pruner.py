@@ -3,7 +3,6 @@
 import functools
 import itertools
 import json
-import logging
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -999,15 +998,19 @@ def test_the_sublayer_whose_activations_are_not_finite_is_named(module, name, kn
     assert pruner.model is model
 
 
-def test_few_tokens_warn(caplog):
-    prune(tiny_model(), batches_of(SAMPLES[:3]))
-    (message,) = [record.getMessage() for record in caplog.records if "tokens, but" in record.getMessage()]
-    tokens = sum(len(sample) for sample in SAMPLES[:3])
-    assert f"has {tokens} tokens" in message and f"{NEURONS} features" in message and "more calibration" in message
-    caplog.clear()
-    with caplog.at_level(logging.WARNING):
-        prune(tiny_model())
-    assert "more calibration" not in caplog.text
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(3, "expect a poor model"), (24, "the fit is loose"), (100, None)],
+)
+def test_few_tokens_warn(count, said, caplog):
+    samples = ragged_samples(count)
+    prune(tiny_model(), batches_of(samples))
+    messages = [record.getMessage() for record in caplog.records if "tokens, but" in record.getMessage()]
+    assert len(messages) == (said is not None)
+    tokens = sum(map(len, samples))
+    for message in messages:
+        assert f"has {tokens} tokens, but the widest sublayer has {NEURONS} features" in message and said in message
+        assert f"{10 * NEURONS} tokens or more" in message
 
 
 @pytest.mark.parametrize("data", [[], iter([]), Dataset.from_dict({"text": ["w1"]}).select([])])

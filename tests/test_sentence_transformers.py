@@ -270,3 +270,10 @@ def test_without_the_library_the_error_names_the_extra(monkeypatch):
     monkeypatch.delitem(sys.modules, "optimum_kprune.from_sentence_transformer", raising=False)
     with pytest.raises(ImportError, match=r"pip install optimum-kprune\[sentence-transformers\]"):
         KPruner.from_sentence_transformer(None)
+
+
+@pytest.mark.parametrize(("default", "is_told"), [("query", True), ("document", False), (None, False)])
+def test_a_default_prompt_is_told_of(encoder, default, is_told, caplog):
+    """Of the two prompts, one is empty."""
+    KPruner.from_sentence_transformer(make_pipeline(encoder, prompts=PROMPTS, default_prompt_name=default))
+    assert ("its default prompt, 'w3 w4 ', but calibration texts get none" in caplog.text) == is_told

@@ -1,0 +1,127 @@
+"""What a prune calibrates on: one draw, one budget, and inputs that the model can look up."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny import VOCABULARY, batches_of, ragged_samples, same_state, texts_of, tiny_model, tiny_tokenizer
+
+from optimum_kprune import KPruneConfig, KPruner, pruner
+
+SAMPLES = ragged_samples(40)
+TEXTS = texts_of(SAMPLES)
+TOKENS = sum(map(len, SAMPLES))
+
+
+def kpruner(**options):
+    return KPruner(tiny_model(**options), tiny_tokenizer())
+
+
+def pruned(data, **settings):
+    one = kpruner()
+    one.prune(KPruneConfig(compression_rate=0.6, **settings), data)
+    return one
+
+
+# The draw
+
+
+@pytest.mark.parametrize("form", [list, lambda texts: Dataset.from_dict({"text": texts})])
+@pytest.mark.parametrize("gradient", ["sample", "batch"])
+def test_the_order_of_the_data_does_not_matter_and_the_seed_does(form, gradient):
+    first = pruned(form(TEXTS), num_tokens=150, gradient=gradient)
+    assert first.result.samples < len(TEXTS)
+    assert same_state(first.model, pruned(form(sorted(TEXTS)), num_tokens=150, gradient=gradient).model)
+    other = pruned(form(TEXTS), num_tokens=150, gradient=gradient, seed=1)
+    assert [entry.error for entry in first.result.sublayers] != [entry.error for entry in other.result.sublayers]
+
+
+def test_a_loaded_data_set_is_drawn_and_tokenized():
+    one = kpruner()
+    drawn = one.get_calibration_dataset(Dataset.from_dict({"text": TEXTS}), num_tokens=150, seed=3)
+    assert set(drawn.column_names) == {"input_ids", "attention_mask"}
+    assert all(ids in SAMPLES for ids in drawn["input_ids"])
+    one.prune(KPruneConfig(compression_rate=0.6, seed=3), drawn)
+    assert same_state(one.model, pruned(TEXTS, num_tokens=150, seed=3).model)
+
+
+# The budget
+
+
+def test_what_was_drawn_is_used_whole_and_its_budget_is_that_of_the_settings(tmp_path, caplog):
+    config = KPruneConfig(compression_rate=0.6)
+    for num_tokens in (150, 200, None):
+        one = kpruner()
+        drawn = one.get_calibration_dataset(Dataset.from_dict({"text": TEXTS}), num_tokens=num_tokens)
+        folder = tmp_path / str(num_tokens)
+        result = one.prune(config, drawn, save_directory=folder)
+        assert result.tokens == sum(map(len, drawn["input_ids"]))
+        assert json.loads((folder / "kprune_config.json").read_text())["num_tokens"] == num_tokens
+        assert one.config.num_tokens == num_tokens
+        assert {swept.config.num_tokens for swept in one.sweep([0.2, 0.4], config, drawn)} == {num_tokens}
+    assert config.num_tokens == 100_000
+    assert "budget" not in caplog.text
+
+
+def test_two_budgets_are_refused_before_any_work(monkeypatch):
+    one = kpruner()
+    drawn = one.get_calibration_dataset(Dataset.from_dict({"text": TEXTS}), num_tokens=150)
+    monkeypatch.setattr(pruner, "require_finite_weights", None)
+    for call in (one.prune, lambda *given: one.sweep([0.5], *given)):
+        for num_tokens in (200, None):
+            with pytest.raises(
+                ValueError, match=rf"There is one budget .* drawn with, 150, .* Got {num_tokens} instead"
+            ):
+                call(KPruneConfig(num_tokens=num_tokens), drawn)
+
+
+def test_there_is_one_longest_length():
+    """Data that was cut at another length than the default (that of the tokenizer here) is not cut or refused."""
+    one = kpruner()
+    texts = [" ".join(VOCABULARY[5:100])] * 4
+    drawn = one.get_calibration_dataset(Dataset.from_dict({"text": texts}), max_length=36, num_tokens=None)
+    assert tiny_tokenizer().model_max_length == 30
+    assert one.prune(KPruneConfig(), drawn).tokens == 4 * 36
+
+
+# Inputs
+
+
+def test_a_tokenizer_of_another_model_is_told_of_before_any_work():
+    one = kpruner(vocab_size=100)
+    with pytest.raises(ValueError, match=r"below 100, .* Got 119.* has 120 tokens: it is that of another model"):
+        one.prune(KPruneConfig(), [VOCABULARY[-1]])
+    assert one.model is one.teacher
+
+
+def test_token_types_are_those_of_the_model():
+    batches = [batch | {"token_type_ids": torch.ones_like(batch["input_ids"])} for batch in batches_of(SAMPLES)]
+    one = kpruner(type_vocab_size=1)
+    with pytest.raises(ValueError, match=r"`token_type_ids` .* below 1, .* Got 1"):
+        one.prune(KPruneConfig(), batches)
+    assert kpruner().prune(KPruneConfig(), batches).tokens == TOKENS
+
+
+# What is odd
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("knowledge", ["fisher", "divergence"])
+def test_the_default_type_of_torch_does_not_matter(dtype, knowledge):
+    expected = pruned(TEXTS, knowledge=knowledge)
+    one = kpruner()
+    torch.set_default_dtype(dtype)
+    try:
+        one.prune(KPruneConfig(compression_rate=0.6, knowledge=knowledge), TEXTS)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert same_state(one.model, expected.model)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sequence_length", "num_tokens", "measure_tokens", "measure_every", "memory_budget", "neuron_multiple", "seed"],
+)
+def test_settings_may_be_very_large(name):
+    assert pruned(TEXTS, **{name: 10**18}).result.samples == len(TEXTS)
