@@ -47,7 +47,8 @@ def parse_units(text: str, total: int) -> list[int]:
     for part in text.split(",") if text else []:
         first, _, last = part.partition("-")
         bounds = [int(bound) for bound in (first, last or first) if bound.isdecimal() and len(bound) <= digits]
-        # Before a range is made: a few characters can name more units than memory holds.
+        # Before a range is made: a few characters can name more units than memory holds. One that increases begins
+        # no lower than the number of units before it.
         if len(bounds) == 2 and len(indices) <= bounds[0] and bounds[1] < total:
             indices.extend(range(bounds[0], bounds[1] + 1))
     if format_units(indices) != text:
@@ -80,7 +81,8 @@ def check_map(model: Any, kprune: Any, shrunk: bool = False) -> None:
             check_structure(model, adapter, left, shrunk)
         else:
             check_structure(model, adapter, [entry["total"] for entry in entries])
-            _ = [parse_units(entry["kept"], entry["total"]) for entry in entries]
+            for entry in entries:
+                parse_units(entry["kept"], entry["total"])
     except ValueError as error:
         raise ValueError(
             f"The config field `kprune` does not fit its model. {error} Use the config.json that was saved with the "
@@ -142,7 +144,7 @@ def check_structure(model: Any, adapter: dict[str, Any], units: list[int] | None
     """
     heads, head_size = _heads(model.config)
     for index, (layer, block, sublayer) in enumerate(_sublayers(model, adapter)):
-        modules = {name: module for name, module in block.named_modules() if name}
+        modules = dict(block.named_modules())
         place = f"layer {layer} {sublayer['kind']}"
         unit_size = head_size if sublayer["kind"] == "attention" else 1
         features = getattr(modules.get(sublayer["output"]), "in_features", None)
@@ -190,15 +192,19 @@ def _sublayers(model: Any, adapter: dict[str, Any]) -> list[tuple[int, nn.Module
 
 def _heads(config: Any) -> tuple[int, int]:
     """The number of attention heads of the dense model and the features of each."""
-    heads, size = getattr(config, "num_attention_heads", None), getattr(config, "head_dim", None)
+    heads: Any = getattr(config, "num_attention_heads", None)
     _require(type(heads) is int and heads > 0, "num_attention_heads", "be a number of heads", heads)
-    return heads, size or config.hidden_size // heads  # type: ignore[operator, return-value]
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    _require(type(size) is int, "head_dim", "be a number of features", size)
+    return heads, size
 
 
 def _check_sublayer(modules: dict[str, nn.Module], sublayer: dict[str, Any], place: str, features: int) -> None:
     """Checks a sublayer that has a number of features now against the submodules of its block."""
     inputs, output, bypass = sublayer["inputs"], sublayer["output"], sublayer["bypass"]
-    _require(bypass in modules and bypass != output, f"bypass of {place}", "name a submodule to replace", bypass)
+    _require(
+        bypass and bypass in modules and bypass != output, f"bypass of {place}", "name a submodule to replace", bypass
+    )
     if not features:
         # What is left of it: its bias, which is all that the output is.
         left = getattr(modules.get(output), "in_features", None)
@@ -225,9 +231,12 @@ def _check_counts(modules: dict[str, nn.Module], sublayer: dict[str, Any], place
 def _require_linear(modules: dict[str, nn.Module], name: str, place: str, columns: int, rows: int | None) -> nn.Linear:
     """Returns a submodule that must be linear and have these numbers of columns and rows."""
     module = modules.get(name)
-    kind = f", which is a {type(module).__module__}.{type(module).__qualname__}" if module else ", which is not there"
+    kind = type(module)
+    told = "not there" if module is None else f"a {kind.__module__}.{kind.__qualname__}"
     if not isinstance(module, nn.Linear):
-        raise ValueError(f"The {place} must name an nn.Linear in its block. Got {reprlib.repr(name)}{kind}.")
+        raise ValueError(
+            f"The {place} must name an nn.Linear in its block. Got {reprlib.repr(name)}, which is {told}."
+        )
     fits = module.in_features == columns and rows in (None, module.out_features)
     shape = (module.out_features, module.in_features)
     _require(fits, place, f"have {columns} columns and {rows or 'any number of'} rows", shape, f"{name!r} of shape ")

@@ -180,12 +180,12 @@ def weights_of_encoder(model: PreTrainedModel, names: Iterable[str]) -> list[str
 def require_encoder_weights(model: PreTrainedModel, info: dict[str, Any]) -> None:
     """Raises a ValueError if transformers' loading info tells of missing or unexpected weights of the encoder."""
     absent = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
-    for told, names in (("lacks", absent), ("has no place for", info["unexpected_keys"])):
+    for told, names in (("lack", absent), ("hold", info["unexpected_keys"])):
         if wrong := weights_of_encoder(model, names):
-            subject = "The checkpoint" if names is absent else "The config of"
             raise ValueError(
-                f"{subject} {model.name_or_path!r} {told} {len(wrong)} weights of the encoder, such as {wrong[0]!r}. "
-                "Load config.json and weights from the folder in which they were saved together."
+                f"The weights of {model.name_or_path!r} are not those that its config tells of: they {told} "
+                f"{len(wrong)} of the encoder, such as {wrong[0]!r}. Load config.json and weights from the folder in "
+                "which they were saved together."
             )
 
 
@@ -336,7 +336,7 @@ def _make_model_class(dense: Any) -> type[PreTrainedModel]:
             a model must give the same outputs before it is saved and after it is loaded.
             """
             with_info = kwargs.pop("output_loading_info", False)
-            # A pickle could run code; pruned models are saved as safetensors alone.
+            # Pruned models are saved so; a pickle in the place of the weights is not looked at.
             kwargs["use_safetensors"] = True
             with weights_that_fit():
                 model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)

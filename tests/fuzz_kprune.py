@@ -126,7 +126,8 @@ def damage(holder, key, places, random):
     elif kind == "repeat" and isinstance(holder, list):
         holder.insert(random.randrange(len(holder) + 1), copy.deepcopy(holder[key]))
     elif kind == "units" or key == "kept":
-        entry = random.choice([other for other, name in places if name == "total"])
+        # A damage before this one may have removed them all.
+        entry = random.choice([other for other, name in places if name == "total"] or [{}])
         entry[random.choice(("kept", "kept", "total"))] = random.choice([*UNITS, *TOTALS, 2, 32, 10**9])
     else:
         holder[key] = random.choice(VALUES)

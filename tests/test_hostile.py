@@ -34,6 +34,7 @@ from optimum.commands import optimum_cli
 from optimum_kprune import EncoderAdapter, KPruner, SublayerAdapter, adapters, register_adapter
 from optimum_kprune.adapters import BERT
 from optimum_kprune.kprune_map import check_structure, checksum, parse_units
+from optimum_kprune.modeling_kprune import shrink_sublayer
 
 
 @pytest.fixture(scope="module")
@@ -347,6 +348,17 @@ class Part(nn.ModuleDict):
 def ffn(name):
     inside = SublayerAdapter("ffn", {f"{name}.in": 1}, f"{name}.out", f"{name}.in", name)
     return EncoderAdapter("blocks", (inside,)).to_dict()["sublayers"][0]
+
+
+def test_counts_may_be_attributes_of_the_block_itself():
+    block = nn.ModuleDict({"a": Part()})
+    block.width = 4
+    config = SimpleNamespace(num_attention_heads=2, hidden_size=4)
+    model = SimpleNamespace(base_model=nn.ModuleDict({"blocks": nn.ModuleList([block])}), config=config)
+    sublayer = ffn("a") | {"counts": {"width": "units"}}
+    check_structure(model, {"blocks": "blocks", "sublayers": [sublayer]})
+    shrink_sublayer(block, sublayer, [0, 3], 4)
+    assert block.width == 2
 
 
 @pytest.mark.parametrize(
