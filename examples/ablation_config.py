@@ -43,7 +43,9 @@ class Method:
     def config(self, num_tokens: int, rate: float, seed: int) -> KPruneConfig:
         """Returns the settings of one prune."""
         make = KPruneConfig.paper if self.paper else KPruneConfig
-        return make(**{"num_tokens": num_tokens, **self.settings, "compression_rate": rate, "seed": seed})
+        # What a prune lost is measured here, for all methods alike, on data that none of them has seen.
+        given = {"num_tokens": num_tokens, "heldout_share": 0.0, **self.settings}
+        return make(**given | {"compression_rate": rate, "seed": seed})
 
 
 @dataclass(frozen=True)

@@ -223,7 +223,8 @@ def make_config(args: argparse.Namespace, **changes: Any) -> KPruneConfig:
     options = {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)} | changes
     for name in options.keys() & dict(args.set).keys():
         raise ValueError(f"--set {name}=... has an option of its own: see --help.")
-    return KPruneConfig(**options | dict(args.set))
+    # Time per token: all tokens are pruned on.
+    return KPruneConfig(**{"heldout_share": 0.0} | options | dict(args.set))
 
 
 def machine(args: argparse.Namespace) -> Row:

@@ -23,6 +23,7 @@ from transformers import AutoModelForSequenceClassification
 from optimum.commands import optimum_cli
 from optimum_kprune import CardFacts, KPruneConfig, KPruner, hub
 from optimum_kprune.command import _facts
+from optimum_kprune.sweep import Sweep
 
 REPOSITORY = Path(__file__).parent.parent
 SAMPLES = ragged_samples(40)
@@ -117,7 +118,8 @@ def test_csv_with_labels_and_settings_from_a_file_with_overrides(place, tmp_path
         assert (saved.compression_rate, saved.seed) == (0.6, 3)
         assert (saved.ridge, saved.num_tokens) == (0.5, 150)
         report = json.loads((out / "kprune_report.json").read_text())
-        assert report["flops_removed"] >= 0.6 and 150 <= report["tokens"] < 165
+        read = report["calibration"]["tokens"] + report["calibration"]["heldout_tokens"]
+        assert report["flops_removed"] >= 0.6 and 150 <= read < 165 and report["tokens"] < 150
 
 
 def test_the_card_tells_what_was_measured(place, tmp_path, command):
@@ -140,7 +142,8 @@ def test_two_text_columns_make_pairs(place, tmp_path, command):
     arguments = arguments_of(place, tmp_path / "out", "ambiguous.csv", num_tokens=2000)
     assert command(*arguments[:-1], "--text_columns", "one", "other", "--batch_size", "4", arguments[-1]) is None
     report = json.loads((tmp_path / "out" / "kprune_report.json").read_text())
-    assert report["tokens"] == sum(len(sample) + 3 for sample in SAMPLES)
+    read = report["calibration"]["tokens"] + report["calibration"]["heldout_tokens"]
+    assert read == sum(len(sample) + 3 for sample in SAMPLES)
 
 
 def test_the_folder_can_be_uploaded(place, tmp_path, command, monkeypatch, caplog):
@@ -247,7 +250,7 @@ def test_an_interruption_is_told_in_one_line_and_leaves_nothing_behind(
             raise (then or error) from None
 
     before = [signal.getsignal(other) for other in (signal.SIGINT, signal.SIGTERM)]
-    monkeypatch.setattr(KPruner, "_prune_each", interrupted)
+    monkeypatch.setattr(Sweep, "prune", interrupted)
     assert command(*arguments_of(place, tmp_path / "out")) == status
     assert capsys.readouterr().err.splitlines()[-1] == INTERRUPTED
     assert not (tmp_path / "out").exists()
@@ -288,7 +291,7 @@ def test_an_error_of_the_machine_is_told_in_one_line(kind, place, tmp_path, comm
     def fail(*_, **__):
         raise OF_THE_MACHINE[kind]
 
-    monkeypatch.setattr(KPruner, "_prune_each", fail)
+    monkeypatch.setattr(Sweep, "prune", fail)
     message = command(*arguments_of(place, tmp_path / "out"))
     reason = "another process has died, or cannot be reached: " if "process" in kind else ""
     assert message == f"optimum-cli kprune: {reason}{OF_THE_MACHINE[kind]}" or message.endswith("MemoryError")
@@ -299,7 +302,7 @@ def test_an_error_of_the_program_is_shown_with_its_place(error, place, tmp_path,
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(KPruner, "_prune_each", fail)
+    monkeypatch.setattr(Sweep, "prune", fail)
     with pytest.raises(type(error)):
         command(*arguments_of(place, tmp_path / "out"))
 

@@ -274,7 +274,7 @@ def test_scores_do_not_depend_on_batches(head, knowledge):
 def test_kept_units_do_not_depend_on_batches(head):
     model = tiny_model(head=head)
     samples = samples_for(model, 12)
-    config = KPruneConfig(num_tokens=None)
+    config = KPruneConfig(num_tokens=None, heldout_share=0)
     expected = KPruner(model).prune(config, batches_of(samples))
     for name, batches in arrangements(samples).items():
         result = KPruner(model).prune(config, batches)

@@ -72,7 +72,7 @@ SAMPLES = ragged_samples()
 
 def settings(**overrides):
     """Settings that give the same on any hardware."""
-    defaults = {"num_tokens": None, "measure_tokens": None}
+    defaults = {"num_tokens": None, "measure_tokens": None, "heldout_share": 0}
     return KPruneConfig(**{**defaults, **overrides})
 
 

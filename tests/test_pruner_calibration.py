@@ -20,7 +20,7 @@ def kpruner(**options):
 
 def pruned(data, **settings):
     one = kpruner()
-    one.prune(KPruneConfig(compression_rate=0.6, **settings), data)
+    one.prune(KPruneConfig(**{"compression_rate": 0.6, "heldout_share": 0, **settings}), data)
     return one
 
 
@@ -42,7 +42,7 @@ def test_a_loaded_data_set_is_drawn_and_tokenized():
     drawn = one.get_calibration_dataset(Dataset.from_dict({"text": TEXTS}), num_tokens=150, seed=3)
     assert set(drawn.column_names) == {"input_ids", "attention_mask"}
     assert all(ids in SAMPLES for ids in drawn["input_ids"])
-    one.prune(KPruneConfig(compression_rate=0.6, seed=3), drawn)
+    one.prune(KPruneConfig(compression_rate=0.6, heldout_share=0, seed=3), drawn)
     assert same_state(one.model, pruned(TEXTS, num_tokens=150, seed=3).model)
 
 
@@ -50,7 +50,7 @@ def test_a_loaded_data_set_is_drawn_and_tokenized():
 
 
 def test_what_was_drawn_is_used_whole_and_its_budget_is_that_of_the_settings(tmp_path, caplog):
-    config = KPruneConfig(compression_rate=0.6)
+    config = KPruneConfig(compression_rate=0.6, heldout_share=0)
     for num_tokens in (150, 200, None):
         one = kpruner()
         drawn = one.get_calibration_dataset(Dataset.from_dict({"text": TEXTS}), num_tokens=num_tokens)
@@ -113,7 +113,7 @@ def test_the_default_type_of_torch_does_not_matter(dtype, knowledge):
     one = kpruner()
     torch.set_default_dtype(dtype)
     try:
-        one.prune(KPruneConfig(compression_rate=0.6, knowledge=knowledge), TEXTS)
+        one.prune(KPruneConfig(compression_rate=0.6, heldout_share=0, knowledge=knowledge), TEXTS)
     finally:
         torch.set_default_dtype(torch.float32)
     assert same_state(one.model, expected.model)

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 
 from optimum_kprune import KPruneCallback, KPruneConfig, KPruner
 
-CONFIG = KPruneConfig(compression_rate=0.6)
+CONFIG = KPruneConfig(compression_rate=0.6, heldout_share=0)
 
 
 def rows(count=24, seed=0):
@@ -110,7 +110,7 @@ def test_mixed_precision_of_the_trainer_does_not_reach_the_prune(tmp_path):
 def test_what_a_trainer_lacks_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"needs a `calibration_dataset`. Got none.*from_trainer"):
         KPruner(tiny_model()).prune(CONFIG)
-    with pytest.raises(ValueError, match=r"`evaluate` needs evaluation data.*from_trainer"):
+    with pytest.raises(ValueError, match="Call `prune` first"):
         KPruner(tiny_model()).evaluate()
     pruner = KPruner.from_trainer(make_trainer(tmp_path, train_dataset=None, eval_dataset=None))
     with pytest.raises(ValueError, match="Call `prune` first"):
@@ -122,6 +122,10 @@ def test_what_a_trainer_lacks_is_said(tmp_path):
     pruner.prune(CONFIG, rows())
     with pytest.raises(ValueError, match="eval_dataset"):
         pruner.evaluate()
+    alone = KPruner(tiny_model(), tiny_tokenizer())
+    alone.prune(CONFIG, rows())
+    with pytest.raises(ValueError, match=r"`evaluate` needs evaluation data.*from_trainer"):
+        alone.evaluate()
 
 
 # The callback
