@@ -20,6 +20,8 @@ _PUBLIC = {
     "KPruner": "pruner",
     "OptimumPruner": "base",
     "SublayerAdapter": "adapters",
+    "load_into": "hosts",
+    "pruned_class": "modeling_kprune",
     "register_adapter": "adapters",
     "supported_model_types": "adapters",
 }

@@ -201,7 +201,7 @@ class Frontier:
 
     def student_prediction(self, step: Step) -> Prediction:
         """The student's prediction at present."""
-        return self.task.predict(self.run_student(step), self.student.model.config, step.mask)
+        return self.task.predict(self.run_student(step), self.student.config, step.mask)
 
     def inputs(self, step: Step, teacher: Sublayer, student: Sublayer) -> tuple[Tensor, Tensor]:
         """What the teacher's and the student's sublayer read in a step, (rows, tokens, d) each."""
@@ -246,7 +246,7 @@ class Frontier:
             stream.place = place
 
     def _target(self, outputs: Any, step: Step) -> Prediction:
-        return self.task.target(self.task.predict(outputs, self.teacher.model.config, step.mask))
+        return self.task.target(self.task.predict(outputs, self.teacher.config, step.mask))
 
     def _places_of_targets(self) -> dict[Place, Place]:
         """Where the hidden states enter when a target's turn has come."""

@@ -38,7 +38,7 @@ def measure_knowledge(
     """
     device = frontier.student.device
     statistics = [UnitStatistics(sublayer.features, config.gradient, device) for sublayer in sublayers]
-    precision = measuring_precision(frontier.student.model.dtype, device, config)
+    precision = measuring_precision(frontier.student.pretrained.dtype, device, config)
     samples_seen = tokens_seen = 0
     for step in progress(frontier.measured_steps()):
         teacher = frontier.teacher_prediction(step)
@@ -128,7 +128,7 @@ def gather_correction(frontier: Frontier, teacher: Sublayer, student: Sublayer, 
     Raises:
         ValueError: if an input is not finite; the message names the sublayer.
     """
-    hidden_size = frontier.student.model.config.hidden_size
+    hidden_size = frontier.student.config.hidden_size
     fit = LeastSquares(hidden_size, hidden_size, frontier.student.device)
     for step in progress(frontier):
         teacher_input, student_input = frontier.inputs(step, teacher, student)
@@ -156,7 +156,7 @@ def gather_fit(
     Raises:
         ValueError: if a feature or a target is not finite; the message names the sublayer.
     """
-    fit = LeastSquares(student.features, frontier.student.model.config.hidden_size, frontier.student.device)
+    fit = LeastSquares(student.features, frontier.student.config.hidden_size, frontier.student.device)
     until: Literal["output"] | None = None if frontier.is_passed_by_teacher(teacher) else "output"
     with recorded(teacher, until) as preserved, recorded(student, until="features") as present:
         for step in progress(frontier.pass_teacher(teacher)):

@@ -33,7 +33,7 @@ def require_known_hooks(model: nn.Module) -> None:
             )
 
 
-def is_placed(model: PreTrainedModel) -> bool:
+def is_placed(model: nn.Module) -> bool:
     """Whether accelerate placed a model."""
     return next(_hooks(model), None) is not None
 
@@ -59,7 +59,7 @@ def weight_of(module: Any) -> Tensor:
         return module.weight.detach()
 
 
-def student_of(teacher: PreTrainedModel) -> PreTrainedModel:
+def student_of(teacher: nn.Module) -> nn.Module:
     """Returns a copy of a model that shares its weights: a prune puts others in their place, and writes into none.
 
     Where accelerate placed the model, that is to be done inside of `own_weights`.

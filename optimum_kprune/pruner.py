@@ -1,7 +1,6 @@
 """KPruner: the interface, and the one place that joins the stages of a prune."""
 
 import copy
-import inspect
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,17 +12,27 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from torch import nn
+from transformers import PreTrainedTokenizerBase, Trainer
 
 from . import hub
 from .adapters import EncoderAdapter
 from .base import OptimumPruner
 from .calibration import CalibrationBatches, InputSpec, load_calibration_dataset, prepare_batches
 from .card import CardFacts
-from .checks import check_config, configs_of, require_finite_weights, require_prunable, warn_if_few_tokens
+from .checks import (
+    check_config,
+    configs_of,
+    require_comparable,
+    require_finite_weights,
+    require_prunable,
+    warn_if_few_tokens,
+)
 from .configuration import KPruneConfig
 from .from_trainer import calibration_data, evaluate_like, plain_model
 from .frontier import Frontier
+from .heads import choose_task
+from .hosts import find_encoder, input_names, with_encoder
 from .kept import adapter_of, kprune_field
 from .loading import load_model, load_processing_class
 from .observe import evaluating
@@ -31,11 +40,11 @@ from .placement import pruned_model_of, student_of
 from .processes import in_main, is_main, require_same, together
 from .pruning import SublayerPruner
 from .publishing import Publication
-from .recipe import LOCAL_DATA, LOCAL_MODEL, Recipe, changed, hub_name
+from .recipe import LOCAL_DATA, LOCAL_MODEL, Recipe, call_of, changed, hub_name
 from .report import KPruneResult
 from .states import StateStore
 from .sublayers import Encoder, max_positions
-from .tasks import get_task, task_of, with_published_targets
+from .tasks import with_published_targets
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -50,9 +59,15 @@ class KPruner(OptimumPruner):
     `push_to_hub`, with the same model and data: they share the batches, and the main process saves and uploads.
 
     Args:
-        model: a loaded model with the head of its task. It is never changed.
+        model: a loaded model with the head of its task, or any module that runs one encoder of transformers once in
+            its forward, which takes `input_ids`. It is never changed.
         processing_class: its tokenizer, needed to calibrate on text and saved with the pruned model.
-        task: name of the task, as in `transformers.pipeline`; None takes that of the model's class.
+        task: name of the task, as in `transformers.pipeline`; None takes that of the model's class. For a class of
+            your own it says how texts are read, and what the card tells.
+        prediction: for a head of your own, a function of the outputs of forward that returns what must be preserved:
+            logits (samples, classes) or (samples, tokens, classes); a list or dictionary of them for several heads,
+            whose divergences add up; or a `Prediction`. None takes the outputs whose names end with `logits`.
+        encoder: for a module that holds several encoders, the name of the submodule to prune.
 
     Attributes:
         teacher: the model as it was given. Every prune starts from it.
@@ -61,46 +76,40 @@ class KPruner(OptimumPruner):
         trainer: the trainer of `from_trainer`, or None.
 
     Raises:
-        ValueError: if the model's type has no adapter, its class is for no known task, or `task` is another one.
+        ValueError: if the model's type has no adapter, its class is for no known task, or `task` is another one; if
+            its weights are no plain matrices.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         processing_class: PreTrainedTokenizerBase | None = None,
         task: str | None = None,
+        prediction: Callable[[Any], Any] | None = None,
+        encoder: str | None = None,
     ) -> None:
-        if not isinstance(model, PreTrainedModel):
-            raise ValueError(
-                f"`model` must be a loaded transformers model. Got {type(model).__name__} instead. "
-                "To load one, use `KPruner.from_pretrained(...)`; for a pipeline of sentence-transformers, "
-                "`KPruner.from_sentence_transformer(...)`."
-            )
-        self.adapter: EncoderAdapter = adapter_of(model)
-        self.task = task_of(model)
-        require_prunable(model)
-        if task is not None and get_task(task) != self.task:
-            raise ValueError(
-                f"`task` must fit the model: a {type(model).__name__} is for {self.task.name!r}. Got {task!r} "
-                "instead. Leave `task` out, or load the checkpoint with the Auto class of the task."
-            )
-        self.teacher = model
-        self.model = model
+        self._encoder_name = find_encoder(model, encoder)
+        self.teacher: Any = model
+        self.model: Any = model
+        self.adapter: EncoderAdapter = adapter_of(self._dense)
+        self.task = choose_task(model, task, prediction)
+        require_prunable(self._encoder(model))
         self.processing_class = processing_class
         self.trainer: Trainer | None = None
         self._pipeline: SentenceTransformer | None = None
         self.config: KPruneConfig | None = None
         self.result: KPruneResult | None = None
-        self._recipe = Recipe()
+        self._recipe = Recipe(given=call_of("KPruner", prediction, encoder))
         # Of every data set that was drawn here, how.
         self._draws: weakref.WeakKeyDictionary[Dataset, dict[str, Any]] = weakref.WeakKeyDictionary()
 
     @classmethod
     def from_pretrained(
         cls,
-        model_or_path: PreTrainedModel | str | PathLike,
+        model_or_path: nn.Module | str | PathLike,
         task: str | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
+        prediction: Callable[[Any], Any] | None = None,
         **model_kwargs: Any,
     ) -> "KPruner":
         """Loads a model to prune.
@@ -109,6 +118,7 @@ class KPruner(OptimumPruner):
             model_or_path: a loaded model, a local folder or a name on the Hub.
             task: name of the task; None takes that of the architecture the checkpoint was saved as.
             processing_class: the tokenizer; None loads it from the same place.
+            prediction: what of the outputs must be preserved; see `KPruner`.
             model_kwargs: arguments of the model's `from_pretrained`, such as `dtype`, `device_map` or `revision`.
 
         Raises:
@@ -119,28 +129,36 @@ class KPruner(OptimumPruner):
                 raise ValueError(
                     f"Arguments for loading go with a path. Got a loaded model and {', '.join(sorted(model_kwargs))}."
                 )
-            return cls(model_or_path, processing_class, task)
+            return cls(model_or_path, processing_class, task, prediction)
         model = load_model(model_or_path, task, **model_kwargs)
         if processing_class is None:
             processing_class = load_processing_class(model_or_path, **model_kwargs)
-        pruner = cls(model, processing_class)
+        pruner = cls(model, processing_class, prediction=prediction)
         told = {name: str(model_kwargs[name]) for name in ("revision", "dtype") if model_kwargs.get(name) is not None}
         source = {"model_or_path": hub_name(str(model_or_path)) or LOCAL_MODEL, "task": pruner.task.name}
         pruner._recipe = Recipe(load={**source, **{name: text.removeprefix("torch.") for name, text in told.items()}})
         return pruner
 
     @classmethod
-    def from_trainer(cls, trainer: Trainer) -> "KPruner":
+    def from_trainer(
+        cls, trainer: Trainer, prediction: Callable[[Any], Any] | None = None, encoder: str | None = None
+    ) -> "KPruner":
         """Takes model and processing class of a trainer; its data, collator and metrics become the defaults.
 
         `prune` then calibrates on the train data, and `evaluate` compares the models on the evaluation data. The
-        model in the trainer is never changed. Training it on changes the teacher.
+        model in the trainer is never changed. Training it on changes the teacher. For `prediction` and `encoder`, see
+        `KPruner`.
 
         Raises:
-            ValueError: if the model is not supported.
+            ValueError: if this is no trainer, or the model is not supported.
         """
+        if not isinstance(trainer, Trainer):
+            raise ValueError(
+                f"`trainer` must be a `transformers.Trainer`. Got {type(trainer).__name__} instead. For a model, use "
+                "`KPruner(model, tokenizer)`."
+            )
         processing_class: Any = trainer.processing_class
-        pruner = cls(plain_model(trainer.model), processing_class)
+        pruner = cls(plain_model(trainer.model), processing_class, prediction=prediction, encoder=encoder)
         pruner.trainer = trainer
         return pruner
 
@@ -356,7 +374,9 @@ class KPruner(OptimumPruner):
             StateStore(configs[0].memory_budget) as store,
             tqdm(desc="Pruning", unit="batch", disable=not is_main()) as bar,
         ):
-            frontier = Frontier(Encoder(self.teacher, self.adapter), self._student(), calibration, task, store)
+            teacher = self._encoder(self.teacher)
+            require_comparable(teacher, task, calibration.batches)
+            frontier = Frontier(teacher, self._student(), calibration, task, store)
             warn_if_few_tokens(frontier)
             first_scores = None
             for index, config in enumerate(configs):
@@ -372,8 +392,16 @@ class KPruner(OptimumPruner):
                     pruners[-1].save_pretrained(folders[index])
         return pruners
 
+    @property
+    def _dense(self) -> Any:
+        """The transformers model in the teacher, or the teacher itself."""
+        return self.teacher.get_submodule(self._encoder_name)
+
+    def _encoder(self, model: nn.Module) -> Encoder:
+        return Encoder(model, self.adapter, self._encoder_name)
+
     def _student(self) -> Encoder:
-        return Encoder(student_of(self.teacher), self.adapter)
+        return self._encoder(student_of(self.teacher))
 
     def _pruned(self, pruning: SublayerPruner, recipe: Recipe, started: float) -> "KPruner":
         """Runs a prune that began at a time; returns a pruner that has it behind it."""
@@ -382,16 +410,17 @@ class KPruner(OptimumPruner):
         frontier.clear()
         pruned = copy.copy(self)
         pruned.config, pruned._recipe = pruning.config, recipe
-        kprune = kprune_field(self.teacher, self.adapter, results) | {"settings": pruning.config.to_dict()}
-        pruned.model = pruned_model_of(frontier.student.model, kprune)
+        kprune = kprune_field(self._dense, self.adapter, results) | {"settings": pruning.config.to_dict()}
+        smaller = pruned_model_of(frontier.student.pretrained, kprune)
+        pruned.model = with_encoder(self.teacher, self._encoder_name, smaller)
         seconds = time.perf_counter() - started
         pruned.result = KPruneResult(
             sublayers=results,
             sequence_length=pruning.sequence_length,
             samples=frontier.samples,
             tokens=frontier.tokens,
-            parameters_before=self.teacher.num_parameters(),
-            parameters_after=pruned.model.num_parameters(),
+            parameters_before=_parameters_of(self.teacher),
+            parameters_after=_parameters_of(pruned.model),
             seconds=seconds,
             stages=pruning.stopwatch.stages(seconds),
         )
@@ -479,6 +508,7 @@ class KPruner(OptimumPruner):
         return Publication(
             teacher=self.teacher,
             model=self.model,
+            encoder=self._encoder_name,
             processing_class=self.processing_class,
             task=self.task,
             config=self.config,
@@ -502,10 +532,14 @@ class KPruner(OptimumPruner):
             text_columns=text_columns,
             preprocess_function=preprocess_function,
             max_length=max_length,
-            max_positions=max_positions(self.teacher),
-            model_inputs=list(inspect.signature(self.teacher.forward).parameters),
+            max_positions=max_positions(self._dense),
+            model_inputs=input_names(self.teacher, self._dense),
             seed=seed,
         )
+
+
+def _parameters_of(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _counted(batches: Iterable[Any], bar: tqdm) -> Iterator[Any]:

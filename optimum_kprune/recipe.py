@@ -124,6 +124,13 @@ def program(recipe: Recipe, config: KPruneConfig) -> str:
     )
 
 
+def call_of(function: str, prediction: Any, encoder: str | None) -> str:
+    """Returns the call that takes a model that was given loaded, with what it was told of a head of one's own."""
+    told = {"prediction": None if prediction is None else Code("..."), "encoder": encoder}
+    given = _keywords({name: value for name, value in told.items() if value is not None})
+    return f"{function}({', '.join(['model', 'tokenizer', *given])})"
+
+
 def _call(function: str, arguments: Mapping[str, Any]) -> str:
     return f"{function}({', '.join(_keywords(arguments))})"
 
