@@ -146,9 +146,8 @@ def _side_by_side(predictions: list[Prediction]) -> Prediction:
     families = {prediction.family for prediction in predictions}
     if len(families) > 1:
         raise ValueError(
-            "All heads must be compared in one way. Got classes (categorical) together with plain values (gaussian: a "
-            "regression, or logits of one column). Choose with `prediction=lambda outputs: ...`, such as the head that "
-            "matters most, or those of one kind."
+            "All heads must be compared in one way. Got classes (categorical) together with plain values (gaussian: "
+            "a regression, or logits of one column). Choose those of one kind: `prediction=lambda outputs: ...`."
         )
     if len({len(prediction.values) for prediction in predictions}) > 1:
         counts = ", ".join(str(len(prediction.values)) for prediction in predictions)

@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -35,12 +36,14 @@ def find_encoder(model: Any, name: str | None = None) -> str:
         ValueError: if there is none, or no telling which.
     """
     _require_module(model)
+    if isinstance(model, PreTrainedModel):
+        require_encoder_type(model.config)
     found = _encoders_in(model)
     if name is not None:
         if name not in dict(model.named_modules()) or not _is_encoder(model.get_submodule(name)):
             raise ValueError(
-                f"`encoder` must name a submodule that is an encoder of transformers which can be pruned. Got {name!r} "
-                f"instead. In this {type(model).__name__} there are: {', '.join(map(repr, found)) or 'none'}."
+                "`encoder` must name a submodule that is an encoder of transformers which can be pruned. Got "
+                f"{name!r} instead. In this {type(model).__name__} there are: {', '.join(map(repr, found)) or 'none'}."
             )
         return name
     if len(found) > 1:
@@ -90,8 +93,8 @@ def _require_module(model: Any) -> None:
         raise ValueError(
             "The model has adapters of PEFT, such as LoRA: heads and neurons are cut out of plain matrices. Merge the "
             "adapters first, and give what comes out: `model = peft_model.merge_and_unload()`. If they were added by "
-            "`model.add_adapter(...)`: save the adapter, load it with `PeftModel.from_pretrained(dense_model, folder)` "
-            "and merge that."
+            "`model.add_adapter(...)`, save them with `model.save_pretrained(folder)`, and merge "
+            "`PeftModel.from_pretrained(dense_model, folder)`."
         )
 
 
@@ -153,11 +156,14 @@ def with_encoder(host: nn.Module, name: str, encoder: PreTrainedModel) -> nn.Mod
     """
     if not name:
         return encoder
-    own = host.get_submodule(name)
+    return copy.deepcopy(host, _replacements(host.get_submodule(name), encoder)).train(encoder.training)
+
+
+def _replacements(own: nn.Module, encoder: nn.Module) -> dict[int, Any]:
+    """The parts of another encoder by the identity of those of one's own; a pruned one does not have them all."""
     modules, parameters = dict(encoder.named_modules()), dict(encoder.named_parameters())
     replaced: dict[int, Any] = {id(part): modules[path] for path, part in own.named_modules() if path in modules}
-    replaced |= {id(part): parameters[path] for path, part in own.named_parameters() if path in parameters}
-    return copy.deepcopy(host, replaced).train(encoder.training)
+    return replaced | {id(part): parameters[path] for path, part in own.named_parameters() if path in parameters}
 
 
 def save_head(host: nn.Module, name: str, folder: Path) -> None:
@@ -174,8 +180,7 @@ def load_into(module: nn.Module, folder: str | PathLike) -> nn.Module:
         folder: what `KPruner.save_pretrained` wrote for such a module.
 
     Returns:
-        the module, in evaluation mode. Weights that it shared between head and encoder have their values, but are no
-        longer shared.
+        the module, in evaluation mode.
 
     Raises:
         FileNotFoundError: if the folder holds no head.
@@ -188,7 +193,7 @@ def load_into(module: nn.Module, folder: str | PathLike) -> nn.Module:
             "own. It does not: load a transformers model with its `from_pretrained`."
         )
     with safe_open(file, "pt") as opened:
-        name = opened.metadata()["encoder"]
+        name: Any = (opened.metadata() or {}).get("encoder")
     state = load_file(file)
     encoder = dict(module.named_modules()).get(name)
     if not isinstance(encoder, PreTrainedModel):
@@ -196,26 +201,29 @@ def load_into(module: nn.Module, folder: str | PathLike) -> nn.Module:
             f"The module must hold its encoder as {name!r}, as the one did that was pruned. Got a "
             f"{type(module).__name__} whose {name!r} is {type(encoder).__name__}."
         )
-    expected, given = _shapes(_head_state(module, name)), _shapes(state)
-    if expected != given:
+    differing = sorted({key for key, _ in _shapes(_head_state(module, name)) ^ _shapes(state)})
+    if differing:
         raise ValueError(
-            f"The head must be like the one that was saved. In {HEAD_NAME} and the {type(module).__name__}, there are "
-            f"different names or shapes: {', '.join(sorted(dict(expected.items() ^ given.items())))}. Build the module "
-            "as it was when it was pruned."
+            f"The head must be like the one that was saved. The {type(module).__name__} differs from {HEAD_NAME} in "
+            f"the names or shapes of {', '.join(differing)}. Build the module as it was when it was pruned."
         )
     loaded = pruned_class(type(encoder)).from_pretrained(folder, dtype=encoder.dtype).to(encoder.device)
-    parent, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(parent), leaf, loaded)
+    replaced, inside = _replacements(encoder, loaded), set(encoder.modules())
+    for part in [part for part in module.modules() if part not in inside]:
+        for held in (part._modules, part._parameters):
+            held.update({key: replaced[id(value)] for key, value in held.items() if id(value) in replaced})
     module.load_state_dict(state, strict=False)
     return module.eval()
 
 
 def _head_state(host: nn.Module, name: str) -> dict[str, Tensor]:
-    return {key: value for key, value in host.state_dict().items() if not key.startswith(f"{name}.")}
+    """The weights of a module that are not those of its encoder, under whatever name."""
+    inside = {id(value) for value in host.get_submodule(name).state_dict(keep_vars=True).values()}
+    return {key: value for key, value in host.state_dict(keep_vars=True).items() if id(value) not in inside}
 
 
-def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(value.shape) for key, value in state.items()}
+def _shapes(state: dict[str, Tensor]) -> set[tuple[str, torch.Size]]:
+    return {(key, value.shape) for key, value in state.items()}
 
 
 def how_to_load(model: nn.Module, name: str, place: str) -> str | None:
@@ -240,7 +248,7 @@ def how_to_load(model: nn.Module, name: str, place: str) -> str | None:
     return (
         f"With the code of `{own}`, which is not part of this folder, and the plugin (`pip install optimum-kprune`):"
         f"\n\n```python\nimport optimum_kprune\n\n{load}\n```\n\n"
-        f"`AutoModel` loads the encoder alone; {missing}:"
-        "\n\n```python\nfrom transformers import AutoModel\n\n"
-        f"encoder = AutoModel.from_pretrained({place!r}, trust_remote_code=True)\n```"
+        f"Without the code of `{own}`, the encoder alone can be loaded; {missing}:"
+        "\n\n```python\nimport optimum_kprune\nfrom transformers import AutoModel\n\n"
+        f"encoder = AutoModel.from_pretrained({place!r})\n```"
     )

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import has_file
 
+from .hosts import require_encoder_type
 from .tasks import Task, get_task, task_of_class
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,11 @@ def load_model(path: str | PathLike, task: str | None, **model_kwargs: Any) -> P
         source["trust_remote_code"] = model_kwargs["trust_remote_code"]
     folder = Path(path, source.get("subfolder") or "")
     if folder.is_dir() and not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise OSError(
+                f"The folder {str(path)!r} holds adapters of PEFT alone. Load them onto their model and merge them: "
+                f"`KPruner(PeftModel.from_pretrained(model, {str(path)!r}).merge_and_unload(), tokenizer)`."
+            )
         raise OSError(
             f"No model could be loaded from {str(path)!r}: the folder has no config.json. Give the folder that the "
             "model's `save_pretrained` wrote."
@@ -43,6 +49,7 @@ def load_model(path: str | PathLike, task: str | None, **model_kwargs: Any) -> P
         config = AutoConfig.from_pretrained(path, **source)
     except OSError as error:
         raise OSError(f"No model could be loaded from {str(path)!r}. {error}") from error
+    require_encoder_type(config)
     chosen = _choose_task(path, config, task)
     if chosen.name == "feature-extraction":
         _warn_of_pipeline(path, source)
@@ -97,6 +104,8 @@ def _warn_of_pipeline(path: str | PathLike, source: dict[str, Any]) -> None:
 def _choose_task(path: str | PathLike, config: Any, name: str | None) -> Task:
     """The task asked for, or else the task of the architecture that the checkpoint was saved as."""
     architecture = (getattr(config, "architectures", None) or [None])[0]
+    if architecture is not None and name != "feature-extraction":
+        _require_known(path, config, architecture)
     if name is None:
         if architecture is None:
             raise ValueError(
@@ -114,3 +123,16 @@ def _choose_task(path: str | PathLike, config: Any, name: str | None) -> Task:
             "was fine-tuned for it."
         )
     return task
+
+
+def _require_known(path: str | PathLike, config: Any, architecture: str) -> None:
+    """Raises a ValueError if a checkpoint is of a class that no Auto class can load."""
+    own = architecture.removeprefix("KPrune")
+    remote = (getattr(config, "auto_map", None) or {}).values()
+    if not hasattr(transformers, own) and not any(str(name).endswith(f".{architecture}") for name in remote):
+        loaded = f"pruned_class({own})" if own != architecture else own
+        raise ValueError(
+            f"The checkpoint {str(path)!r} was saved from the class {own}, which transformers does not have. Load it "
+            f"with that class: `KPruner({loaded}.from_pretrained({str(path)!r}), tokenizer)`; or prune the encoder "
+            "alone, with task='feature-extraction'."
+        )

@@ -15,7 +15,6 @@ of the config names the units that are left; a model is built in its dense shape
 import functools
 import json
 import reprlib
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -376,7 +375,7 @@ def _make_model_class(dense: Any) -> type[PreTrainedModel]:
         _auto_class = own
 
         def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
-            if own not in (None, "AutoModel"):
+            if type(self) is PrunedModel and own not in (None, "AutoModel"):
                 _require_head(config, dense)
             super().__init__(config, *args, **kwargs)
             file = __name__.rpartition(".")[2]

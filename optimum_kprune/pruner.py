@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from . import hub
