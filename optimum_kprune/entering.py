@@ -81,6 +81,15 @@ def find_joints(encoder: Encoder, batch: dict[str, Tensor]) -> dict[Place, str]:
     return joints
 
 
+@torch.no_grad()
+def reads_below(encoder: Encoder, batch: dict[str, Tensor], predict: Callable[[Any], Tensor]) -> bool:
+    """Whether a head reads other hidden states than those behind the last block, by running a model from there."""
+    with recorded_output(encoder.blocks[-1]) as outputs:
+        expected = predict(run(encoder, batch))
+    entered = predict(run(encoder, batch, Place(len(encoder.blocks)), outputs[0]))
+    return not torch.allclose(entered, expected)
+
+
 @contextmanager
 def _watched(sublayer: Sublayer, joints: dict[Place, str], entering: dict[Place, Tensor]) -> Iterator[None]:
     """Records the residual stream that enters a sublayer, and the name of the module that it comes from."""

@@ -78,11 +78,15 @@ def _require_module(model: Any) -> None:
             f"`model` must be a loaded transformers model. Got {type(model).__name__} instead. "
             "To load one, use `KPruner.from_pretrained(...)`; for a trainer, `KPruner.from_trainer(...)`."
         )
-    if isinstance(model, DataParallel | DistributedDataParallel) or hasattr(model, "_orig_mod"):
-        inside = "_orig_mod" if hasattr(model, "_orig_mod") else "module"
+    if isinstance(model, DataParallel | DistributedDataParallel):
         raise ValueError(
-            f"`model` must be the model itself. Got the {type(model).__name__} around it. Pass `model.{inside}`, and "
+            f"`model` must be the model itself. Got the {type(model).__name__} around it. Pass `model.module`, and "
             "wrap the pruned model."
+        )
+    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
+        raise ValueError(
+            "A compiled model cannot be observed. Pass the model as it was before `torch.compile(...)` or "
+            "`model.compile()`, and compile the pruned model."
         )
     if _is_from(model, "sentence_transformers"):
         raise ValueError(

@@ -49,6 +49,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 import optimum_kprune
 from optimum_kprune import KPruneCallback, KPruneConfig, KPruner, load_into, pruned_class
 from optimum_kprune.algorithm.divergence import Prediction, curvature_probe, divergence
+from optimum_kprune.frontier import Frontier
 from optimum_kprune.heads import choose_task
 from optimum_kprune.modeling_kprune import KPruneBertForSequenceClassification, KPruneBertModel
 
@@ -333,6 +334,37 @@ def test_a_task_says_how_texts_are_read():
     pruner.prune(CONFIG, [["w1", "w2", "w3"], ["w4", "w5"]] * 20)
     with pytest.raises(ValueError, match="must be one of"):
         KPruner(Host(tiny_model()), task="sentiment")
+
+
+class Mix(nn.Module):
+    """A head on the mean of the hidden states behind all blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = tiny_model(head="base model")
+        self.head = nn.Linear(HIDDEN, 3)
+
+    def forward(self, input_ids, attention_mask):
+        outputs = self.encoder(input_ids, attention_mask=attention_mask, output_hidden_states=True)
+        return self.head(torch.stack(outputs.hidden_states[1:]).mean(dim=0)[:, 0])
+
+
+def test_a_head_may_read_the_hidden_states_behind_every_block(monkeypatch):
+    """Where a student is entered, there are none of the blocks below: its prediction must be that of a whole run."""
+    seen = []
+
+    def watched(frontier, step):
+        prediction = original(frontier, step)
+        seen.append((prediction.values[:, 0], frontier.student.model(**step.batch)))
+        return prediction
+
+    original = Frontier.student_prediction
+    monkeypatch.setattr(Frontier, "student_prediction", watched)
+    torch.manual_seed(0)
+    prune(Mix())
+    assert len(seen) > len(BATCHES)
+    for prediction, whole in seen:
+        torch.testing.assert_close(prediction, whole)
 
 
 # What is in the module
@@ -661,7 +693,8 @@ def test_what_is_no_model_is_told_what_to_do():
         "module that holds one. Got a Linear": lambda: KPruner(nn.Linear(2, 2)),
         r"from_sentence_transformer": lambda: KPruner(pipeline(tiny_model(head="base model"))),
         r"Pass `model\.module`": lambda: KPruner(nn.DataParallel(tiny_model())),
-        r"Pass `model\._orig_mod`": lambda: KPruner(torch.compile(tiny_model(), backend="eager")),
+        "A compiled model cannot be observed": lambda: KPruner(Around(torch.compile(tiny_model(), backend="eager"))),
+        "as it was before": lambda: KPruner(compiled_in_place()),
         r"must be a `transformers\.Trainer`.*KPruner\(model": lambda: KPruner.from_trainer(tiny_model()),
         "must be a KPruneConfig. Got float": lambda: KPruneCallback(0.5),
         "`prediction` must be a function": lambda: KPruner(tiny_model(), prediction="logits"),
@@ -671,6 +704,12 @@ def test_what_is_no_model_is_told_what_to_do():
     for message, mistake in cases.items():
         with pytest.raises(ValueError, match=message):
             mistake()
+
+
+def compiled_in_place():
+    model = tiny_model()
+    model.compile(backend="eager")
+    return model
 
 
 def without_blocks():
