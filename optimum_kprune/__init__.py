@@ -19,6 +19,7 @@ _PUBLIC = {
     "KPruneResult": "report",
     "KPruner": "pruner",
     "OptimumPruner": "base",
+    "Prediction": "algorithm.divergence",
     "SublayerAdapter": "adapters",
     "load_into": "hosts",
     "pruned_class": "modeling_kprune",

@@ -47,18 +47,17 @@ def require_prunable(encoder: Encoder) -> None:
 
 def _require_built_by_config(model_class: type) -> None:
     """A class that asks for more cannot be built from a folder."""
-    _, *parameters = inspect.signature(model_class).parameters.values()
     needed = [
         parameter.name
-        for parameter in parameters
+        for parameter in list(inspect.signature(model_class).parameters.values())[1:]
         if parameter.default is parameter.empty
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
     if needed:
         raise ValueError(
             f"A {model_class.__name__} must be built from its config alone, as `from_pretrained` does. It needs "
-            f"{', '.join(needed)} too: put that into the config; or prune the encoder inside, such as with "
-            f"`KPruner(model, encoder={model_class.base_model_prefix!r})`."  # type: ignore[attr-defined]
+            f"{', '.join(needed)} too: put that into the config; or prune the encoder that it holds, with "
+            "`KPruner(model, encoder=...)`, the name of that submodule."
         )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -43,9 +44,10 @@ def choose_task(model: nn.Module, name: str | None = None, prediction: Predictio
             )
         return task
     known = _task_of_bases(type(model)) if name is None else get_task(name)
-    if prediction is None and known == TASKS["feature-extraction"]:
-        return known
-    return replace(known or TASKS["feature-extraction"], predict=partial(_predict, prediction))
+    embedding = TASKS["feature-extraction"]
+    if prediction is None and known == embedding:
+        return replace(embedding, predict=_predict_embedding)
+    return replace(known or embedding, predict=partial(_predict, prediction))
 
 
 def _task_of_bases(model_class: type) -> Task | None:
@@ -69,21 +71,33 @@ def _predict(function: PredictionFunction | None, outputs: Any, config: Any, mas
     return prediction
 
 
+def _predict_embedding(outputs: Any, config: Any, mask: Tensor) -> Prediction:
+    named = _named(outputs)
+    if "last_hidden_state" not in named:
+        raise _nothing_found("`last_hidden_state`, of which the embedding is the mean", outputs)
+    embedding = TASKS["feature-extraction"]
+    return embedding.predict(SimpleNamespace(last_hidden_state=named["last_hidden_state"]), config, mask)
+
+
 def _logits_in(outputs: Any) -> Any:
     """The logits among outputs, by their names; several are those of several heads, and a bare tensor is one."""
     if isinstance(outputs, Tensor):
         return outputs
-    named = _named(outputs)
-    heads = {name: value for name, value in named.items() if name.endswith("logits") and isinstance(value, Tensor)}
+    heads = {
+        name: value for name, value in _named(outputs).items() if name.endswith("logits") and isinstance(value, Tensor)
+    }
     if not heads:
-        described = ", ".join(f"{name} ({_described(value)})" for name, value in named.items())
-        raise ValueError(
-            "The outputs of the model must hold what a prune preserves: `logits`, `start_logits` and `end_logits`, or "
-            f"tensors of several heads whose names end with `logits`. Got {described or _described(outputs)} instead. "
-            "Say what to compare: `KPruner(model, prediction=lambda outputs: ...)`, which returns logits of the shape "
-            "(samples, classes) or (samples, tokens, classes), or several in a list."
-        )
+        raise _nothing_found("tensors whose names end with `logits`, one for each head", outputs)
     return heads
+
+
+def _nothing_found(wanted: str, outputs: Any) -> ValueError:
+    described = ", ".join(f"{name} ({_described(value)})" for name, value in _named(outputs).items())
+    return ValueError(
+        f"The outputs of the model must hold what a prune preserves: {wanted}. Got {described or _described(outputs)} "
+        "instead. Say what to compare: `KPruner(model, prediction=lambda outputs: ...)`, which returns logits of the "
+        "shape (samples, classes) or (samples, tokens, classes), or several in a list."
+    )
 
 
 def _named(outputs: Any) -> dict[str, Any]:

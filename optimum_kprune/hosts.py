@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
+from transformers.utils import cached_file
 
 from .adapters import supported_model_types
 from .kept import adapter_of
@@ -90,8 +91,8 @@ def _require_module(model: Any) -> None:
         )
     if _is_from(model, "sentence_transformers"):
         raise ValueError(
-            f"`model` must be a loaded transformers model. Got a {type(model).__name__} of sentence-transformers "
-            "instead. Use `KPruner.from_sentence_transformer(...)`."
+            f"`model` must be a loaded transformers model. Got {type(model).__name__} instead. Use "
+            "`KPruner.from_sentence_transformer(...)`, which takes pipelines of sentence-transformers."
         )
     if any(_is_from(module, "peft") for module in model.modules()):
         raise ValueError(
@@ -118,14 +119,21 @@ def _encoders_in(model: nn.Module) -> list[str]:
 
 
 def _is_encoder(module: nn.Module) -> bool:
-    """Whether a module is a transformers model, with or without a head, that has blocks where its adapter says."""
+    """Whether a module is a transformers model, with or without a head, that has blocks where its adapter says.
+
+    One that holds its encoder under another name than those of transformers do is a module of one's own: `AutoModel`
+    would not find the weights.
+    """
     if not isinstance(module, PreTrainedModel):
         return False
     is_pruned = getattr(module.config, "kprune", None) is not None
+    base = module.base_model
     if not is_pruned and module.config.model_type not in supported_model_types():
         return False
+    if getattr(base, "base_model_prefix", None) != module.base_model_prefix:
+        return False
     try:
-        module.base_model.get_submodule(adapter_of(module).blocks)
+        base.get_submodule(adapter_of(module).blocks)
     except AttributeError:
         return False
     return True
@@ -176,26 +184,28 @@ def save_head(host: nn.Module, name: str, folder: Path) -> None:
     save_file(state, folder / HEAD_NAME, metadata={"format": "pt", "encoder": name})
 
 
-def load_into(module: nn.Module, folder: str | PathLike) -> nn.Module:
+def load_into(module: nn.Module, folder: str | PathLike, **kwargs: Any) -> nn.Module:
     """Puts the pruned encoder of a folder, and the head that was saved beside it, into a module of one's own.
 
     Args:
         module: a module like the one that was pruned; its own encoder may be of any size. It is changed in place.
-        folder: what `KPruner.save_pretrained` wrote for such a module.
+        folder: what `KPruner.save_pretrained` wrote for such a module, or its name on the Hub.
+        kwargs: where files come from, as in `from_pretrained`: `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Returns:
         the module, in evaluation mode.
 
     Raises:
-        FileNotFoundError: if the folder holds no head.
+        OSError: if there is no such folder, or it holds no head.
         ValueError: if the module is not like the one that was pruned; it stays as it was.
     """
-    file = Path(folder) / HEAD_NAME
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"The folder {str(folder)!r} must hold {HEAD_NAME}, which is saved with the encoder of a module of your "
-            "own. It does not: load a transformers model with its `from_pretrained`."
-        )
+    try:
+        file: Any = cached_file(folder, HEAD_NAME, **kwargs)
+    except OSError as error:
+        raise OSError(
+            f"{str(folder)!r} must hold {HEAD_NAME}, which is saved with the encoder of a module of your own. To load "
+            f"a transformers model, use its `from_pretrained`. {error}"
+        ) from error
     with safe_open(file, "pt") as opened:
         name: Any = (opened.metadata() or {}).get("encoder")
     state = load_file(file)
@@ -211,7 +221,7 @@ def load_into(module: nn.Module, folder: str | PathLike) -> nn.Module:
             f"The head must be like the one that was saved. The {type(module).__name__} differs from {HEAD_NAME} in "
             f"the names or shapes of {', '.join(differing)}. Build the module as it was when it was pruned."
         )
-    loaded = pruned_class(type(encoder)).from_pretrained(folder, dtype=encoder.dtype).to(encoder.device)
+    loaded = pruned_class(type(encoder)).from_pretrained(folder, dtype=encoder.dtype, **kwargs).to(encoder.device)
     replaced, inside = _replacements(encoder, loaded), set(encoder.modules())
     for part in [part for part in module.modules() if part not in inside]:
         for held in (part._modules, part._parameters):
@@ -238,21 +248,20 @@ def how_to_load(model: nn.Module, name: str, place: str) -> str | None:
         name: where its encoder is; "" for the model itself.
         place: the folder or repository that it will be loaded from.
     """
-    own = dense_class_of(type(model)).__name__
+    own = dense_class_of(type(model))
     if name:
-        load = (
-            f"module = {own}(...)  # as it was built when it was pruned\noptimum_kprune.load_into(module, {place!r})"
-        )
-        missing = f"the head of the {own} lies beside it in `{HEAD_NAME}`"
-    elif not is_of_transformers(dense_class_of(type(model))):
-        load = f"model = optimum_kprune.pruned_class({own}).from_pretrained({place!r})"
-        missing = f"the head of the {own} needs its class"
+        load = f"module = {own.__name__}(...)  # as it was built when it was pruned\n"
+        load += f"optimum_kprune.load_into(module, {place!r})"
+        rest = f"the other weights lie beside it, in `{HEAD_NAME}`"
+    elif not is_of_transformers(own):
+        load = f"model = optimum_kprune.pruned_class({own.__name__}).from_pretrained({place!r})"
+        rest = "the head needs its class"
     else:
         return None
     return (
-        f"With the code of `{own}`, which is not part of this folder, and the plugin (`pip install optimum-kprune`):"
-        f"\n\n```python\nimport optimum_kprune\n\n{load}\n```\n\n"
-        f"Without the code of `{own}`, the encoder alone can be loaded; {missing}:"
-        "\n\n```python\nimport optimum_kprune\nfrom transformers import AutoModel\n\n"
+        f"With the code of `{own.__name__}`, which is not part of this folder, and the plugin (`pip install "
+        f"optimum-kprune`):\n\n```python\nimport optimum_kprune\n\n{load}\n```\n\n"
+        f"Without the code of `{own.__name__}`, the encoder alone can be loaded; {rest}:\n\n"
+        f"```python\nimport optimum_kprune\nfrom transformers import AutoModel\n\n"
         f"encoder = AutoModel.from_pretrained({place!r})\n```"
     )

@@ -40,7 +40,7 @@ from .placement import pruned_model_of, student_of
 from .processes import in_main, is_main, require_same, together
 from .pruning import SublayerPruner
 from .publishing import Publication
-from .recipe import LOCAL_DATA, LOCAL_MODEL, Recipe, call_of, changed, hub_name
+from .recipe import LOCAL_DATA, LOCAL_MODEL, Recipe, changed, hub_name, loaded_call
 from .report import KPruneResult
 from .states import StateStore
 from .sublayers import Encoder, max_positions
@@ -99,7 +99,7 @@ class KPruner(OptimumPruner):
         self._pipeline: SentenceTransformer | None = None
         self.config: KPruneConfig | None = None
         self.result: KPruneResult | None = None
-        self._recipe = Recipe(given=call_of("KPruner", prediction, encoder))
+        self._recipe = Recipe(given=loaded_call(task=task, prediction=prediction, encoder=encoder))
         # Of every data set that was drawn here, how.
         self._draws: weakref.WeakKeyDictionary[Dataset, dict[str, Any]] = weakref.WeakKeyDictionary()
 

@@ -124,11 +124,10 @@ def program(recipe: Recipe, config: KPruneConfig) -> str:
     )
 
 
-def call_of(function: str, prediction: Any, encoder: str | None) -> str:
-    """Returns the call that takes a model that was given loaded, with what it was told of a head of one's own."""
-    told = {"prediction": None if prediction is None else Code("..."), "encoder": encoder}
-    given = _keywords({name: value for name, value in told.items() if value is not None})
-    return f"{function}({', '.join(['model', 'tokenizer', *given])})"
+def loaded_call(**arguments: Any) -> str:
+    """Returns the call of `KPruner` with a loaded model, and with those of the other arguments that were given."""
+    given = {name: Code("...") if callable(value) else value for name, value in arguments.items() if value is not None}
+    return f"KPruner({', '.join(['model', 'tokenizer', *_keywords(given)])})"
 
 
 def _call(function: str, arguments: Mapping[str, Any]) -> str:
