@@ -3,8 +3,11 @@
 import copy
 import inspect
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .calibration import Batch
@@ -12,7 +15,7 @@ from .configuration import KPruneConfig
 from .entering import run
 from .frontier import Frontier, token_mask
 from .modeling_kprune import pruned_class
-from .observe import recorded_output
+from .observe import hooks, recorded_output
 from .placement import is_placed, named_tensors, require_known_hooks
 from .sublayers import Encoder
 from .tasks import Task
@@ -101,12 +104,17 @@ def require_comparable(encoder: Encoder, task: Task, batches: list[Batch]) -> No
     """Raises a ValueError if a model does not run its encoder once over all tokens, or its outputs say too little.
 
     It is tried on two samples: of the shortest batch and of the longest.
+
+    Args:
+        encoder: a student, whose own weights take no gradient.
+        task: what is to be preserved.
+        batches: the calibration data.
     """
     shapes: dict[int, tuple[int, ...]] = {}
     for batch in (min(batches, key=_width), max(batches, key=_width)):
         sample = {name: values[:1].to(encoder.device) for name, values in batch.items()}
         mask = token_mask(sample)
-        with recorded_output(encoder.blocks[0]) as states:
+        with torch.enable_grad(), recorded_output(encoder.blocks[0]) as states, _leaving_a_leaf(encoder.blocks[-1]):
             prediction = task.predict(run(encoder, sample), encoder.config, mask)
         seen = [tuple(state.shape[:2]) for state in states]
         if seen != [tuple(mask.shape)]:
@@ -115,6 +123,12 @@ def require_comparable(encoder: Encoder, task: Task, batches: list[Batch]) -> No
                 f"{tuple(mask.shape)} rows and tokens, and the encoder was run on "
                 f"{' and '.join(map(str, seen)) or 'nothing'}. Prune the encoder in a module with such a forward."
             )
+        if not prediction.values.requires_grad:
+            raise ValueError(
+                "The prediction must be differentiable in the hidden states behind the last block. Got one that does "
+                "not depend on them: the head reads something else; or `forward` or `prediction` detaches them, takes "
+                "an `argmax`, or runs under `torch.no_grad()`."
+            )
         shapes[mask.shape[1]] = tuple(prediction.values.shape[1:])
     if len(shapes) > 1 and all(shape == (1, tokens) for tokens, shape in shapes.items()):
         raise ValueError(
@@ -122,6 +136,18 @@ def require_comparable(encoder: Encoder, task: Task, batches: list[Batch]) -> No
             "there are tokens, for every sample: one value per token. Give them a dimension of their own, as in "
             "`prediction=lambda outputs: outputs.logits[..., None]`."
         )
+
+
+@contextmanager
+def _leaving_a_leaf(block: nn.Module) -> Iterator[None]:
+    """Lets gradients flow into what leaves a block, and no further."""
+
+    def at_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        # A copy, because a head may write into what it reads.
+        return output.detach().requires_grad_().clone()
+
+    with hooks(block.register_forward_hook(at_output)):
+        yield
 
 
 def _width(batch: Batch) -> int:

@@ -86,7 +86,11 @@ def reads_below(encoder: Encoder, batch: dict[str, Tensor], predict: Callable[[A
     """Whether a head reads other hidden states than those behind the last block, by running a model from there."""
     with recorded_output(encoder.blocks[-1]) as outputs:
         expected = predict(run(encoder, batch))
-    entered = predict(run(encoder, batch, Place(len(encoder.blocks)), outputs[0]))
+    try:
+        entered = predict(run(encoder, batch, Place(len(encoder.blocks)), outputs[0]))
+    except Exception:
+        # However a head fails without what it reads, it reads it.
+        return True
     return not torch.allclose(entered, expected)
 
 

@@ -62,13 +62,7 @@ def _task_of_bases(model_class: type) -> Task | None:
 
 def _predict(function: PredictionFunction | None, outputs: Any, config: Any, mask: Tensor) -> Prediction:
     found = _logits_in(outputs) if function is None else function(outputs)
-    prediction = _prediction_of(found, config, mask)
-    if torch.is_grad_enabled() and not prediction.values.requires_grad:
-        raise ValueError(
-            "The prediction must be differentiable in the hidden states of the encoder. Got one without a gradient: "
-            "`forward` or `prediction` detaches it, takes its `argmax`, or runs under `torch.no_grad()`."
-        )
-    return prediction
+    return _prediction_of(found, config, mask)
 
 
 def _predict_embedding(outputs: Any, config: Any, mask: Tensor) -> Prediction:

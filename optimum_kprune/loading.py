@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.utils import has_file
 
 from .hosts import require_encoder_type
+from .modeling_kprune import auto_classes
 from .tasks import Task, get_task, task_of_class
 
 logger = logging.getLogger(__name__)
@@ -128,8 +129,9 @@ def _choose_task(path: str | PathLike, config: Any, name: str | None) -> Task:
 def _require_known(path: str | PathLike, config: Any, architecture: str) -> None:
     """Raises a ValueError if a checkpoint is of a class that no Auto class can load."""
     own = architecture.removeprefix("KPrune")
-    remote = (getattr(config, "auto_map", None) or {}).values()
-    if not hasattr(transformers, own) and not any(str(name).endswith(f".{architecture}") for name in remote):
+    remote = [str(name).rpartition(".")[2] for name in (getattr(config, "auto_map", None) or {}).values()]
+    registered = [model_class.__name__ for model_class in auto_classes(config.__class__).values()]
+    if not hasattr(transformers, own) and architecture not in (*remote, *registered):
         loaded = f"pruned_class({own})" if own != architecture else own
         raise ValueError(
             f"The checkpoint {str(path)!r} was saved from the class {own}, which transformers does not have. Load it "

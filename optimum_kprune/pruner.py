@@ -374,9 +374,9 @@ class KPruner(OptimumPruner):
             StateStore(configs[0].memory_budget) as store,
             tqdm(desc="Pruning", unit="batch", disable=not is_main()) as bar,
         ):
-            teacher = self._encoder(self.teacher)
-            require_comparable(teacher, task, calibration.batches)
-            frontier = Frontier(teacher, self._student(), calibration, task, store)
+            student = self._student()
+            require_comparable(student, task, calibration.batches)
+            frontier = Frontier(self._encoder(self.teacher), student, calibration, task, store)
             warn_if_few_tokens(frontier)
             first_scores = None
             for index, config in enumerate(configs):

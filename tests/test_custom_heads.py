@@ -12,7 +12,9 @@ import torch
 from datasets import Dataset
 from tiny import (
     FAMILIES,
+    HEAD_COUNT,
     HIDDEN,
+    LAYERS,
     PAD,
     batches_of,
     outputs_of,
@@ -308,7 +310,7 @@ def test_every_head_counts(heads):
         (lambda o: {"scores": o.logits}, r"Got scores \(tensor of shape \(1, 3\)\) instead.*prediction="),
         (lambda o: {"logits": o.logits.argmax(-1)}, r"floating-point numbers of the shape.*Got torch\.int64"),
         (lambda o: {"logits": o.logits[:, None].expand(1, 2, 3)}, r"shape \(1, 2, 3\) for 1 rows of \d+ tokens"),
-        (lambda o: {"logits": o.logits.detach()}, "must be differentiable.*without a gradient"),
+        (lambda o: {"logits": o.logits.detach()}, r"must be differentiable.*`torch\.no_grad\(\)`"),
         (lambda o: {"a_logits": o.logits, "b_logits": o.logits[:, :1]}, "compared in one way.*prediction="),
     ],
 )
@@ -358,20 +360,24 @@ def test_a_task_says_how_texts_are_read():
 
 
 class Mix(nn.Module):
-    """A head on the mean of the hidden states behind all blocks."""
+    """A head on the mean of what all blocks give, their hidden states or their attention, and on the last states."""
 
-    def __init__(self):
+    def __init__(self, kind):
         super().__init__()
-        self.encoder = tiny_model(head="base model")
-        self.head = nn.Linear(HIDDEN, 3)
+        self.encoder = tiny_model(head="base model", attn_implementation="eager")
+        self.kind = kind
+        self.head = nn.Linear(HIDDEN if kind == "hidden_states" else HEAD_COUNT, 3)
 
     def forward(self, input_ids, attention_mask):
-        outputs = self.encoder(input_ids, attention_mask=attention_mask, output_hidden_states=True)
-        return self.head(torch.stack(outputs.hidden_states[1:]).mean(dim=0)[:, 0])
+        outputs = self.encoder(input_ids, attention_mask=attention_mask, **{f"output_{self.kind}": True})
+        mean = torch.stack(outputs[self.kind][-LAYERS:]).mean(dim=0)
+        mixed = self.head(mean[:, 0] if self.kind == "hidden_states" else mean[:, :, 0, 0])
+        return mixed + outputs.last_hidden_state[:, 0, :3]
 
 
-def test_a_head_may_read_the_hidden_states_behind_every_block(monkeypatch):
-    """Where a student is entered, there are none of the blocks below: its prediction must be that of a whole run."""
+@pytest.mark.parametrize("kind", ["hidden_states", "attentions"])
+def test_a_head_may_read_what_every_block_gives(kind, monkeypatch):
+    """Where a student is entered, there is nothing of the blocks below: its prediction must be that of a whole run."""
     seen = []
 
     def watched(frontier, step):
@@ -382,10 +388,32 @@ def test_a_head_may_read_the_hidden_states_behind_every_block(monkeypatch):
     original = Frontier.student_prediction
     monkeypatch.setattr(Frontier, "student_prediction", watched)
     torch.manual_seed(0)
-    prune(Mix())
+    dense = Mix(kind)
+    if kind == "attentions":
+        # All heads must be left to be read.
+        KPruner(dense).prune(KPruneConfig(compression_rate=0.0, num_tokens=None), BATCHES)
+    else:
+        prune(dense)
     assert len(seen) > len(BATCHES)
     for prediction, whole in seen:
         torch.testing.assert_close(prediction, whole)
+
+
+def test_a_head_that_does_not_read_the_last_block_is_told():
+    class Early(Host):
+        def forward(self, input_ids, attention_mask):
+            outputs = self.encoder(input_ids, attention_mask=attention_mask, output_hidden_states=True)
+            return self.classifier(outputs.hidden_states[-2][:, 0])
+
+    class NoGradient(Host):
+        def forward(self, input_ids, attention_mask):
+            with torch.no_grad():
+                outputs = self.encoder(input_ids, attention_mask=attention_mask)
+            return self.classifier(outputs.pooler_output)
+
+    for head in (Early, NoGradient):
+        with pytest.raises(ValueError, match="must be differentiable in the hidden states behind the last block"):
+            prune(head(tiny_model()))
 
 
 # What is in the module
