@@ -88,9 +88,12 @@ def reads_below(encoder: Encoder, batch: dict[str, Tensor], predict: Callable[[A
         expected = predict(run(encoder, batch))
     try:
         entered = predict(run(encoder, batch, Place(len(encoder.blocks)), outputs[0]))
-    except Exception:
-        # However a head fails without what it reads, it reads it.
-        return True
+    except Exception as error:
+        error.add_note(
+            "The model was run from the hidden states behind its last block, to see what its head reads. A head that "
+            "cannot do without the attention of the blocks cannot be pruned for: give `prediction=` another output."
+        )
+        raise
     return not torch.allclose(entered, expected)
 
 

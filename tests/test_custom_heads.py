@@ -375,8 +375,7 @@ class Mix(nn.Module):
         return mixed + outputs.last_hidden_state[:, 0, :3]
 
 
-@pytest.mark.parametrize("kind", ["hidden_states", "attentions"])
-def test_a_head_may_read_what_every_block_gives(kind, monkeypatch):
+def test_a_head_may_read_the_hidden_states_behind_every_block(monkeypatch):
     """Where a student is entered, there is nothing of the blocks below: its prediction must be that of a whole run."""
     seen = []
 
@@ -388,15 +387,16 @@ def test_a_head_may_read_what_every_block_gives(kind, monkeypatch):
     original = Frontier.student_prediction
     monkeypatch.setattr(Frontier, "student_prediction", watched)
     torch.manual_seed(0)
-    dense = Mix(kind)
-    if kind == "attentions":
-        # All heads must be left to be read.
-        KPruner(dense).prune(KPruneConfig(compression_rate=0.0, num_tokens=None), BATCHES)
-    else:
-        prune(dense)
+    prune(Mix("hidden_states"))
     assert len(seen) > len(BATCHES)
     for prediction, whole in seen:
         torch.testing.assert_close(prediction, whole)
+
+
+def test_a_head_that_reads_the_attention_of_blocks_is_told():
+    with pytest.raises(RuntimeError) as caught:
+        prune(Mix("attentions"))
+    assert any("attention of the blocks" in note and "prediction=" in note for note in caught.value.__notes__)
 
 
 def test_a_head_that_does_not_read_the_last_block_is_told():
