@@ -91,7 +91,7 @@ def reads_below(encoder: Encoder, batch: dict[str, Tensor], predict: Callable[[A
     except Exception as error:
         error.add_note(
             "The model was run from the hidden states behind its last block, to see what its head reads. A head that "
-            "cannot do without the attention of the blocks cannot be pruned for: give `prediction=` another output."
+            "needs the attention of the blocks below cannot be pruned for: leave it out of `forward`."
         )
         raise
     return not torch.allclose(entered, expected)
