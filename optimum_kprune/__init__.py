@@ -18,7 +18,10 @@ _PUBLIC = {
     "KPruneResult": "report",
     "KPruner": "pruner",
     "OptimumPruner": "base",
+    "Prediction": "algorithm.divergence",
     "SublayerAdapter": "adapters",
+    "load_into": "hosts",
+    "pruned_class": "modeling_kprune",
     "register_adapter": "adapters",
     "supported_model_types": "adapters",
 }

@@ -95,6 +95,7 @@ class ModelFacts:
         bytes_after: and of the pruned model.
         recipe: the calls that made the pruned model.
         repo_id: the repository that the card is for; None if there is none yet.
+        loading: how to load the pruned model, if it is one that no Auto class loads.
     """
 
     task: str
@@ -106,6 +107,7 @@ class ModelFacts:
     bytes_after: int
     recipe: Recipe
     repo_id: str | None = None
+    loading: str | None = None
 
 
 def model_card(result: KPruneResult, config: KPruneConfig, model: ModelFacts, facts: CardFacts) -> ModelCard:
@@ -168,7 +170,7 @@ def _metadata(model: ModelFacts, facts: CardFacts) -> ModelCardData:
         eval_results=results or None,
         library_name=model.library,
         model_name=(model.repo_id or "pruned").rpartition("/")[2] if results else None,
-        pipeline_tag=model.task,
+        pipeline_tag=None if model.loading else model.task,
         tags=TAGS,
     )
 
@@ -244,6 +246,8 @@ def _reproduction(result: KPruneResult, config: KPruneConfig, model: ModelFacts)
 
 
 def _loading(model: ModelFacts) -> str:
+    if model.loading:
+        return f"## How to load\n\n{model.loading}"
     place = model.repo_id or "path/to/this/folder"
     call = "SentenceTransformer" if model.library == "sentence-transformers" else f"{model.auto_class}.from_pretrained"
     importing = f"from {model.library.replace('-', '_')} import {call.partition('.')[0]}"

@@ -1,17 +1,26 @@
 """What is checked before a prune: the model, the settings, the amount of data."""
 
 import copy
+import inspect
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from torch import nn
-from transformers import PreTrainedModel
+import torch
+from torch import Tensor, nn
 
+from .calibration import Batch
 from .configuration import KPruneConfig
-from .frontier import Frontier
+from .entering import run
+from .frontier import Frontier, token_mask
+from .kprune_map import check_structure
 from .modeling_kprune import pruned_class
-from .placement import named_tensors, require_known_hooks
+from .observe import hooks, recorded_output
+from .placement import is_placed, named_tensors, require_known_hooks
 from .report import KPruneResult
+from .sublayers import Encoder
+from .tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -19,15 +28,11 @@ logger = logging.getLogger(__name__)
 TOKENS_PER_FEATURE = 10
 
 
-def require_prunable(model: PreTrainedModel) -> None:
-    """Raises a ValueError if no folder could hold the pruned model, or its sublayers cannot be observed."""
-    try:
-        pruned_class(type(model))
-    except AttributeError as error:
-        raise ValueError(
-            f"The class {type(model).__name__} is not one that transformers loads for a task of encoders, so that no "
-            "folder could load its pruned model again. Load the checkpoint with an Auto class."
-        ) from error
+def require_prunable(encoder: Encoder) -> None:
+    """Raises a ValueError if no folder could hold the pruned model, or its sublayers cannot be observed and cut."""
+    model = encoder.pretrained
+    pruned_class(type(model))
+    _require_built_by_config(type(model))
     if getattr(model.config, "chunk_size_feed_forward", 0):
         raise ValueError(
             "A model that computes its feed-forward sublayers in chunks cannot be observed. Load it with "
@@ -38,10 +43,125 @@ def require_prunable(model: PreTrainedModel) -> None:
             "Quantized weights cannot be pruned: heads and neurons are cut out of plain matrices. Load the checkpoint "
             "without a quantization config, and quantize the pruned model."
         )
-    require_known_hooks(model)
+    require_known_hooks(encoder.model)
+    if encoder.name and is_placed(encoder.model):
+        raise ValueError(
+            f"A {type(encoder.model).__name__} that accelerate placed cannot be pruned: only models of transformers "
+            "can. Load it without a `device_map`, onto one device."
+        )
+    _require_weights(encoder.model)
+    _require_plain_projections(encoder)
+    if getattr(model.config, "kprune", None) is None:
+        check_structure(model, encoder.adapter.to_dict())
 
 
-def require_finite_weights(model: PreTrainedModel) -> None:
+def _require_built_by_config(model_class: type) -> None:
+    """A class that asks for more cannot be built from a folder."""
+    needed = [
+        parameter.name
+        for parameter in list(inspect.signature(model_class).parameters.values())[1:]
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if needed:
+        raise ValueError(
+            f"A {model_class.__name__} must be built from its config alone, as `from_pretrained` does. It needs "
+            f"{', '.join(needed)} too: put that into the config; or prune the encoder that it holds, with "
+            "`KPruner(model, encoder=...)`, the name of that submodule."
+        )
+
+
+def _require_weights(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        is_offloaded = getattr(getattr(module, "_hf_hook", None), "offload", False)
+        if not is_offloaded and any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+            raise ValueError(
+                f"The weights of {name or 'the model'!r} are on the meta device: there are none. Load the model with "
+                "`from_pretrained(...)`, outside of `torch.device('meta')`."
+            )
+
+
+def _require_plain_projections(encoder: Encoder) -> None:
+    """Raises a ValueError if a projection that the adapter names is anything but a plain matrix."""
+    for layer, block in enumerate(encoder.blocks):
+        modules = dict(block.named_modules())
+        for adapter in encoder.adapter.sublayers:
+            # One that an earlier prune emptied has no features.
+            if getattr(modules.get(adapter.output), "in_features", None) == 0:
+                continue
+            for name in (*adapter.inputs, adapter.output):
+                module = modules.get(name)
+                weight = getattr(module, "weight", None)
+                plain = type(module) is nn.Linear and type(weight) is nn.Parameter and weight.is_floating_point()
+                if not plain:
+                    weights = f" with a weight of {_type_name(weight)}" if isinstance(weight, Tensor) else ""
+                    raise ValueError(
+                        f"The projection {name!r} of layer {layer} must be a plain `nn.Linear`, out of which heads "
+                        f"and neurons are cut. Got {_type_name(module)}{weights}. Prune first; quantize, parametrize "
+                        "or replace layers of the pruned model."
+                    )
+
+
+def _type_name(value: object) -> str:
+    kind = f"{type(value).__module__}.{type(value).__qualname__}" if value is not None else "no such module"
+    return f"{kind} of {value.dtype}" if isinstance(value, Tensor) else kind
+
+
+def require_comparable(encoder: Encoder, task: Task, batches: list[Batch]) -> None:
+    """Raises a ValueError if a model does not run its encoder once over all tokens, or its outputs say too little.
+
+    It is tried on two samples: of the shortest batch and of the longest.
+
+    Args:
+        encoder: a student, whose own weights take no gradient.
+        task: what is to be preserved.
+        batches: the calibration data.
+    """
+    shapes: dict[int, tuple[int, ...]] = {}
+    for batch in (min(batches, key=_width), max(batches, key=_width)):
+        sample = {name: values[:1].to(encoder.device) for name, values in batch.items()}
+        mask = token_mask(sample)
+        with torch.enable_grad(), recorded_output(encoder.blocks[0]) as states, _leaving_a_leaf(encoder.blocks[-1]):
+            prediction = task.predict(run(encoder, sample), encoder.config, mask)
+        seen = [tuple(state.shape[:2]) for state in states]
+        if seen != [tuple(mask.shape)]:
+            raise ValueError(
+                "The forward of the model must run its encoder once, on the rows and tokens of `input_ids`. Got "
+                f"{tuple(mask.shape)} rows and tokens, and the encoder was run on "
+                f"{' and '.join(map(str, seen)) or 'nothing'}. Prune the encoder in a module with such a forward."
+            )
+        if not prediction.values.requires_grad:
+            raise ValueError(
+                "The prediction must be differentiable in the hidden states behind the last block. Got one that does "
+                "not depend on them: the head reads something else; or `forward` or `prediction` detaches them, takes "
+                "an `argmax`, or runs under `torch.no_grad()`."
+            )
+        shapes[mask.shape[1]] = tuple(prediction.values.shape[1:])
+    if len(shapes) > 1 and all(shape == (1, tokens) for tokens, shape in shapes.items()):
+        raise ValueError(
+            "The logits must be of the shape (samples, classes) or (samples, tokens, classes). Got as many columns as "
+            "there are tokens, for every sample: one value per token. Give them a dimension of their own, as in "
+            "`prediction=lambda outputs: outputs.logits[..., None]`."
+        )
+
+
+@contextmanager
+def _leaving_a_leaf(block: nn.Module) -> Iterator[None]:
+    """Lets gradients flow into what leaves a block, and no further."""
+
+    def at_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        # A copy, because a head may write into what it reads.
+        return output.detach().requires_grad_().clone()
+
+    with hooks(block.register_forward_hook(at_output)):
+        yield
+
+
+def _width(batch: Batch) -> int:
+    return batch["input_ids"].shape[-1]
+
+
+def require_finite_weights(model: nn.Module) -> None:
     """Raises a ValueError that names the weights that are not finite."""
     weights = ((name, tensor) for name, tensor in named_tensors(model) if isinstance(tensor, nn.Parameter))
     broken = [name for name, weight in weights if not weight.isfinite().all()]

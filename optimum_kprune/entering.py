@@ -21,7 +21,7 @@ def run(encoder: Encoder, batch: dict[str, Tensor], place: Place = BOTTOM, hidde
     """Runs a model from a place on; returns its outputs, or None if a recorder stopped it."""
     with entered_at(encoder, place, hidden):
         try:
-            return encoder.model(**batch, return_dict=True)
+            return encoder.model(**batch, **encoder.options)
         except Stop:
             return None
 
@@ -65,7 +65,7 @@ def find_joints(encoder: Encoder, batch: dict[str, Tensor]) -> dict[Place, str]:
             stack.enter_context(_watched(sublayer, joints, entering))
         leaving = [stack.enter_context(recorded_output(block)) for block in encoder.blocks]
         run(encoder, batch)
-    trial = Encoder(encoder.model, encoder.adapter, joints)
+    trial = Encoder(encoder.model, encoder.adapter, encoder.name, joints)
     for place, hidden in entering.items():
         with recorded_output(encoder.blocks[place.layer], stop=True) as outputs:
             run(trial, batch, place, hidden)
@@ -75,10 +75,26 @@ def find_joints(encoder: Encoder, batch: dict[str, Tensor]) -> dict[Place, str]:
             del joints[place]
     if len(joints) < len(entering):
         logger.warning(
-            f"{len(entering) - len(joints)} of {len(entering)} sublayers of this {encoder.model.config.model_type} "
+            f"{len(entering) - len(joints)} of {len(entering)} sublayers of this {encoder.config.model_type} "
             "cannot be entered inside of their block: what lies below them there is computed again, which takes time."
         )
     return joints
+
+
+@torch.no_grad()
+def reads_below(encoder: Encoder, batch: dict[str, Tensor], predict: Callable[[Any], Tensor]) -> bool:
+    """Whether a head reads other hidden states than those behind the last block, by running a model from there."""
+    with recorded_output(encoder.blocks[-1]) as outputs:
+        expected = predict(run(encoder, batch))
+    try:
+        entered = predict(run(encoder, batch, Place(len(encoder.blocks)), outputs[0]))
+    except Exception as error:
+        error.add_note(
+            "The model was run from the hidden states behind its last block, to see what its head reads. A head that "
+            "needs the attention of the blocks below cannot be pruned for: leave it out of `forward`."
+        )
+        raise
+    return not torch.allclose(entered, expected)
 
 
 @contextmanager

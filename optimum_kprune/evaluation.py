@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from torch import nn
 from transformers import (
     DataCollatorForMultipleChoice,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
-    PreTrainedModel,
     Trainer,
     TrainingArguments,
 )
 
 from .calibration_columns import find_text_columns
 from .calibration_text import InputSpec
-from .evaluation_metrics import IGNORED, ComputeMetrics, usual_metrics
+from .evaluation_metrics import IGNORED, ComputeMetrics
 from .placement import is_placed
 from .progress import bars_are_off
 
@@ -70,7 +70,7 @@ def labelled_rows(dataset: Dataset, spec: InputSpec, model_config: Any, label_co
 
 
 def evaluate_model(
-    model: PreTrainedModel, rows: Dataset, spec: InputSpec, compute_metrics: ComputeMetrics | None, batch_size: int
+    model: nn.Module, rows: Dataset, spec: InputSpec, metrics: ComputeMetrics, batch_size: int
 ) -> Figures:
     """Returns the figures of a model, which stays as it is, on its device."""
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +78,7 @@ def evaluate_model(
             folder,
             per_device_eval_batch_size=batch_size,
             report_to="none",
-            use_cpu=model.device.type == "cpu",
+            use_cpu=next(model.parameters()).device.type == "cpu",
             include_for_metrics=["inputs"],
             disable_tqdm=bars_are_off(),
         )
@@ -88,14 +88,14 @@ def evaluate_model(
             args=args,
             data_collator=_collator(spec),
             processing_class=spec.processing_class,
-            compute_metrics=compute_metrics or usual_metrics(spec.task, model).compute,
+            compute_metrics=metrics,
         )
         if is_placed(model):
             # It would be moved as a whole, which offloaded weights do not allow.
             evaluator.accelerator.device_placement = False
         # Not `evaluate`, which logs what it finds as if it were part of a training.
-        metrics = evaluator.predict(rows, metric_key_prefix="eval").metrics or {}
-    return figures_of(metrics)
+        found = evaluator.predict(rows, metric_key_prefix="eval").metrics or {}
+    return figures_of(found)
 
 
 def figures_of(metrics: Mapping[str, Any]) -> Figures:

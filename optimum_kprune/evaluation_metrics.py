@@ -25,7 +25,7 @@ class Usual(NamedTuple):
     compute: ComputeMetrics
 
 
-def usual_metrics(task: str, model: Any) -> Usual:
+def usual_metrics(task: str, config: Any) -> Usual:
     """Returns the usual figures of a task, each between 0 and 1 (correlations from -1 to 1).
 
     Those of spans need the inputs in the `EvalPrediction`, to leave out padding.
@@ -33,27 +33,27 @@ def usual_metrics(task: str, model: Any) -> Usual:
     Raises:
         ValueError: if the task has none.
     """
-    if task == "text-classification" and model.config.num_labels == 1:
+    if task == "text-classification" and config.num_labels == 1:
         return Usual(("pearson", "spearman"), _correlations)
     if task in ("text-classification", "token-classification", "multiple-choice"):
         return Usual(("accuracy",), _accuracy)
     if task == "question-answering":
-        return Usual(("exact_match", "f1"), partial(_spans, model.config.pad_token_id))
+        return Usual(("exact_match", "f1"), partial(_spans, config.pad_token_id))
     raise ValueError(f"There are no usual figures for {task}. Pass `compute_metrics`.")
 
 
-def metric_named(name: str, task: str, model: Any) -> ComputeMetrics:
+def metric_named(name: str, task: str, config: Any) -> ComputeMetrics:
     """Returns what computes one figure: one of the usual of the task, or a metric of the library `evaluate`.
 
     Args:
         name: name of the figure, or of a metric on the Hub, or the path of its script.
         task: the task.
-        model: the model.
+        config: config of the model.
 
     Raises:
         ValueError: if the task has no figures, there is no such metric, or it cannot be loaded.
     """
-    usual = usual_metrics(task, model)
+    usual = usual_metrics(task, config)
     if name in usual.names:
         return lambda prediction: {name: usual.compute(prediction)[name]}
     try:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .algorithm.divergence import Prediction
 from .calibration import Batch, CalibrationBatches
-from .entering import find_joints, run
+from .entering import find_joints, reads_below, run
 from .observe import recorded_input, recorded_output, recorded_states
 from .processes import share
 from .states import States, StateStore
@@ -114,7 +114,12 @@ class Frontier:
         batches = self._batches = share(calibration.batches)
         # One sample tells how the model is built.
         sample = {name: values[:1] for name, values in calibration.batches[0].items()}
-        teacher.joints = student.joints = find_joints(teacher, to_device(sample, teacher))
+        sample = to_device(sample, teacher)
+        teacher.joints = student.joints = find_joints(teacher, sample)
+        # A head that does is run from the bottom, where knowledge is measured.
+        self._reads_below = reads_below(
+            teacher, sample, lambda outputs: task.predict(outputs, teacher.config, token_mask(sample)).values
+        )
         self.teacher = teacher
         self.student = student
         self.task = task
@@ -159,7 +164,7 @@ class Frontier:
         for step in self.measured_steps():
             with recorded_output(self.teacher.blocks[-1]) as outputs:
                 prediction = self._target(run(self.teacher, step.batch), step)
-            if prediction.values.numel() <= outputs[0].numel():
+            if self._reads_below or prediction.values.numel() <= outputs[0].numel():
                 self._predictions[step.index] = prediction
             else:
                 self._teacher_last[step.index] = outputs[0]
@@ -199,7 +204,8 @@ class Frontier:
 
     def student_prediction(self, step: Step) -> Prediction:
         """The student's prediction at present."""
-        return self.task.predict(self.run_student(step), self.student.model.config, step.mask)
+        outputs = run(self.student, step.batch) if self._reads_below else self.run_student(step)
+        return self.task.predict(outputs, self.student.config, step.mask)
 
     def inputs(self, step: Step, teacher: Sublayer, student: Sublayer) -> tuple[Tensor, Tensor]:
         """What the teacher's and the student's sublayer read in a step, (rows, tokens, d) each."""
@@ -244,7 +250,7 @@ class Frontier:
             stream.place = place
 
     def _target(self, outputs: Any, step: Step) -> Prediction:
-        return self.task.target(self.task.predict(outputs, self.teacher.model.config, step.mask))
+        return self.task.target(self.task.predict(outputs, self.teacher.config, step.mask))
 
     def _places_of_targets(self) -> dict[Place, Place]:
         """Where the hidden states enter when a target's turn has come."""

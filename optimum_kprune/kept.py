@@ -5,7 +5,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from .adapters import EncoderAdapter, get_adapter, supported_model_types
-from .kprune_map import check_map, check_structure, format_units, parse_units
+from .kprune_map import check_map, format_units, parse_units
 from .report import SublayerResult
 
 
@@ -13,14 +13,12 @@ def adapter_of(model: PreTrainedModel) -> EncoderAdapter:
     """Returns the adapter of a model by its type, or else, of a pruned model, that in its config.
 
     Raises:
-        ValueError: if there is none, or what it names is not in the model, or the map in the config does not fit.
+        ValueError: if there is none, or the map in the config of a pruned model does not fit it.
     """
     kprune = getattr(model.config, "kprune", None)
     model_type = model.config.model_type.removeprefix("kprune-")
     if kprune is None:
-        adapter = get_adapter(model_type)
-        check_structure(model, adapter.to_dict())
-        return adapter
+        return get_adapter(model_type)
     if isinstance(kprune, dict) and model_type in supported_model_types():
         kprune = {**kprune, "adapter": get_adapter(model_type).to_dict()}
     check_map(model, kprune, shrunk=True)

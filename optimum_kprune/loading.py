@@ -13,7 +13,8 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import has_file
 
-from .modeling_kprune import weights_of_encoder
+from .hosts import require_encoder_type
+from .modeling_kprune import auto_classes, weights_of_encoder
 from .tasks import Task, get_task, task_of_class
 
 logger = logging.getLogger(__name__)
@@ -39,12 +40,18 @@ def load_model(path: str | PathLike, task: str | None, **model_kwargs: Any) -> P
         source["trust_remote_code"] = model_kwargs["trust_remote_code"]
     folder = Path(path, source.get("subfolder") or "")
     if folder.is_dir() and not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise OSError(
+                f"The folder {str(path)!r} holds adapters of PEFT alone. Load them onto their model and merge them: "
+                f"`KPruner(PeftModel.from_pretrained(model, {str(path)!r}).merge_and_unload(), tokenizer)`."
+            )
         raise OSError(
             f"No model could be loaded from {str(path)!r}: the folder has no config.json. Give the folder that the "
             "model's `save_pretrained` wrote."
         )
     with _told_of(f"No model could be loaded from {str(path)!r}."):
         config = AutoConfig.from_pretrained(path, **source)
+    require_encoder_type(config)
     chosen = _choose_task(path, config, task)
     if chosen.name == "feature-extraction":
         _warn_of_pipeline(path, source)
@@ -146,6 +153,8 @@ def _choose_task(path: str | PathLike, config: Any, name: str | None) -> Task:
             f"{architectures!r}."
         )
     architecture: Any = architectures[0]
+    if architecture is not None and name != "feature-extraction":
+        _require_known(path, config, architecture)
     if name is None:
         if architecture is None:
             raise ValueError(
@@ -163,3 +172,17 @@ def _choose_task(path: str | PathLike, config: Any, name: str | None) -> Task:
             "was fine-tuned for it."
         )
     return task
+
+
+def _require_known(path: str | PathLike, config: Any, architecture: str) -> None:
+    """Raises a ValueError if a checkpoint is of a class that no Auto class can load."""
+    own = architecture.removeprefix("KPrune")
+    remote = [str(name).rpartition(".")[2] for name in (getattr(config, "auto_map", None) or {}).values()]
+    registered = [model_class.__name__ for model_class in auto_classes(config.__class__).values()]
+    if not hasattr(transformers, own) and architecture not in (*remote, *registered):
+        loaded = f"pruned_class({own})" if own != architecture else own
+        raise ValueError(
+            f"The checkpoint {str(path)!r} was saved from the class {own}, which transformers does not have. Load it "
+            f"with that class: `KPruner({loaded}.from_pretrained({str(path)!r}), tokenizer)`; or prune the encoder "
+            "alone, with task='feature-extraction'."
+        )

@@ -9,17 +9,17 @@ pruned model holds a copy, so that `trust_remote_code=True` loads the model wher
      "checksum": "...",     of the above and of the shapes of the weights
      "settings": {...}}     of the last prune; saved as kprune_config.json too
 
-`KPrune<class>` is here for every encoder class of transformers, as in `KPruneBertForSequenceClassification`.
+`KPrune<class>` is here for every encoder class of transformers, as in `KPruneBertForSequenceClassification`;
+`pruned_class(MyClass)` makes that of a class of your own.
 """
 
 import functools
 import json
 import reprlib
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -247,50 +247,101 @@ def register_auto_classes(model_type: str) -> None:
     dense_config: Any = CONFIG_MAPPING[model_type]
     config_class = pruned_class(dense_config)
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    for auto_class, dense in _auto_classes(dense_config).items():
+    for auto_class, dense in auto_classes(dense_config).items():
         getattr(modeling_auto, auto_class).register(config_class, pruned_class(dense), exist_ok=True)
 
 
 def pruned_class(dense: type) -> Any:
-    """Returns the pruned class of a config or model class; that of a pruned class, also a remote one, is its equal."""
-    return getattr(sys.modules[__name__], f"KPrune{dense.__name__.removeprefix('KPrune')}")
+    """Returns the pruned class of a config or model class, which loads what was saved of its pruned models.
+
+    `pruned_class(MyModel).from_pretrained(folder)` loads a model with a head of your own: the class is made from
+    `MyModel`, which must be at hand. That of a pruned class, also a remote one, is its equal; a class that you derive
+    from a pruned one is pruned already.
+
+    Raises:
+        ValueError: if models of the class generate text, or the class takes the name of one of transformers.
+    """
+    own = dense_class_of(dense)
+    return dense if own is dense and issubclass(dense, _Pruned) else _make_class(own)
+
+
+def dense_class_of(model_class: Any) -> Any:
+    """Returns the class that a pruned class was made from, and any other class as it is."""
+    return vars(model_class).get("dense_class", model_class)
+
+
+def is_of_transformers(dense: type) -> bool:
+    """Whether a class is one that transformers has under its name."""
+    return getattr(transformers, dense.__name__, None) is dense
 
 
 def __getattr__(name: str) -> type:
     dense: Any = getattr(transformers, name.removeprefix("KPrune"), None) if name.startswith("KPrune") else None
-    if isinstance(dense, type) and issubclass(dense, PreTrainedConfig):
-        made: Any = _make_config_class(dense)
-    elif dense in _auto_classes(getattr(dense, "config_class", None) or PreTrainedConfig).values():
-        made = _make_model_class(dense)
-    else:
-        raise AttributeError(
-            f"Module {__name__!r} has no {name!r}, only `KPrune<class>` for the config classes of transformers and "
-            "for those of its encoder classes that the Auto classes load."
-        )
-    made.__name__ = made.__qualname__ = name
-    return globals().setdefault(name, made)
+    is_config = isinstance(dense, type) and issubclass(dense, PreTrainedConfig)
+    if is_config or dense in auto_classes(getattr(dense, "config_class", None) or PreTrainedConfig).values():
+        return _make_class(dense)
+    raise AttributeError(
+        f"Module {__name__!r} has no {name!r}, only `KPrune<class>` for the config classes of transformers and for "
+        "those of its encoder classes that the Auto classes load."
+    )
 
 
 @functools.cache
-def _auto_classes(config_class: Any) -> dict[str, Any]:
-    """The model class that each Auto class gives for a dense config.
+def auto_classes(config_class: Any) -> dict[str, Any]:
+    """Returns the model class that each Auto class gives for a dense config.
 
     Not those that generate: their cache relies on every attention sublayer, also on bypassed ones.
     """
-    auto_classes = {name: value for name, value in vars(modeling_auto).items() if name.startswith("AutoModel")}
-    models = {name: value._model_mapping.get(config_class, None) for name, value in auto_classes.items()}
+    autos = {name: value for name, value in vars(modeling_auto).items() if name.startswith("AutoModel")}
+    models = {name: value._model_mapping.get(config_class, None) for name, value in autos.items()}
     return {
         name: model for name, model in models.items() if hasattr(model, "can_generate") and not model.can_generate()
     }
 
 
+class _Pruned:
+    """A pruned class, of configs or models: made from a dense class, by which alone it can be found in a pickle."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        reduced: Any = super().__reduce_ex__(protocol)
+        make, arguments, *state = reduced
+        dense = vars(type(self)).get("dense_class")
+        return (make, arguments, *state) if dense is None else (_new, (dense,), *state)
+
+
+def _new(dense: type) -> Any:
+    made = pruned_class(dense)
+    return made.__new__(made)
+
+
+@functools.cache
+def _make_class(dense: Any) -> Any:
+    if getattr(transformers, dense.__name__, dense) is not dense:
+        raise ValueError(
+            f"The class {dense.__module__}.{dense.__qualname__} must have a name of its own, or a saved model would "
+            "be loaded as that of transformers. Rename it."
+        )
+    if issubclass(dense, PreTrainedConfig):
+        made: Any = _make_config_class(dense)
+    elif dense.can_generate():
+        raise ValueError(
+            f"A {dense.__name__} generates text: its cache relies on every attention sublayer, also on those that a "
+            "prune removes. Prune an encoder with the head of one of its tasks."
+        )
+    else:
+        made = _make_model_class(dense)
+    made.__name__ = made.__qualname__ = f"KPrune{dense.__name__}"
+    return made
+
+
 def _make_config_class(dense: Any) -> type[PreTrainedConfig]:
-    class PrunedConfig(dense):
+    class PrunedConfig(_Pruned, dense):
         """A config with the field `kprune`: the units that are left."""
 
         kprune: dict[str, Any] | None = None
         model_type = f"kprune-{dense.model_type}"
-        _auto_class = "AutoConfig"
+        dense_class: ClassVar = dense
+        _auto_class = "AutoConfig" if is_of_transformers(dense) else None
 
         def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
             """Saves the config, and beside it the settings of the prune: models and trainers save through here."""
@@ -303,26 +354,38 @@ def _make_config_class(dense: Any) -> type[PreTrainedConfig]:
     return PrunedConfig
 
 
-def _make_model_class(dense: Any) -> type[PreTrainedModel]:
-    auto_classes = _auto_classes(dense.config_class)
-    # A class can stand under several Auto classes: its own is the one that ends like it.
-    own = max(
-        (auto_class for auto_class, model_class in auto_classes.items() if model_class is dense),
-        key=lambda auto_class: (dense.__name__.endswith(auto_class.removeprefix("AutoModel")), len(auto_class)),
-    )
-    loadable = {name: auto_classes[name] for name in ("AutoModel", own) if name in auto_classes}
+def _own_auto_class(dense: Any) -> str | None:
+    """The Auto class of a model class. It can stand under several: its own is the one that ends like it."""
+    if not is_of_transformers(dense):
+        return None
+    found = [name for name, model_class in auto_classes(dense.config_class).items() if model_class is dense]
+    suffixes = {name: name.removeprefix("AutoModel") for name in found}
+    return max(found, key=lambda name: (dense.__name__.endswith(suffixes[name]), len(name)), default=None)
 
-    class PrunedModel(dense):
+
+def _auto_map(dense: Any, own: str | None) -> dict[str, str]:
+    """Where the Auto classes find the pruned classes in a folder: in the file that travels with the weights."""
+    autos, file = auto_classes(dense.config_class), __name__.rpartition(".")[2]
+    classes = {"AutoConfig": dense.config_class} | {name: autos[name] for name in ("AutoModel", own) if name in autos}
+    return {name: f"{file}.KPrune{made.__name__}" for name, made in classes.items() if is_of_transformers(made)}
+
+
+def _make_model_class(dense: Any) -> type[PreTrainedModel]:
+    own = _own_auto_class(dense)
+    auto_map = _auto_map(dense, own)
+
+    class PrunedModel(_Pruned, dense):
         """A model that has only the units named by `config.kprune`."""
 
         config_class = pruned_class(dense.config_class)
+        dense_class: ClassVar = dense
         _auto_class = own
 
         def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+            if type(self) is PrunedModel and own not in (None, "AutoModel"):
+                _require_head(config, dense)
             super().__init__(config, *args, **kwargs)
-            file = __name__.rpartition(".")[2]
-            classes = {"AutoConfig": dense.config_class} | loadable
-            config.auto_map = {name: f"{file}.KPrune{value.__name__}" for name, value in classes.items()}
+            config.auto_map = dict(auto_map)
             self.add_model_tags(TAGS)
             if getattr(config, "kprune", None) is not None:
                 shrink_model(self, config.kprune)
@@ -330,11 +393,7 @@ def _make_model_class(dense: Any) -> type[PreTrainedModel]:
 
         @classmethod
         def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-            """Loads the model into memory of its own.
-
-            Weights that stay where the file was mapped are not aligned, which changes the last bits of products:
-            a model must give the same outputs before it is saved and after it is loaded.
-            """
+            """Loads the model into memory of its own, and requires that its encoder is whole."""
             with_info = kwargs.pop("output_loading_info", False)
             # Pruned models are saved so; a pickle in the place of the weights is not looked at.
             kwargs["use_safetensors"] = True
@@ -342,9 +401,7 @@ def _make_model_class(dense: Any) -> type[PreTrainedModel]:
                 model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
             if getattr(model, "hf_quantizer", None) is None:
                 require_encoder_weights(model, info)
-            for parameter in model.parameters():
-                if parameter.device.type == "cpu":
-                    parameter.data = parameter.data.clone()
+            _own_memory(model)
             return (model, info) if with_info else model
 
         @staticmethod
@@ -362,3 +419,25 @@ def _make_model_class(dense: Any) -> type[PreTrainedModel]:
                 return super().load_state_dict(*args, **kwargs)
 
     return PrunedModel
+
+
+def _own_memory(model: nn.Module) -> None:
+    """Moves weights out of the file that they are mapped from.
+
+    There they are not aligned, which changes the last bits of products: a model must give the same outputs before it
+    is saved and after it is loaded.
+    """
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu":
+            parameter.data = parameter.data.clone()
+
+
+def _require_head(config: PreTrainedConfig, dense: type) -> None:
+    """Raises a ValueError if the model of a config was saved with a head that is none of transformers."""
+    saved = (config.architectures or [dense.__name__])[0].removeprefix("KPrune")
+    if getattr(config, "kprune", None) is not None and not hasattr(transformers, saved):
+        raise ValueError(
+            f"The pruned model was saved from the class {saved}, which transformers does not have: a {dense.__name__} "
+            f"has another head. Load it with `optimum_kprune.pruned_class({saved}).from_pretrained(...)`, or the "
+            "encoder alone with `AutoModel.from_pretrained(...)`."
+        )

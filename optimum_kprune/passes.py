@@ -35,7 +35,7 @@ def measure_knowledge(frontier: Frontier, sublayers: list[Sublayer], config: KPr
     """
     device = frontier.student.device
     statistics = [UnitStatistics(sublayer.features, config.gradient, device) for sublayer in sublayers]
-    precision = measuring_precision(frontier.student.model.dtype, device, config)
+    precision = measuring_precision(frontier.student.pretrained.dtype, device, config)
     samples_seen = tokens_seen = 0
     for step in frontier.measured_steps():
         teacher = frontier.teacher_prediction(step)
@@ -126,7 +126,7 @@ def gather_correction(frontier: Frontier, teacher: Sublayer, student: Sublayer) 
     Raises:
         ValueError: if an input is not finite; the message names the sublayer.
     """
-    hidden_size = frontier.student.model.config.hidden_size
+    hidden_size = frontier.student.config.hidden_size
     fit = LeastSquares(hidden_size, hidden_size, frontier.student.device)
     for step in frontier:
         teacher_input, student_input = frontier.inputs(step, teacher, student)
@@ -151,7 +151,7 @@ def gather_fit(frontier: Frontier, teacher: Sublayer, student: Sublayer, config:
     Raises:
         ValueError: if a feature or a target is not finite; the message names the sublayer.
     """
-    fit = LeastSquares(student.features, frontier.student.model.config.hidden_size, frontier.student.device)
+    fit = LeastSquares(student.features, frontier.student.config.hidden_size, frontier.student.device)
     until: Literal["output"] | None = None if frontier.is_passed_by_teacher(teacher) else "output"
     with recorded(teacher, until) as preserved, recorded(student, until="features") as present:
         for step in frontier.pass_teacher(teacher):

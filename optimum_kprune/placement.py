@@ -33,7 +33,7 @@ def require_known_hooks(model: nn.Module) -> None:
             )
 
 
-def is_placed(model: PreTrainedModel) -> bool:
+def is_placed(model: nn.Module) -> bool:
     """Whether accelerate placed a model."""
     return next(_hooks(model), None) is not None
 
@@ -59,7 +59,7 @@ def weight_of(module: Any) -> Tensor:
         return module.weight.detach()
 
 
-def sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
+def sharing_copy(model: nn.Module) -> nn.Module:
     """Returns a copy of a model in evaluation mode: modules of its own, which share the weights.
 
     A prune hooks and enters the modules of such copies alone, so that other threads can use the model meanwhile, and

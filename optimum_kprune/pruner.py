@@ -1,7 +1,6 @@
 """KPruner: the interface, and the one place that joins the stages of a prune."""
 
 import copy
-import inspect
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from torch import nn
+from transformers import PreTrainedTokenizerBase, Trainer
 
 from .adapters import EncoderAdapter
 from .base import OptimumPruner
@@ -23,18 +23,19 @@ from .checkpoint import begins_to_save, has_begun_to_save
 from .checks import check_config, configs_of, require_finite_weights, require_prunable
 from .configuration import KPruneConfig
 from .evaluation import evaluate_model, labelled_rows, pairs_of
-from .evaluation_metrics import ComputeMetrics, metric_named
+from .evaluation_metrics import ComputeMetrics, metric_named, usual_metrics
 from .folder import require_free
 from .from_trainer import calibration_data, evaluate_like, plain_model
+from .heads import choose_task
+from .hosts import find_encoder, input_names
 from .kept import adapter_of
 from .loading import load_model, load_processing_class
 from .processes import in_main, together
 from .publishing import Publication
-from .recipe import LOCAL_DATA, LOCAL_MODEL, Recipe, changed, hub_name
+from .recipe import LOCAL_DATA, LOCAL_MODEL, Recipe, changed, hub_name, loaded_call
 from .report import KPruneResult
-from .sublayers import max_positions
+from .sublayers import Encoder, max_positions
 from .sweep import Sweep
-from .tasks import get_task, task_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -49,9 +50,15 @@ class KPruner(OptimumPruner):
     `push_to_hub`, with the same model and data: they share the batches, and the main process saves and uploads.
 
     Args:
-        model: a loaded model with the head of its task. It is never changed.
+        model: a loaded model with the head of its task, or any module that runs one encoder of transformers once in
+            its forward, which takes `input_ids`. It is never changed.
         processing_class: its tokenizer, needed to calibrate on text and saved with the pruned model.
-        task: name of the task, as in `transformers.pipeline`; None takes that of the model's class.
+        task: name of the task, as in `transformers.pipeline`; None takes that of the model's class. For a class of
+            your own it says how texts are read, and what the card tells.
+        prediction: for a head of your own, a function of the outputs of forward that returns what must be preserved:
+            logits (samples, classes) or (samples, tokens, classes); a list or dictionary of them for several heads,
+            whose divergences add up; or a `Prediction`. None takes the outputs whose names end with `logits`.
+        encoder: for a module that holds several encoders, the name of the submodule to prune.
 
     Attributes:
         teacher: the model as it was given. Every prune starts from it.
@@ -60,47 +67,41 @@ class KPruner(OptimumPruner):
         trainer: the trainer of `from_trainer`, or None.
 
     Raises:
-        ValueError: if the model's type has no adapter, its class is for no known task, or `task` is another one.
+        ValueError: if the model's type has no adapter, its class is for no known task, or `task` is another one; if
+            its weights are no plain matrices.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         processing_class: PreTrainedTokenizerBase | None = None,
         task: str | None = None,
+        prediction: Callable[[Any], Any] | None = None,
+        encoder: str | None = None,
     ) -> None:
-        if not isinstance(model, PreTrainedModel):
-            raise ValueError(
-                f"`model` must be a loaded transformers model. Got {type(model).__name__} instead. "
-                "To load one, use `KPruner.from_pretrained(...)`; for a pipeline of sentence-transformers, "
-                "`KPruner.from_sentence_transformer(...)`."
-            )
-        self.adapter: EncoderAdapter = adapter_of(model)
-        self.task = task_of(model)
-        require_prunable(model)
-        if task is not None and get_task(task) != self.task:
-            raise ValueError(
-                f"`task` must fit the model: a {type(model).__name__} is for {self.task.name!r}. Got {task!r} "
-                "instead. Leave `task` out, or load the checkpoint with the Auto class of the task."
-            )
-        self.teacher = model
-        self.model = model
+        self._encoder_name = find_encoder(model, encoder)
+        self.teacher: Any = model
+        self.model: Any = model
+        self.adapter: EncoderAdapter = adapter_of(self._dense)
+        self.task = choose_task(model, task, prediction)
+        require_prunable(self._encoder(model))
         self.processing_class = processing_class
         self.trainer: Trainer | None = None
         self._pipeline: SentenceTransformer | None = None
         self.config: KPruneConfig | None = None
         self.result: KPruneResult | None = None
         self._evaluation = CardFacts()
-        self._recipe = Recipe()
+        self._recipe = Recipe(given=loaded_call(task=task, prediction=prediction, encoder=encoder))
         # Of every data set that was drawn here, how.
         self._draws: weakref.WeakKeyDictionary[Dataset, dict[str, Any]] = weakref.WeakKeyDictionary()
 
     @classmethod
     def from_pretrained(
         cls,
-        model_or_path: PreTrainedModel | str | PathLike,
+        model_or_path: nn.Module | str | PathLike,
         task: str | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
+        prediction: Callable[[Any], Any] | None = None,
         **model_kwargs: Any,
     ) -> "KPruner":
         """Loads a model to prune.
@@ -109,6 +110,7 @@ class KPruner(OptimumPruner):
             model_or_path: a loaded model, a local folder or a name on the Hub.
             task: name of the task; None takes that of the architecture the checkpoint was saved as.
             processing_class: the tokenizer; None loads it from the same place.
+            prediction: what of the outputs must be preserved; see `KPruner`.
             model_kwargs: arguments of the model's `from_pretrained`, such as `dtype`, `device_map` or `revision`.
 
         Raises:
@@ -119,28 +121,36 @@ class KPruner(OptimumPruner):
                 raise ValueError(
                     f"Arguments for loading go with a path. Got a loaded model and {', '.join(sorted(model_kwargs))}."
                 )
-            return cls(model_or_path, processing_class, task)
+            return cls(model_or_path, processing_class, task, prediction)
         model = load_model(model_or_path, task, **model_kwargs)
         if processing_class is None:
             processing_class = load_processing_class(model_or_path, **model_kwargs)
-        pruner = cls(model, processing_class)
+        pruner = cls(model, processing_class, prediction=prediction)
         told = {name: str(model_kwargs[name]) for name in ("revision", "dtype") if model_kwargs.get(name) is not None}
         source = {"model_or_path": hub_name(str(model_or_path)) or LOCAL_MODEL, "task": pruner.task.name}
         pruner._recipe = Recipe(load={**source, **{name: text.removeprefix("torch.") for name, text in told.items()}})
         return pruner
 
     @classmethod
-    def from_trainer(cls, trainer: Trainer) -> "KPruner":
+    def from_trainer(
+        cls, trainer: Trainer, prediction: Callable[[Any], Any] | None = None, encoder: str | None = None
+    ) -> "KPruner":
         """Takes model and processing class of a trainer; its data, collator and metrics become the defaults.
 
         `prune` then calibrates on the train data, and `evaluate` compares the models on the evaluation data. The
-        model in the trainer is never changed. Training it on changes the teacher.
+        model in the trainer is never changed. Training it on changes the teacher. For `prediction` and `encoder`, see
+        `KPruner`.
 
         Raises:
-            ValueError: if the model is not supported.
+            ValueError: if this is no trainer, or the model is not supported.
         """
+        if not isinstance(trainer, Trainer):
+            raise ValueError(
+                f"`trainer` must be a `transformers.Trainer`. Got {type(trainer).__name__} instead. For a model, use "
+                "`KPruner(model, tokenizer)`."
+            )
         processing_class: Any = trainer.processing_class
-        pruner = cls(plain_model(trainer.model), processing_class)
+        pruner = cls(plain_model(trainer.model), processing_class, prediction=prediction, encoder=encoder)
         pruner.trainer = trainer
         return pruner
 
@@ -348,9 +358,17 @@ class KPruner(OptimumPruner):
             self.save_pretrained(save_directory, overwrite=overwrite)
 
     def _sweep(self, config: KPruneConfig, calibration: CalibrationBatches) -> Sweep:
-        return Sweep(self.teacher, self.adapter, self.task, calibration, config.memory_budget)
+        return Sweep(self._encoder(self.teacher), self.task, calibration, config.memory_budget)
 
-    def _keep(self, model: PreTrainedModel, result: KPruneResult, config: KPruneConfig, recipe: Recipe) -> None:
+    @property
+    def _dense(self) -> Any:
+        """The transformers model in the teacher, or the teacher itself."""
+        return self.teacher.get_submodule(self._encoder_name)
+
+    def _encoder(self, model: nn.Module) -> Encoder:
+        return Encoder(model, self.adapter, self._encoder_name)
+
+    def _keep(self, model: nn.Module, result: KPruneResult, config: KPruneConfig, recipe: Recipe) -> None:
         self.model, self.result, self.config, self._recipe = model, result, config, recipe
         self._evaluation = CardFacts()
 
@@ -382,7 +400,7 @@ class KPruner(OptimumPruner):
 
     def evaluate(
         self,
-        dataset: Dataset | str | PathLike | Callable[[PreTrainedModel], Mapping[str, float]] | None = None,
+        dataset: Dataset | str | PathLike | Callable[[nn.Module], Mapping[str, float]] | None = None,
         metric: str | None = None,
         compute_metrics: ComputeMetrics | None = None,
         dataset_config_name: str | None = None,
@@ -415,7 +433,7 @@ class KPruner(OptimumPruner):
         """
         if self.result is None:
             raise ValueError("There is no pruned model to evaluate yet. Call `prune` first.")
-        measure: Callable[[PreTrainedModel], Mapping[str, float]]
+        measure: Callable[[nn.Module], Mapping[str, float]]
         if dataset is None:
             trainer = self._need_trainer("`evaluate` needs evaluation data and metrics")
             measure = partial(evaluate_like, trainer)
@@ -424,14 +442,13 @@ class KPruner(OptimumPruner):
         else:
             spec = self._input_spec(0, text_columns)
             if metric is not None:
-                compute_metrics = metric_named(metric, self.task.name, self.teacher)
+                compute_metrics = metric_named(metric, self.task.name, self._dense.config)
             found = dataset
             if not isinstance(found, Dataset):
                 found = read_split(found, dataset_config_name, dataset_split)
-            rows = labelled_rows(found, spec, self.teacher.config, label_column)
-            measure = partial(
-                evaluate_model, rows=rows, spec=spec, compute_metrics=compute_metrics, batch_size=batch_size
-            )
+            rows = labelled_rows(found, spec, self._dense.config, label_column)
+            compute_metrics = compute_metrics or usual_metrics(self.task.name, self._dense.config).compute
+            measure = partial(evaluate_model, rows=rows, spec=spec, metrics=compute_metrics, batch_size=batch_size)
         dense, pruned = (dict(measure(model)) for model in (self.teacher, self.model))
         name = hub_name(dataset)
         place = (name, dataset_config_name, dataset_split) if name else (None, None, None)
@@ -508,6 +525,7 @@ class KPruner(OptimumPruner):
         return Publication(
             teacher=self.teacher,
             model=self.model,
+            encoder=self._encoder_name,
             processing_class=self.processing_class,
             task=self.task,
             config=self.config,
@@ -525,17 +543,17 @@ class KPruner(OptimumPruner):
         preprocess_function: Callable[[dict[str, list]], dict[str, Any]] | None = None,
         max_length: int | None = None,
     ) -> InputSpec:
-        embeddings = self.teacher.get_input_embeddings()
+        embeddings = self._dense.get_input_embeddings()
         return InputSpec(
             task=self.task.name,
             processing_class=self.processing_class,
             text_columns=text_columns,
             preprocess_function=preprocess_function,
             max_length=max_length,
-            max_positions=max_positions(self.teacher),
+            max_positions=max_positions(self._dense),
             vocab_size=getattr(embeddings, "num_embeddings", None),
-            type_vocab_size=getattr(self.teacher.config, "type_vocab_size", None),
-            model_inputs=list(inspect.signature(self.teacher.forward).parameters),
+            type_vocab_size=getattr(self._dense.config, "type_vocab_size", None),
+            model_inputs=input_names(self.teacher, self._dense),
             seed=seed,
         )
 

@@ -1,17 +1,20 @@
 """A prune as a folder or a repository: weights, tokenizer, settings, report and model card."""
 
+import logging
 import tempfile
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from . import hub
 from .card import CardFacts, ModelFacts, model_card
 from .configuration import KPruneConfig
 from .folder import written_whole
+from .hosts import how_to_load, save_head
 from .latency import latency_of, machine_of
 from .recipe import Recipe, hub_name
 from .report import KPruneResult, write_report
@@ -21,6 +24,8 @@ from .tasks import Task
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Publication:
@@ -29,6 +34,7 @@ class Publication:
     Attributes:
         teacher: the dense model.
         model: the pruned model.
+        encoder: the name of the submodule of both that is the transformers model; "" for the models themselves.
         processing_class: the tokenizer to save with it, if any.
         task: the task of both.
         config: the settings of the prune.
@@ -39,8 +45,9 @@ class Publication:
         measure_latency: whether to measure latency for the card, when saving.
     """
 
-    teacher: PreTrainedModel
-    model: PreTrainedModel
+    teacher: nn.Module
+    model: nn.Module
+    encoder: str
     processing_class: PreTrainedTokenizerBase | None
     task: Task
     config: KPruneConfig
@@ -70,18 +77,34 @@ class Publication:
             if self.pipeline is not None:
                 self.sentence_transformer().save_pretrained(str(folder), create_model_card=False)
             # With the settings: they lie in its config.
-            self.model.save_pretrained(folder, **kwargs)
+            self._pruned.save_pretrained(folder, **kwargs)
+            if self.encoder:
+                save_head(self.model, self.encoder, folder)
             write_report(folder, self.result)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
-            model_card(self.result, self.config, self._model_facts(repo_id), facts).save(folder / hub.CARD_NAME)
+            model_facts = self._model_facts(repo_id)
+            model_card(self.result, self.config, model_facts, facts).save(folder / hub.CARD_NAME)
+        if model_facts.loading is not None:
+            logger.warning(
+                f"No Auto class loads a {type(self.model).__name__}: what the folder holds, and how to load it whole, "
+                f"stands under 'How to load' in its {hub.CARD_NAME}:\n\n{model_facts.loading}"
+            )
+
+    @property
+    def _dense(self) -> Any:
+        return self.teacher.get_submodule(self.encoder)
+
+    @property
+    def _pruned(self) -> Any:
+        return self.model.get_submodule(self.encoder)
 
     def sentence_transformer(self) -> "SentenceTransformer":
         """Returns a copy of the pipeline that holds the pruned model and its card."""
         from .from_sentence_transformer import with_encoder
 
         card = model_card(self.result, self.config, self._model_facts(None), self.facts)
-        return with_encoder(self.pipeline, self.model, str(card))
+        return with_encoder(self.pipeline, self._pruned, str(card))
 
     def push(self, repo_id: str, token: str | None, private: bool | None, commit_message: str) -> str:
         """Uploads everything to a repository, which is made if it does not exist; returns the commit's address.
@@ -100,10 +123,11 @@ class Publication:
     def _model_facts(self, repo_id: str | None) -> ModelFacts:
         return ModelFacts(
             task=self.task.name,
-            auto_class=self.task.auto_class,
+            auto_class=self._pruned._auto_class or "AutoModel",
+            loading=how_to_load(self.model, self.encoder, repo_id or "path/to/this/folder"),
             library=self.task.library,
-            before="dense" if getattr(self.teacher.config, "kprune", None) is None else "pruned before",
-            base_model=hub_name(self.teacher.config._name_or_path),
+            before="dense" if getattr(self._dense.config, "kprune", None) is None else "pruned before",
+            base_model=hub_name(self._dense.config._name_or_path),
             bytes_before=_bytes_of(self.teacher),
             bytes_after=_bytes_of(self.model),
             recipe=self.recipe,
@@ -112,11 +136,12 @@ class Publication:
 
     def _with_latency(self) -> CardFacts:
         """The facts with a latency that is measured now: one sample of 128 tokens, or of as many as there can be."""
-        tokens = min(128, max_positions(self.teacher) or 128)
+        tokens = min(128, max_positions(self._dense) or 128)
         shape = (1, 2, tokens) if self.task.name == "multiple-choice" else (1, tokens)
-        pair = (latency_of(self.teacher, shape), latency_of(self.model, shape))
-        return replace(self.facts, latency={f"batch 1, {tokens} tokens": pair}, machine=machine_of(self.model))
+        pair = (latency_of(self._dense, shape), latency_of(self._pruned, shape))
+        name = f"batch 1, {tokens} tokens{', encoder alone' if self.encoder else ''}"
+        return replace(self.facts, latency={name: pair}, machine=machine_of(self._pruned))
 
 
-def _bytes_of(model: PreTrainedModel) -> int:
+def _bytes_of(model: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())

@@ -65,7 +65,7 @@ def _compared(dense: Encoder, pruned: Encoder, batch: Batch, task: Task) -> _Com
 
 def _prediction(encoder: Encoder, batch: Batch, task: Task) -> Prediction:
     batch = to_device(batch, encoder)
-    return task.predict(run(encoder, batch), encoder.model.config, token_mask(batch))
+    return task.predict(run(encoder, batch), encoder.config, token_mask(batch))
 
 
 def _mean(values: Tensor) -> tuple[float, float]:

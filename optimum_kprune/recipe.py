@@ -124,6 +124,12 @@ def program(recipe: Recipe, config: KPruneConfig) -> str:
     )
 
 
+def loaded_call(**arguments: Any) -> str:
+    """Returns the call of `KPruner` with a loaded model, and with those of the other arguments that were given."""
+    given = {name: Code("...") if callable(value) else value for name, value in arguments.items() if value is not None}
+    return f"KPruner({', '.join(['model', 'tokenizer', *_keywords(given)])})"
+
+
 def _call(function: str, arguments: Mapping[str, Any]) -> str:
     return f"{function}({', '.join(_keywords(arguments))})"
 

@@ -1,5 +1,6 @@
 """The prunable sublayers of a loaded model, read through its adapter."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -93,21 +94,38 @@ class Sublayer:
 class Encoder:
     """A model whose stack of blocks can be entered anywhere, with an adapter that names its sublayers.
 
+    Args:
+        model: the model, with its head.
+        adapter: where its sublayers are.
+        name: the submodule of the model that is the transformers model with the blocks; "" for the model itself.
+        joints: see `joints`.
+
     Attributes:
         model: the model, with its head.
+        pretrained: the transformers model in it, or the model itself.
+        options: what its forward is called with besides the inputs.
         blocks: its blocks, bottom to top.
         joints: the places inside of blocks at which it can be entered; see `entering.find_joints`.
         device: the device on which the model reads its inputs.
     """
 
     def __init__(
-        self, model: PreTrainedModel, adapter: EncoderAdapter, joints: dict[Place, str] | None = None
+        self, model: nn.Module, adapter: EncoderAdapter, name: str = "", joints: dict[Place, str] | None = None
     ) -> None:
         self.model = model
+        pretrained: Any = model.get_submodule(name)
+        self.pretrained = pretrained
         self.adapter = adapter
+        self.name = name
         self.joints = joints or {}
-        self.device = execution_device(model)
-        self.blocks: Any = model.base_model.get_submodule(adapter.blocks)
+        self.options = {"return_dict": True} if _takes_return_dict(model) else {}
+        self.device = execution_device(pretrained)
+        self.blocks: Any = pretrained.base_model.get_submodule(adapter.blocks)
+
+    @property
+    def config(self) -> Any:
+        """The config of the transformers model."""
+        return self.pretrained.config
 
     def sublayers(self) -> list[Sublayer]:
         """Returns the sublayers as they are now, bottom to top."""
@@ -125,14 +143,19 @@ class Encoder:
         if features % unit_size:
             raise ValueError(
                 f"The output projection of layer {place.layer} {adapter.kind} has {features} features, no multiple of "
-                f"the head dimension {unit_size}. Check the adapter of {self.model.config.model_type!r}."
+                f"the head dimension {unit_size}. Check the adapter of {self.config.model_type!r}."
             )
         return Sublayer(block, place, adapter, features // unit_size, unit_size)
 
     @property
     def _head_dimension(self) -> int:
-        config = self.model.config
-        return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
+
+
+def _takes_return_dict(model: nn.Module) -> bool:
+    """Whether a forward can be asked for named outputs: those of transformers can, also where they do not say so."""
+    named = "return_dict" in inspect.signature(model.forward).parameters
+    return named or type(model).forward.__module__.partition(".")[0] == "transformers"
 
 
 def max_positions(model: PreTrainedModel) -> int | None:

@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel
+from torch import nn
 
 from . import __version__
-from .adapters import EncoderAdapter
 from .calibration import CalibrationBatches
 from .checkpoint import Checkpoint, digest
-from .checks import warn_if_few_tokens, warn_if_nothing_is_left
+from .checks import require_comparable, warn_if_few_tokens, warn_if_nothing_is_left
 from .configuration import KPruneConfig
 from .frontier import Frontier
+from .hosts import with_encoder
 from .kept import kprune_field
 from .placement import named_tensors, pruned_model_of, sharing_copy
 from .processes import require_same, world_size
@@ -33,8 +33,7 @@ class Sweep:
     """Prunes copies of a model, which itself is only read; a context manager that forgets the hidden states.
 
     Args:
-        model: the dense model.
-        adapter: where its sublayers are.
+        encoder: the dense model.
         task: what must be preserved.
         calibration: the calibration data.
         memory_budget: bytes that hidden states may take in memory; None is no limit.
@@ -42,15 +41,14 @@ class Sweep:
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        adapter: EncoderAdapter,
+        encoder: Encoder,
         task: Task,
         calibration: CalibrationBatches,
         memory_budget: int | None = None,
     ) -> None:
-        require_same("weights of the model", model.parameters())
+        require_same("weights of the model", encoder.model.parameters())
         require_same("calibration data", (values for batch in calibration.batches for values in batch.values()))
-        self._model, self._adapter, self._task = model, adapter, task
+        self._dense, self._task = encoder, task
         self._given = self._calibration = calibration
         self._store = StateStore(memory_budget)
         self._teacher = self._copy()
@@ -66,7 +64,7 @@ class Sweep:
     @torch.no_grad()
     def prune(
         self, config: KPruneConfig, checkpoint_dir: str | PathLike | None = None
-    ) -> tuple[PreTrainedModel, KPruneResult]:
+    ) -> tuple[nn.Module, KPruneResult]:
         """Prunes a copy of the model; settings other than the rate must be the same in every call.
 
         Where the memory of the device does not suffice, batches are halved and the prune begins again.
@@ -85,9 +83,7 @@ class Sweep:
             # Not inside of `except`, where the error still holds the tensors of the passes that failed.
             self._halve()
 
-    def _prune(
-        self, config: KPruneConfig, checkpoint_dir: str | PathLike | None
-    ) -> tuple[PreTrainedModel, KPruneResult]:
+    def _prune(self, config: KPruneConfig, checkpoint_dir: str | PathLike | None) -> tuple[nn.Module, KPruneResult]:
         started = time.perf_counter()
         checkpoint = None if checkpoint_dir is None else Checkpoint(checkpoint_dir, self._identity(config))
         frontier = self._frontier_at_start(config)
@@ -97,16 +93,18 @@ class Sweep:
         self._first_scores = pruning.first_scores
         # Before the pruned model is made: that takes apart a student that accelerate placed.
         heldout = heldout_quality(frontier.teacher, frontier.student, self._calibration.heldout, self._task)
-        kprune = kprune_field(self._model, self._adapter, results) | {"settings": config.to_dict()}
-        model = pruned_model_of(frontier.student.model, kprune)
+        dense = self._dense
+        kprune = kprune_field(dense.pretrained, dense.adapter, results) | {"settings": config.to_dict()}
+        smaller = pruned_model_of(frontier.student.pretrained, kprune)
+        model = with_encoder(dense.model, dense.name, smaller)
         seconds = time.perf_counter() - started
         result = KPruneResult(
             sublayers=results,
             sequence_length=pruning.sequence_length,
             samples=frontier.samples,
             tokens=frontier.tokens,
-            parameters_before=self._model.num_parameters(),
-            parameters_after=model.num_parameters(),
+            parameters_before=_parameters_of(dense.model),
+            parameters_after=_parameters_of(model),
             seconds=seconds,
             calibration=self._given.summary,
             heldout=heldout,
@@ -116,7 +114,7 @@ class Sweep:
         return model, result
 
     def _copy(self) -> Encoder:
-        return Encoder(sharing_copy(self._model), self._adapter)
+        return Encoder(sharing_copy(self._dense.model), self._dense.adapter, self._dense.name)
 
     def _frontier_at_start(self, config: KPruneConfig) -> Frontier:
         """Returns the frontier with a new student, which still equals the teacher."""
@@ -124,7 +122,9 @@ class Sweep:
             self._frontier.restart(self._copy())
             return self._frontier
         task = with_published_targets(self._task) if config.published_targets else self._task
-        self._frontier = Frontier(self._teacher, self._copy(), self._calibration, task, self._store)
+        student = self._copy()
+        require_comparable(student, task, self._calibration.batches)
+        self._frontier = Frontier(self._teacher, student, self._calibration, task, self._store)
         warn_if_few_tokens(self._frontier)
         return self._frontier
 
@@ -152,7 +152,7 @@ class Sweep:
         # How states are held does not change them.
         del settings["memory_budget"], settings["optimum_version"]
         return {
-            "model": digest(named_tensors(self._model)),
+            "model": digest(named_tensors(self._dense.model)),
             "task": self._task.name,
             "settings": settings,
             "calibration data": digest((name, values) for batch in batches for name, values in batch.items()),
@@ -162,3 +162,7 @@ class Sweep:
                 "transformers": transformers.__version__,
             },
         }
+
+
+def _parameters_of(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -14,6 +14,11 @@ from .algorithm.divergence import Prediction, at_least_float32
 MASKED_LOGIT = -1e9
 
 
+def same_target(prediction: Prediction) -> Prediction:
+    """The target of a student is the teacher's prediction itself."""
+    return prediction
+
+
 @dataclass(frozen=True)
 class Task:
     """A task of encoders: its pipeline name, how its model classes are called, and what to preserve.
@@ -33,7 +38,7 @@ class Task:
     class_suffix: str
     predict: Callable[[Any, Any, Tensor], Prediction]
     library: str = "transformers"
-    target: Callable[[Prediction], Prediction] = lambda prediction: prediction
+    target: Callable[[Prediction], Prediction] = same_target
 
 
 def one_position(values: Tensor, family: Literal["categorical", "gaussian"]) -> Prediction:
@@ -42,14 +47,25 @@ def one_position(values: Tensor, family: Literal["categorical", "gaussian"]) -> 
 
 
 def _classes(outputs: Any, config: Any, mask: Tensor) -> Prediction:
-    """Single label: one distribution; several labels: one yes-or-no distribution each; regression: the values."""
-    logits = outputs.logits
-    if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):
-        return one_position(logits, "gaussian")
+    return from_logits(outputs.logits, config, mask)
+
+
+def from_logits(logits: Tensor, config: Any, mask: Tensor) -> Prediction:
+    """Returns the prediction that logits of samples (samples, classes), or of tokens (samples, tokens, classes), make.
+
+    Single label: one distribution; several labels: one yes-or-no distribution each; regression: the values. Those of
+    tokens are averaged over the real tokens of a sample.
+    """
+    if logits.dim() == 2:
+        values, weights = logits[:, None, :], logits.new_ones(len(logits), 1)
+    else:
+        values, weights = logits, _token_weights(mask)
+    if config.problem_type == "regression" or (config.problem_type is None and values.shape[-1] == 1):
+        return Prediction(values, weights, "gaussian")
     if config.problem_type == "multi_label_classification":
-        yes_or_no = torch.stack([logits, torch.zeros_like(logits)], dim=-1)
-        return Prediction(yes_or_no, torch.ones_like(logits), "categorical")
-    return one_position(logits, "categorical")
+        weights = weights.repeat_interleave(values.shape[-1], dim=1)
+        values = torch.stack([values, torch.zeros_like(values)], dim=-1).flatten(1, 2)
+    return Prediction(values, weights, "categorical")
 
 
 def _choices(outputs: Any, config: Any, mask: Tensor) -> Prediction:
@@ -57,16 +73,23 @@ def _choices(outputs: Any, config: Any, mask: Tensor) -> Prediction:
 
 
 def _span(outputs: Any, config: Any, mask: Tensor) -> Prediction:
+    return from_span(outputs.start_logits, outputs.end_logits, mask)
+
+
+def from_span(start_logits: Tensor, end_logits: Tensor, mask: Tensor) -> Prediction:
     """The mean over the distributions of start and end, each over the real tokens."""
-    logits = torch.stack([outputs.start_logits, outputs.end_logits], dim=1)
+    logits = torch.stack([start_logits, end_logits], dim=1)
     logits = at_least_float32(logits).masked_fill(~mask[:, None, :], MASKED_LOGIT)
     return Prediction(logits, logits.new_full(logits.shape[:2], 0.5), "categorical")
 
 
 def _tokens(outputs: Any, config: Any, mask: Tensor) -> Prediction:
     """The mean over the real tokens of a sample."""
-    weights = mask.float() / mask.sum(dim=1, keepdim=True).clamp(min=1)
-    return Prediction(outputs.logits, weights, "categorical")
+    return Prediction(outputs.logits, _token_weights(mask), "categorical")
+
+
+def _token_weights(mask: Tensor) -> Tensor:
+    return mask.float() / mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def _embedding(outputs: Any, config: Any, mask: Tensor) -> Prediction:
@@ -130,7 +153,8 @@ def task_of_class(class_name: str) -> Task:
     heads = ", ".join(task.class_suffix for task in TASKS.values())
     raise ValueError(
         f"Cannot tell what a model of class {class_name!r} must preserve. The class must end with one of: {heads}. "
-        "Load the checkpoint with the Auto class of its task."
+        "Load the checkpoint with the Auto class of its task; or say what of the outputs must be preserved, with "
+        "`KPruner(model, prediction=...)`."
     )
 
 

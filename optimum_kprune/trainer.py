@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .checks import check_config
 from .configuration import KPruneConfig
 from .folder import require_free
 from .from_trainer import calibration_data, plain_model
@@ -30,7 +31,8 @@ class KPruneCallback(TrainerCallback):
         pruner: the pruner after training, with the pruned `model` and the `result`; None before.
 
     Raises:
-        ValueError: before training, if the model cannot be pruned or the train data not be calibrated on.
+        ValueError: if `config` holds no settings; before training, if the model cannot be pruned or the train data not
+            be calibrated on.
         FileExistsError: before training, if the output folder is not empty.
         OSError: before training, if the output folder cannot be written.
     """
@@ -38,6 +40,7 @@ class KPruneCallback(TrainerCallback):
     def __init__(
         self, config: KPruneConfig, output_dir: str | PathLike | None = None, overwrite: bool = False
     ) -> None:
+        check_config(config)
         self.config = config
         self.output_dir = output_dir
         self.overwrite = overwrite

@@ -322,8 +322,8 @@ def test_an_adapter_of_the_wrong_form_is_refused(adapter, message, own_adapters)
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"output": "attention.output.x"}, "output of layer 0 attention.*'attention.output.x', which is not there"),
-        ({"output": "attention.output"}, r"nn\.Linear .*, which is a .*BertSelfOutput"),
+        ({"output": "attention.output.x"}, "projection 'attention.output.x' of layer 0 .* no such module"),
+        ({"output": "attention.output"}, r"plain `nn\.Linear`.*Got .*BertSelfOutput"),
         ({"inputs": {"attention.self.query": 3}}, r"96 rows\. Got 'attention.self.query' of shape \(32, 32\)"),
         ({"inputs": {"intermediate.dense": 1}}, "must have"),
         ({"inputs": {"attention.output.dense": 1}}, "lie in 'attention.self'"),

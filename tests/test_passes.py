@@ -58,15 +58,16 @@ def test_everything_is_computed_once_per_batch_by_teacher_and_student():
     counts, handles = calls_of(model, names)
     with hooks(*handles):
         prune(model, batches, measure_tokens=1)
-    joints, start, measured = 1, 1, 1
+    # Trials on one sample: of the outputs, short and long; of what the head reads.
+    joints, start, measured, trials = 1, 1, 1, 3
     for layer in range(LAYERS):
         # The student runs through its attention twice (fit, advance) and to the end of its block once (advance). The
         # trial of entering runs the upper part of every block a second time.
         measurements = measured * (2 * layer + 1)
-        attention = joints + start + measurements + len(batches) * (1 + 2)
+        attention = trials + joints + start + measurements + len(batches) * (1 + 2)
         assert counts[f"bert.encoder.layer.{layer}.attention.self.value"] == attention
         advances = layer < LAYERS - 1
-        output = 2 * joints + start + measurements + measured + len(batches) * 2 * advances
+        output = trials + 2 * joints + start + measurements + measured + len(batches) * 2 * advances
         assert counts[f"bert.encoder.layer.{layer}.output.LayerNorm"] == output
 
 
