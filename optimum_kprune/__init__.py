@@ -4,10 +4,21 @@ Importing the package makes `AutoModelFor...from_pretrained` and `pipeline` load
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .adapters import supported_model_types
 from .modeling_kprune import register_auto_classes
+
+if TYPE_CHECKING:  # Type checkers do not see what `__getattr__` imports.
+    from .adapters import EncoderAdapter as EncoderAdapter
+    from .adapters import SublayerAdapter as SublayerAdapter
+    from .adapters import register_adapter as register_adapter
+    from .base import OptimumPruner as OptimumPruner
+    from .card import CardFacts as CardFacts
+    from .configuration import KPruneConfig as KPruneConfig
+    from .pruner import KPruner as KPruner
+    from .report import KPruneResult as KPruneResult
+    from .trainer import KPruneCallback as KPruneCallback
 
 __version__ = "0.1.0"
 
@@ -33,3 +44,7 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

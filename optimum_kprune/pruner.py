@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -87,8 +86,12 @@ class KPruner(OptimumPruner):
         self.config: KPruneConfig | None = None
         self.result: KPruneResult | None = None
         self._recipe = Recipe()
-        # Of every data set that was drawn here, how.
-        self._draws: weakref.WeakKeyDictionary[Dataset, dict[str, Any]] = weakref.WeakKeyDictionary()
+        # Of every data set that was drawn here, by its fingerprint: how.
+        self._draws: dict[str, dict[str, Any]] = {}
+
+    def __repr__(self) -> str:
+        done = f"{self.result.flops_removed:.1%} of the FLOPs removed" if self.result else "not pruned yet"
+        return f"KPruner({type(self.teacher).__name__}, {self.task.name}, {done})"
 
     @classmethod
     def from_pretrained(
@@ -218,7 +221,7 @@ class KPruner(OptimumPruner):
         }
         dataset = load_calibration_dataset(dataset_name, self._input_spec(**reading), **drawing)
         name = {"dataset_name": hub_name(dataset_name) or LOCAL_DATA}
-        self._draws[dataset] = name | changed(self.get_calibration_dataset, drawing | reading)
+        self._draws[dataset._fingerprint] = name | changed(self.get_calibration_dataset, drawing | reading)
         return dataset
 
     # Gradients are needed, also by those who call in inference mode.
@@ -366,7 +369,7 @@ class KPruner(OptimumPruner):
     def _recipe_of(
         self, dataset: Any, data_collator: Callable[[list[Any]], Any] | None = None, batch_size: int = BATCH_SIZE
     ) -> Recipe:
-        drawn = self._draws.get(dataset) if isinstance(dataset, Dataset) else None
+        drawn = self._draws.get(dataset._fingerprint) if isinstance(dataset, Dataset) else None
         options = {"data_collator": data_collator, "batch_size": batch_size}
         return replace(self._recipe, draw=drawn, prune=changed(self._recipe_of, options))
 

