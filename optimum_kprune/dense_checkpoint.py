@@ -3,14 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, metadata_load, try_to_load_from_cache
-from safetensors import SafetensorError, safe_open
+from huggingface_hub import ModelCard, get_session, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+from safetensors import safe_open
 from yaml import YAMLError
 
 from .recipe import hub_name
 
 # Fields of a model card that hold for a pruned model too.
 INHERITED = ("license", "license_name", "license_link", "language")
+CARD_NAME = "README.md"
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 # A card says more with a license, and is not worth a wait.
 HUB_SECONDS = 3.0
@@ -20,37 +23,46 @@ def inherited_fields(name_or_path: str) -> dict[str, Any]:
     """Returns the license and languages in the card of a model; {} if there is none that can be read.
 
     Args:
-        name_or_path: a local folder or a name on the Hub, which is asked for no longer than `HUB_SECONDS`.
+        name_or_path: a local folder or a name on the Hub, which is asked once and for no longer than `HUB_SECONDS`.
     """
     try:
-        card = _folder_of(name_or_path) / "README.md"
-        if not card.is_file() and hub_name(name_or_path):
-            card = Path(hf_hub_download(name_or_path, "README.md", etag_timeout=HUB_SECONDS))
-        data = metadata_load(card) or {}
-    except (OSError, ValueError, YAMLError):
+        text = _card_of(name_or_path)
+        data = ModelCard(text, ignore_metadata_errors=True).data if text.startswith("---") else {}
+    except (HTTPError, OSError, ValueError, YAMLError):
         return {}
     return {field: data[field] for field in INHERITED if data.get(field)}
 
 
+def _card_of(name_or_path: str) -> str:
+    """The text of the card; "" if there is none.
+
+    `hf_hub_download` would try for half a minute to reach a Hub that does not answer.
+    """
+    path = Path(name_or_path, CARD_NAME)
+    if name_or_path and path.is_file():
+        return path.read_text(encoding="utf-8")
+    if not hub_name(name_or_path):
+        return ""
+    address = hf_hub_url(name_or_path, CARD_NAME)
+    answer = get_session().get(address, headers=build_hf_headers(), timeout=HUB_SECONDS, follow_redirects=True)
+    hf_raise_for_status(answer)
+    return answer.text
+
+
 def dtype_on_disk(name_or_path: str) -> str | None:
     """Returns the dtype of the weights in the files of a model; None if it is not one, or there are none here."""
-    try:
-        with safe_open(min(_folder_of(name_or_path).glob("*.safetensors")), framework="pt") as weights:
-            names = {DTYPES.get(weights.get_slice(name).get_dtype()) for name in weights.keys()} - {None}
-    except (OSError, ValueError, SafetensorError):
+    folder = _folder_of(name_or_path)
+    files = sorted(folder.glob("*.safetensors")) if folder is not None else []
+    if not files:
         return None
-    return names.pop() if len(names) == 1 else None
+    with safe_open(files[0], framework="pt") as weights:
+        dtypes = {DTYPES.get(weights.get_slice(name).get_dtype()) for name in weights.keys()} - {None}
+    return dtypes.pop() if len(dtypes) == 1 else None
 
 
-def _folder_of(name_or_path: str) -> Path:
-    """The folder itself, or the one in which the files of a model on the Hub were downloaded to.
-
-    Raises:
-        FileNotFoundError: if there is neither.
-    """
+def _folder_of(name_or_path: str) -> Path | None:
+    """The folder itself, or that into which the files of a model on the Hub were downloaded; None without one."""
     if name_or_path and Path(name_or_path).is_dir():
         return Path(name_or_path)
     config = try_to_load_from_cache(name_or_path, "config.json") if hub_name(name_or_path) else None
-    if not isinstance(config, str):
-        raise FileNotFoundError(name_or_path)
-    return Path(config).parent
+    return Path(config).parent if isinstance(config, str) else None
