@@ -167,7 +167,7 @@ def merge_cards(existing: ModelCard, fresh: ModelCard) -> ModelCard:
     for name, value in vars(fresh.data).items():
         if name in ("tags", "datasets"):
             value = list(dict.fromkeys([*_listed(merged.data.get(name)), *_listed(value)])) or None
-        if name in INHERITED and merged.data.get(name):
+        if name in INHERITED and existing.data.get(_group_of(name)):
             continue
         if value is not None or name == "eval_results":
             merged.data[name] = value
@@ -189,17 +189,25 @@ def _metadata(model: ModelFacts, facts: CardFacts) -> ModelCardData:
         for name, (_, pruned) in facts.metrics.items()
         if facts.dataset_name
     ]
-    given = {"license": facts.license, "language": facts.language}
+    facts_given: dict[str, Any] = {"license": facts.license, "language": facts.language}
+    given = {name: value for name, value in facts_given.items() if value}
+    inherited = {name: value for name, value in model.inherited.items() if _group_of(name) not in given}
     return ModelCardData(
-        **{**model.inherited, **{name: value for name, value in given.items() if value}},
+        **inherited,
+        **given,
         base_model=model.base_model,
         datasets=list(dict.fromkeys(datasets)) or None,
         eval_results=results or None,
         library_name=model.library,
-        model_name=(model.repo_id or "pruned").rpartition("/")[2] if results else None,
+        model_name=(model.repo_id or f"{model.name}-pruned").rpartition("/")[2] if results else None,
         pipeline_tag=None if model.loading else model.task,
         tags=TAGS,
     )
+
+
+def _group_of(name: str) -> str:
+    """What a field of the metadata tells of: the name and the address of a license belong to the license."""
+    return name.partition("_")[0]
 
 
 def _bar(entry: SublayerResult) -> str:

