@@ -253,7 +253,7 @@ def card_with(pruner, folder, **changes):
 
 @pytest.mark.parametrize(
     ("measure", "meaning"),
-    [("agreement", "likeliest class"), ("correlation", "mean squared error"), ("cosine", "between the vectors")],
+    [("agreement", "likeliest class"), ("correlation", "squared distance"), ("cosine", "between the vectors")],
 )
 def test_what_was_lost_is_told_with_its_uncertainty_and_meaning(measure, meaning, pruner, tmp_path):
     quality = HeldoutQuality(measure, 0.9634, 0.0041, 0.0312, 0.0021, samples=1234)
