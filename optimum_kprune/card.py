@@ -6,6 +6,7 @@ What is generated lies between two markers, so that whatever a person writes aro
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,22 +16,16 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from . import __version__
 from .calibration_source import looks_like_path
 from .configuration import KPruneConfig
+from .dense_checkpoint import INHERITED
 from .modeling_kprune import TAGS
-from .recipe import Recipe, command, hub_name, program
+from .recipe import Recipe, hub_name, program
 from .report import KPruneResult, SublayerResult
 
 BEGIN = "<!-- optimum-kprune: what lies between these two marks is written anew with every upload -->"
 END = "<!-- optimum-kprune: end -->"
 BAR = 20
 DATASET = ("dataset_name", "dataset_config_name", "dataset_split")
-PAPER = "https://arxiv.org/abs/2308.03449"
-CITATION = """@inproceedings{park2024kprune,
-  title     = {Accurate Retraining-free Pruning for Pretrained Encoder-based Language Models},
-  author    = {Park, Seungcheol and Choi, Hojun and Kang, U},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2024},
-  url       = {https://arxiv.org/abs/2308.03449}
-}"""
+TEMPLATE = Path(__file__).with_name("card_template.md")
 
 
 @dataclass(frozen=True)
@@ -44,6 +39,12 @@ class CardFacts:
         dataset_split: its split.
         latency: milliseconds by what was run, such as "batch 1, 128 tokens": (dense, pruned).
         machine: what the latency was measured on.
+        title: the title of the card; None names the dense model.
+        license: the license of the pruned model, as the Hub calls it, such as "apache-2.0"; None takes that in the
+            card of the dense model.
+        language: its language or languages, as codes such as "en"; None takes those in the card of the dense model.
+
+    Title, license and languages that stand in a card on the Hub stay as they are.
 
     Raises:
         ValueError: if a value is not what is described here.
@@ -55,6 +56,9 @@ class CardFacts:
     dataset_split: str | None = None
     latency: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     machine: str | None = None
+    title: str | None = None
+    license: str | None = None
+    language: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         """Checks what will be published."""
@@ -88,11 +92,17 @@ class ModelFacts:
     Attributes:
         task: name of the task in pipelines.
         auto_class: name of the Auto class that loads the pruned model.
-        base_model: name on the Hub of the dense model; None if it has none.
         library: name of the library that loads the pruned model.
+        tokenizer_class: name of the class of its tokenizer; None if it has none.
+        name: what the dense model is called: its name on the Hub, or its class.
         before: what the model before the prune is called, `"dense"` unless it was pruned itself.
+        base_model: name on the Hub of the dense model; None if it has none.
+        inherited: fields in the metadata of the dense model's card that hold for the pruned model too.
         bytes_before: bytes of the parameters of the dense model.
         bytes_after: and of the pruned model.
+        dtype_before: dtype of the dense model.
+        dtype_after: and of the pruned model.
+        dtype_on_disk: dtype in the files that the dense model was loaded from, if they are here.
         recipe: the calls that made the pruned model.
         repo_id: the repository that the card is for; None if there is none yet.
         loading: how to load the pruned model, if it is one that no Auto class loads.
@@ -101,36 +111,57 @@ class ModelFacts:
     task: str
     auto_class: str
     library: str
+    tokenizer_class: str | None
+    name: str
     before: str
     base_model: str | None
+    inherited: Mapping[str, Any]
     bytes_before: int
     bytes_after: int
+    dtype_before: str
+    dtype_after: str
+    dtype_on_disk: str | None
     recipe: Recipe
     repo_id: str | None = None
     loading: str | None = None
 
+    @property
+    def has_pipeline(self) -> bool:
+        """Whether `transformers.pipeline` runs the pruned model."""
+        from transformers.pipelines import SUPPORTED_TASKS
+
+        return self.tokenizer_class is not None and self.task in SUPPORTED_TASKS
+
+    @property
+    def has_plain_tokenizer(self) -> bool:
+        """Whether the class of the tokenizer is one of transformers."""
+        return self.tokenizer_class is not None and hasattr(transformers, self.tokenizer_class)
+
 
 def model_card(result: KPruneResult, config: KPruneConfig, model: ModelFacts, facts: CardFacts) -> ModelCard:
-    """Returns the card of a pruned model."""
-    title = f"{model.base_model or 'An encoder'}, pruned by K-prune"
-    sections = [
-        _introduction(result, config, model),
-        _comparison(result, model, facts),
-        _removed(result),
-        _reproduction(result, config, model),
-        _loading(model),
-        f"## Citation\n\n```bibtex\n{CITATION}\n```",
-    ]
-    body = "\n\n".join([f"# {title}", BEGIN, *sections, END])
-    return ModelCard(f"---\n{_metadata(model, facts).to_yaml()}\n---\n\n{body}\n")
+    """Returns the card of a pruned model, which `card_template.md` shows."""
+    return ModelCard.from_template(
+        _metadata(model, facts),
+        template_path=str(TEMPLATE),
+        result=result,
+        calibration=getattr(result, "calibration", None),
+        config=config,
+        model=model,
+        facts=facts,
+        program=program(model.recipe, config),
+        versions={"optimum-kprune": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
+        python=platform.python_version(),
+        bar=_bar,
+        marks=(BEGIN, END),
+    )
 
 
 def merge_cards(existing: ModelCard, fresh: ModelCard) -> ModelCard:
     """Returns an existing card with the generated part and the metadata of a fresh one.
 
     Text outside of the marks stays; without marks, the generated part goes below the text. Tags and data sets are
-    added to those that are there, the results (`model-index`) belong to the weights and are replaced, and so are the
-    other keys that the fresh card has. All other keys stay.
+    added to those that are there; license and languages that are there stay; the results (`model-index`) belong to the
+    weights and are replaced, and so are the other keys that the fresh card has. All other keys stay.
     """
     merged = ModelCard(str(existing), ignore_metadata_errors=True)
     before, begin, rest = existing.text.partition(BEGIN)
@@ -144,6 +175,8 @@ def merge_cards(existing: ModelCard, fresh: ModelCard) -> ModelCard:
     for name, value in vars(fresh.data).items():
         if name in ("tags", "datasets"):
             value = list(dict.fromkeys([*_listed(merged.data.get(name)), *_listed(value)])) or None
+        if name in INHERITED and existing.data.get(_group_of(name)):
+            continue
         if value is not None or name == "eval_results":
             merged.data[name] = value
     return merged
@@ -164,100 +197,25 @@ def _metadata(model: ModelFacts, facts: CardFacts) -> ModelCardData:
         for name, (_, pruned) in facts.metrics.items()
         if facts.dataset_name
     ]
+    facts_given: dict[str, Any] = {"license": facts.license, "language": facts.language}
+    given = {name: value for name, value in facts_given.items() if value}
+    inherited = {name: value for name, value in model.inherited.items() if _group_of(name) not in given}
     return ModelCardData(
+        **inherited,
+        **given,
         base_model=model.base_model,
         datasets=list(dict.fromkeys(datasets)) or None,
         eval_results=results or None,
         library_name=model.library,
-        model_name=(model.repo_id or "pruned").rpartition("/")[2] if results else None,
+        model_name=(model.repo_id or f"{model.name}-pruned").rpartition("/")[2] if results else None,
         pipeline_tag=None if model.loading else model.task,
         tags=TAGS,
     )
 
 
-def _introduction(result: KPruneResult, config: KPruneConfig, model: ModelFacts) -> str:
-    base = f"[{model.base_model}](https://huggingface.co/{model.base_model})" if model.base_model else None
-    return (
-        f"This is {base or 'a local checkpoint'} for {model.task}, made smaller by [K-prune]({PAPER}): "
-        f"{result.flops_removed:.1%} of the FLOPs of its attention heads and feed-forward neurons were removed"
-        f"{', and what is left was refitted' if config.tuning else ''}, without retraining and without labels."
-    )
-
-
-def _comparison(result: KPruneResult, model: ModelFacts, facts: CardFacts) -> str:
-    rows: list[tuple[str, ...]] = [
-        (name, f"{dense:.4g}", f"{pruned:.4g}", f"{pruned - dense:+.4g}")
-        for name, (dense, pruned) in facts.metrics.items()
-    ]
-    flops = f"FLOPs of heads and neurons, {result.sequence_length} tokens"
-    rows += [
-        _smaller(flops, result.flops_before, result.flops_after, lambda value: f"{value / 1e6:,.1f}M"),
-        _smaller("parameters", result.parameters_before, result.parameters_after, "{:,}".format),
-        _smaller("size of the weights", model.bytes_before, model.bytes_after, lambda value: f"{value / 1e6:,.1f} MB"),
-    ]
-    rows += [
-        (f"latency, {name}", f"{dense:.1f} ms", f"{pruned:.1f} ms", f"{dense / pruned:.2f}x as fast")
-        for name, (dense, pruned) in facts.latency.items()
-    ]
-    notes = []
-    if facts.metrics and facts.dataset_name:
-        parts = (facts.dataset_name, facts.dataset_config_name, facts.dataset_split)
-        notes.append(f"Quality was measured on {', '.join(part for part in parts if part)}.")
-    if facts.latency:
-        notes.append(f"Latency was measured on: {facts.machine}.")
-    table = _table(("", model.before, "pruned", "change"), rows)
-    title = f"## {model.before.capitalize()} against pruned"
-    return "\n\n".join([title, table, *([" ".join(notes)] if notes else [])])
-
-
-def _removed(result: KPruneResult) -> str:
-    rows = [
-        (
-            str(entry.layer),
-            "attention heads" if entry.kind == "attention" else "feed-forward neurons",
-            f"`{_bar(entry)}`",
-            f"{len(entry.kept):,} of {entry.total:,}",
-            f"{entry.parameters_before:,} -> {entry.parameters:,}",
-            f"{entry.error:.4f}",
-        )
-        for entry in result.sublayers
-    ]
-    return (
-        "## What was removed\n\n"
-        + _table(("layer", "units", "", "kept", "parameters", "error"), rows)
-        + "\n\nThe error is the squared distance of the hidden states behind the sublayer from the dense model's, "
-        "relative to the square of what the sublayer had to add. `kprune_report.json` lists the units that were kept."
-    )
-
-
-def _reproduction(result: KPruneResult, config: KPruneConfig, model: ModelFacts) -> str:
-    line = command(model.recipe, config)
-    call = f"```bash\n{line}\n```" if line else f"```python\n{program(model.recipe, config)}\n```"
-    if model.recipe.draw is None:
-        data = "data that was given in memory"
-    else:
-        data = model.recipe.dataset_name or "local files"
-    return (
-        f"## Reproduce\n\n{call}\n\nCalibrated on {result.samples:,} samples with {result.tokens:,} tokens of {data}, "
-        "without their labels. `kprune_config.json` holds all settings. Made with optimum-kprune "
-        f"{__version__}, transformers {transformers.__version__}, torch {torch.__version__} and Python "
-        f"{platform.python_version()}."
-    )
-
-
-def _loading(model: ModelFacts) -> str:
-    if model.loading:
-        return f"## How to load\n\n{model.loading}"
-    place = model.repo_id or "path/to/this/folder"
-    call = "SentenceTransformer" if model.library == "sentence-transformers" else f"{model.auto_class}.from_pretrained"
-    importing = f"from {model.library.replace('-', '_')} import {call.partition('.')[0]}"
-    load = f'model = {call}("{place}"'
-    return (
-        "## How to load\n\nWith the plugin (`pip install optimum-kprune`):\n\n"
-        f"```python\nimport optimum_kprune\n{importing}\n\n{load})\n```\n\n"
-        "Without it, by the modelling file of this repository:\n\n"
-        f"```python\n{importing}\n\n{load}, trust_remote_code=True)\n```"
-    )
+def _group_of(name: str) -> str:
+    """What a field of the metadata tells of: the name and the address of a license belong to the license."""
+    return name.partition("_")[0]
 
 
 def _bar(entry: SublayerResult) -> str:
@@ -266,14 +224,6 @@ def _bar(entry: SublayerResult) -> str:
     filled = round(BAR * kept / entry.total) if entry.total else 0
     filled = min(max(filled, kept > 0), BAR - (kept < entry.total))
     return "█" * filled + "░" * (BAR - filled)
-
-
-def _smaller(name: str, before: float, after: float, form: Any) -> tuple[str, ...]:
-    return name, form(before), form(after), f"{after / before - 1:+.1%}" if before else ""
-
-
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ("---",) * len(header), *rows))
 
 
 def _listed(value: Any) -> list[Any]:

@@ -8,24 +8,26 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from .observe import evaluating
-from .placement import execution_device
+from .placement import execution_device, sharing_copy
 
 
 @torch.inference_mode()
 def latency_of(model: PreTrainedModel, shape: tuple[int, ...], repeats: int = 10) -> float:
-    """Returns the median milliseconds of a forward pass over tokens of a shape, on the device of the model."""
+    """Returns the median milliseconds of a forward pass over tokens of a shape, on the device of the model.
+
+    What runs is a copy that shares the weights, in evaluation mode: the model itself is not touched.
+    """
     # Any token but padding, which some models do not count as a position.
     token = next(index for index in range(3) if index != model.config.pad_token_id)
     device = execution_device(model)
     inputs = torch.full(shape, token, device=device)
     seconds = []
-    with evaluating(model):
-        for _ in range(repeats + 2):
-            started = time.perf_counter()
-            model(input_ids=inputs, attention_mask=torch.ones_like(inputs))
-            _wait_for(device)
-            seconds.append(time.perf_counter() - started)
+    copied = sharing_copy(model)
+    for _ in range(repeats + 2):
+        started = time.perf_counter()
+        copied(input_ids=inputs, attention_mask=torch.ones_like(inputs))
+        _wait_for(device)
+        seconds.append(time.perf_counter() - started)
     return 1000 * statistics.median(seconds[2:])
 
 

@@ -1,7 +1,6 @@
 """KPruner: the interface, and the one place that joins the stages of a prune."""
 
 import copy
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -92,8 +91,12 @@ class KPruner(OptimumPruner):
         self.result: KPruneResult | None = None
         self._evaluation = CardFacts()
         self._recipe = Recipe(given=loaded_call(task=task, prediction=prediction, encoder=encoder))
-        # Of every data set that was drawn here, how.
-        self._draws: weakref.WeakKeyDictionary[Dataset, dict[str, Any]] = weakref.WeakKeyDictionary()
+        # Of every data set that was drawn here, by its fingerprint: how.
+        self._draws: dict[str, dict[str, Any]] = {}
+
+    def __repr__(self) -> str:
+        done = f"{self.result.flops_removed:.1%} of the FLOPs removed" if self.result else "not pruned yet"
+        return f"KPruner({type(self.teacher).__name__}, {self.task.name}, {done})"
 
     @classmethod
     def from_pretrained(
@@ -235,7 +238,7 @@ class KPruner(OptimumPruner):
         }
         dataset = load_calibration_dataset(dataset_name, self._input_spec(**reading), **drawing)
         name = {"dataset_name": hub_name(dataset_name) or LOCAL_DATA}
-        self._draws[dataset] = name | changed(self.get_calibration_dataset, drawing | reading)
+        self._draws[dataset._fingerprint] = name | changed(self.get_calibration_dataset, drawing | reading)
         return dataset
 
     # Gradients are needed, also by those who call in inference mode.
@@ -394,7 +397,7 @@ class KPruner(OptimumPruner):
     def _recipe_of(
         self, dataset: Any, data_collator: Callable[[list[Any]], Any] | None = None, batch_size: int = BATCH_SIZE
     ) -> Recipe:
-        drawn = self._draws.get(dataset) if isinstance(dataset, Dataset) else None
+        drawn = self._draws.get(dataset._fingerprint) if isinstance(dataset, Dataset) else None
         options = {"data_collator": data_collator, "batch_size": batch_size}
         return replace(self._recipe, draw=drawn, prune=changed(self._recipe_of, options))
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from . import hub
 from .card import CardFacts, ModelFacts, model_card
 from .configuration import KPruneConfig
+from .dense_checkpoint import dtype_on_disk, inherited_fields
 from .folder import written_whole
 from .hosts import how_to_load, save_head
 from .latency import latency_of, machine_of
@@ -121,15 +122,23 @@ class Publication:
             return hub.upload(folder, repo_id, token, commit_message)
 
     def _model_facts(self, repo_id: str | None) -> ModelFacts:
+        source = self._dense.config._name_or_path
+        base_model = hub_name(source)
         return ModelFacts(
             task=self.task.name,
             auto_class=self._pruned._auto_class or "AutoModel",
             loading=how_to_load(self.model, self.encoder, repo_id or "path/to/this/folder"),
             library=self.task.library,
+            tokenizer_class=None if self.processing_class is None else type(self.processing_class).__name__,
+            name=base_model or type(self._dense).__name__,
             before="dense" if getattr(self._dense.config, "kprune", None) is None else "pruned before",
-            base_model=hub_name(self._dense.config._name_or_path),
+            base_model=base_model,
+            inherited=inherited_fields(source),
             bytes_before=_bytes_of(self.teacher),
             bytes_after=_bytes_of(self.model),
+            dtype_before=_dtype_of(self._dense),
+            dtype_after=_dtype_of(self._pruned),
+            dtype_on_disk=dtype_on_disk(source),
             recipe=self.recipe,
             repo_id=repo_id,
         )
@@ -145,3 +154,7 @@ class Publication:
 
 def _bytes_of(model: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def _dtype_of(model: Any) -> str:
+    return str(model.dtype).removeprefix("torch.")

@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,22 +15,6 @@ LOCAL_MODEL = "path/to/the/dense/model"
 LOCAL_DATA = "path/to/the/calibration/data"
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-# The arguments of the three calls that the command line takes, and what it calls them.
-OPTIONS = {
-    "model_or_path": "--model",
-    "task": "--task",
-    "revision": "--revision",
-    "dtype": "--dtype",
-    "dataset_name": "--dataset",
-    "dataset_config_name": "--dataset_config",
-    "dataset_split": "--dataset_split",
-    "text_columns": "--text_columns",
-    "max_length": "--max_length",
-    "batch_size": "--batch_size",
-    "compression_rate": "--compression_rate",
-    "num_tokens": "--num_tokens",
-    "seed": "--seed",
-}
 
 
 class Code(str):
@@ -85,26 +68,6 @@ def changed_settings(config: KPruneConfig) -> dict[str, Any]:
         for name in SETTINGS
         if name == "compression_rate" or getattr(config, name) != getattr(KPruneConfig, name)
     }
-
-
-def command(recipe: Recipe, config: KPruneConfig) -> str | None:
-    """Returns the call of `optimum-cli kprune` that makes the model again; None if it has no options for it."""
-    if recipe.load is None or recipe.draw is None:
-        return None
-    # The command draws the data by the settings; a budget or seed of its own has no option.
-    if any(
-        recipe.draw.get(name, getattr(KPruneConfig, name)) != getattr(config, name) for name in ("num_tokens", "seed")
-    ):
-        return None
-    given = {**recipe.load, **recipe.draw, **recipe.prune, **changed_settings(config)}
-    if given.keys() - OPTIONS.keys() or any(value is None or isinstance(value, Code) for value in given.values()):
-        return None
-    options = [f"{OPTIONS[name]} {_words(value)}" for name, value in given.items()]
-    return " \\\n    ".join(["optimum-cli kprune", *options, "pruned"])
-
-
-def _words(value: Any) -> str:
-    return shlex.join(map(str, value)) if isinstance(value, list | tuple) else shlex.quote(str(value))
 
 
 def program(recipe: Recipe, config: KPruneConfig) -> str:

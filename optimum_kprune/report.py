@@ -2,10 +2,13 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pandas
+
     from .calibration_summary import CalibrationSummary
 
 REPORT_NAME = "kprune_report.json"
@@ -31,7 +34,7 @@ class SublayerResult:
 
     layer: int
     kind: str
-    kept: list[int]
+    kept: list[int] = field(repr=False)
     total: int
     flops: float
     flops_before: float
@@ -77,9 +80,9 @@ class HeldoutQuality:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class KPruneResult:
-    """What a prune kept, sublayer by sublayer from the bottom; printing it shows a table.
+    """What a prune kept, sublayer by sublayer from the bottom; printing it shows a table, as does a notebook.
 
     Attributes:
         sublayers: one entry per sublayer.
@@ -89,11 +92,11 @@ class KPruneResult:
         parameters_before: parameters of the model as it was given.
         parameters_after: parameters of the pruned model.
         seconds: time of the whole prune.
-        calibration: what was calibrated on.
         heldout: what was lost, on held-out calibration data; None if none was held out.
         stages: seconds per stage: "teacher" (its predictions), "measure" (knowledge), "search", "fit" (gathering the
             least squares, the teacher's way through the sublayers included), "solve", "advance" (the student) and
             "other".
+        calibration: what was calibrated on.
     """
 
     sublayers: list[SublayerResult]
@@ -103,9 +106,9 @@ class KPruneResult:
     parameters_before: int
     parameters_after: int
     seconds: float
-    calibration: "CalibrationSummary | None" = None
     heldout: HeldoutQuality | None = None
     stages: dict[str, float] = field(default_factory=dict)
+    calibration: "CalibrationSummary | None" = None
 
     @property
     def kept(self) -> list[dict[str, Any]]:
@@ -139,6 +142,12 @@ class KPruneResult:
         }
         return asdict(self) | totals
 
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Returns a table with a row per sublayer, from the bottom; `kept` is the number of units that are left."""
+        import pandas
+
+        return pandas.DataFrame([asdict(entry) | {"kept": len(entry.kept)} for entry in self.sublayers])
+
     def __str__(self) -> str:
         lines = [f"{'layer':>5} {'kind':<9} {'kept':>12} {'MFLOPs':>8} {'parameters':>10} {'error':>7} {'seconds':>7}"]
         for entry in self.sublayers:
@@ -147,15 +156,38 @@ class KPruneResult:
                 f"{entry.layer:>5} {entry.kind:<9} {kept:>12} {entry.flops / 1e6:>8.1f} {entry.parameters:>10,} "
                 f"{entry.error:>7.4f} {entry.seconds:>7.1f}"
             )
+        return "\n".join([*lines, *self._summary()])
+
+    def __repr__(self) -> str:
+        units = {"heads": "attention", "neurons": "ffn"}
+        kept = ", ".join(f"{self._count(kind)} {name}" for name, kind in units.items())
+        return (
+            f"KPruneResult({self.flops_removed:.1%} of the FLOPs removed, kept: {kept}, parameters: "
+            f"{self.parameters_before:,} -> {self.parameters_after:,}, {self._lost()})"
+        )
+
+    def _repr_html_(self) -> str:
+        table = self.to_pandas().to_html(index=False, float_format="{:,.4g}".format)
+        return table + "".join(f"<p>{escape(line)}</p>" for line in self._summary())
+
+    def _summary(self) -> list[str]:
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.stages.items())
         stages = f" ({stages})" if stages else ""
-        lines.append(
+        return [
             f"FLOPs removed: {self.flops_removed:.2%} of {self.flops_before / 1e6:.1f} MFLOPs at "
             f"{self.sequence_length} tokens; parameters: {self.parameters_before:,} -> {self.parameters_after:,}; "
-            f"{self.samples:,} samples, {self.tokens:,} tokens, {self.seconds:.1f} seconds{stages}"
-        )
-        lines.append(str(self.heldout or "What was lost was not measured: no calibration data was held out."))
-        return "\n".join(lines)
+            f"{self.samples:,} samples, {self.tokens:,} tokens, {self.seconds:.1f} seconds{stages}",
+            str(self.heldout or "What was lost was not measured: no calibration data was held out."),
+        ]
+
+    def _count(self, kind: str) -> str:
+        entries = [entry for entry in self.sublayers if entry.kind == kind]
+        return f"{sum(len(entry.kept) for entry in entries):,} of {sum(entry.total for entry in entries):,}"
+
+    def _lost(self) -> str:
+        if self.heldout is None:
+            return "nothing held out"
+        return f"held-out {self.heldout.measure}: {self.heldout.closeness:.1%} ± {self.heldout.closeness_error:.1%}"
 
 
 def write_report(folder: Path, result: KPruneResult) -> None:

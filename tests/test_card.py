@@ -1,13 +1,14 @@
 """The model card, and uploads to a Hub on this machine that sees every request."""
 
 import ast
+import copy
+import dataclasses
 import json
-import re
-import shlex
-from argparse import ArgumentParser
+import time
 
 import datasets
 import pytest
+import torch
 from hub_stand_in import HubStandIn
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.utils import close_session
@@ -26,10 +27,13 @@ from tiny import (
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 from transformers.utils import hub as transformers_hub
 
-from optimum.commands.register.register_kprune import KPruneCommand
 from optimum_kprune import CardFacts, KPruneConfig, KPruner
+from optimum_kprune.calibration_summary import CalibrationSummary
 from optimum_kprune.card import BEGIN, END, merge_cards
-from optimum_kprune.recipe import Recipe, command, hub_name, program
+from optimum_kprune.dense_checkpoint import HUB_SECONDS, inherited_fields
+from optimum_kprune.latency import latency_of
+from optimum_kprune.recipe import Recipe, hub_name, program
+from optimum_kprune.report import HeldoutQuality
 
 SAMPLES = ragged_samples()
 FACTS = CardFacts(
@@ -120,7 +124,7 @@ def test_the_numbers_are_those_of_the_result(pruner, tmp_path):
     ((name, *flops),) = cells(card, "FLOPs")
     assert str(result.sequence_length) in name and flops[2] == f"{-result.flops_removed:+.1%}"
     ((_, *size),) = cells(card, "size")
-    assert size[1] == f"{4 * result.parameters_after / 1e6:.1f} MB"
+    assert size[1] == f"{4 * result.parameters_after / 1e6:.1f} MB (float32)"
     assert abs((tmp_path / "out" / "model.safetensors").stat().st_size - 4 * result.parameters_after) < 10_000
     assert cells(card, "accuracy") == [["accuracy", "0.91", "0.8875", "-0.0225"]]
     assert cells(card, "latency")[0][1:] == ["30.0 ms", "12.0 ms", "2.50x as fast"] and "a laptop" in card.text
@@ -158,6 +162,14 @@ def test_latency_is_measured_on_request_for_every_head(head, tmp_path):
     ((name, dense, small, faster),) = cells(card, "latency")
     assert name == "latency, batch 1, 38 tokens" and "thread" in card.text
     assert dense.endswith(" ms") and small.endswith(" ms") and faster.endswith("x as fast")
+
+
+def test_a_model_is_not_touched_while_its_latency_is_measured():
+    model = tiny_model().train()
+    modes = []
+    model.register_forward_pre_hook(lambda module, _: modes.append((module is model, module.training, model.training)))
+    assert latency_of(model, (1, 8), repeats=1) > 0
+    assert set(modes) == {(False, False, True)}
 
 
 @pytest.mark.parametrize(
@@ -205,7 +217,7 @@ def test_a_model_that_was_pruned_before_is_not_called_dense(pruner, tmp_path):
 
 
 def test_no_path_of_the_machine_gets_into_the_card(tmp_path):
-    """Model and data are local: the command names neither, and still is a command."""
+    """Model and data are local: the program names neither."""
     save_tiny(tmp_path / "model")
     (tmp_path / "texts.txt").write_text("".join(f"{text}\n" for text in texts_of(SAMPLES)))
     pruner = KPruner.from_pretrained(tmp_path / "model")
@@ -215,8 +227,7 @@ def test_no_path_of_the_machine_gets_into_the_card(tmp_path):
     assert str(tmp_path) not in content and "texts.txt" not in content and "/tmp" not in content
     card = ModelCard(content)
     assert card.data.base_model is None and card.data.datasets is None and "local files" in card.text
-    arguments = parsed(re.search("```bash\n(.*?)```", content, re.DOTALL)[1])
-    assert (arguments.compression_rate, arguments.task) == (0.6, "text-classification")
+    assert "compression_rate=0.6" in card.text and "task='text-classification'" in card.text
 
 
 def test_the_base_model_is_named_if_it_is_on_the_hub(tmp_path):
@@ -224,50 +235,100 @@ def test_the_base_model_is_named_if_it_is_on_the_hub(tmp_path):
     model.config._name_or_path = "somebody/bert-sst2"
     card = saved_card(pruned(model), tmp_path / "out")
     assert card.data.base_model == "somebody/bert-sst2"
-    assert card.text.startswith("\n# somebody/bert-sst2, pruned by K-prune")
+    assert card.text.startswith("\n# somebody/bert-sst2, pruned by K-prune\n")
     assert "[somebody/bert-sst2](https://huggingface.co/somebody/bert-sst2)" in card.text
 
 
-# The command and the program
+# Quality, calibration, dtype, license
 
 
-def parsed(line):
-    """What the command line makes of a command."""
-    parser = ArgumentParser()
-    KPruneCommand.parse_args(parser)
-    words = shlex.split(line.replace("\\\n", ""))
-    assert words[:2] == ["optimum-cli", "kprune"]
-    return parser.parse_args(words[2:])
+def card_with(pruner, folder, **changes):
+    """The card of the prune if its result were another one."""
+    other = copy.copy(pruner)
+    other.result = dataclasses.replace(pruner.result)
+    for name, value in changes.items():
+        object.__setattr__(other.result, name, value)
+    return saved_card(other, folder)
+
+
+@pytest.mark.parametrize(
+    ("measure", "meaning"),
+    [("agreement", "likeliest class"), ("correlation", "squared distance"), ("cosine", "between the vectors")],
+)
+def test_what_was_lost_is_told_with_its_uncertainty_and_meaning(measure, meaning, pruner, tmp_path):
+    quality = HeldoutQuality(measure, 0.9634, 0.0041, 0.0312, 0.0021, samples=1234)
+    card = card_with(pruner, tmp_path / "out", heldout=quality)
+    assert cells(card, measure) == [[f"{measure} with dense, held out", "1", "0.963 ± 0.004", "-0.037"]]
+    assert cells(card, "divergence") == [["divergence from dense, held out", "0", "0.0312 ± 0.002", "+0.0312"]]
+    (sentence,) = [line for line in card.text.splitlines() if "1,234 calibration samples" in line]
+    assert sentence.startswith(f"{measure.capitalize()} and divergence") and meaning in sentence
+    assert not cells(card_with(pruner, tmp_path / "other", heldout=None), "divergence")
+
+
+def test_columns_and_draw_are_told_and_no_sample(pruner, tmp_path):
+    summary = CalibrationSummary(("premise", "claim"), "a secret", 9, 99, 1, 9, 11.0, "drawn by seed 3")
+    text = card_with(pruner, tmp_path / "out", calibration=summary).text
+    assert "(columns: premise, claim; drawn by seed 3)." in text and "secret" not in text
+
+
+def test_the_share_says_of_what_and_the_weights_their_dtype(pruner, tmp_path):
+    text = saved_card(pruner, tmp_path / "out").text
+    assert "Embeddings, pooler and head stay as they are and are not counted" in text
+    assert "The weights are float32." in text and "lies on disk" not in text
+
+
+@pytest.mark.parametrize(("stored", "told"), [("float16", True), ("float32", False)])
+def test_a_checkpoint_of_another_dtype_on_disk_is_told(stored, told, tmp_path):
+    model = tiny_model().to(getattr(torch, stored))
+    save_tiny(tmp_path / "dense", model)
+    pruner = KPruner.from_pretrained(tmp_path / "dense", dtype="float32")
+    pruner.prune(KPruneConfig(), texts_of(SAMPLES))
+    card = saved_card(pruner, tmp_path / "out")
+    assert ("lies on disk in float16 and was loaded as float32" in card.text) == told
+    assert [cell[-9:] for cell in cells(card, "size")[0][1:3]] == ["(float32)"] * 2
+
+
+LICENSED = "---\nlicense: other\nlicense_name: own\nlanguage: [en, de]\ndatasets: [theirs]\n---\n# Theirs\n"
+
+
+@pytest.mark.parametrize("readme", [LICENSED, None, "---\nlicense: [mit\n---\n", "---\n- list\n---\n", "words"])
+def test_license_and_languages_are_those_of_the_dense_model(readme, tmp_path):
+    save_tiny(tmp_path / "dense")
+    if readme is not None:
+        (tmp_path / "dense" / "README.md").write_text(readme)
+    pruner = KPruner.from_pretrained(tmp_path / "dense")
+    pruner.prune(KPruneConfig(), texts_of(SAMPLES))
+    data = saved_card(pruner, tmp_path / "out").data
+    expected = ("other", "own", ["en", "de"]) if readme == LICENSED else (None, None, None)
+    assert (data.license, data.license_name, data.language) == expected and data.datasets is None
+    facts = CardFacts(license="mit", language="fr", title="A small one")
+    card = saved_card(pruner, tmp_path / "given", facts=facts)
+    assert (card.data.license, card.data.license_name, card.data.language) == ("mit", None, "fr")
+    assert card.text.startswith("\n# A small one\n")
+
+
+def test_license_and_languages_of_a_model_on_the_hub(stand_in, tmp_path):
+    stand_in.files["somebody/bert"] = {"README.md": LICENSED.encode()}
+    model = tiny_model()
+    model.config._name_or_path = "somebody/bert"
+    data = saved_card(pruned(model), tmp_path / "out").data
+    assert (data.license, data.language, data.base_model) == ("other", ["en", "de"], "somebody/bert")
+    assert {request.split()[1] for request in stand_in.requests} == {"/somebody/bert/resolve/main/README.md"}
+
+
+def test_a_hub_that_cannot_be_asked_for_the_license_is_no_failure(stand_in, monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    started = time.monotonic()
+    assert inherited_fields("somebody/bert") == {}
+    assert time.monotonic() - started < 2 * HUB_SECONDS
+
+
+# The program
 
 
 LOAD = {"model_or_path": "somebody/bert", "task": "text-classification", "revision": "v1", "dtype": "bfloat16"}
 DRAW = {"dataset_name": "nyu-mll/glue", "dataset_config_name": "sst2", "text_columns": ["a b", "c"], "max_length": 64}
-
-
-def test_the_command_says_what_differs_from_the_defaults():
-    recipe = Recipe(LOAD, DRAW | {"seed": 3, "num_tokens": 500}, {"batch_size": 8})
-    arguments = parsed(command(recipe, KPruneConfig(compression_rate=0.7, seed=3, num_tokens=500)))
-    given = {name: value for name, value in vars(arguments).items() if value is not None}
-    assert given == {
-        "model": "somebody/bert",
-        "task": "text-classification",
-        "revision": "v1",
-        "dtype": "bfloat16",
-        "dataset": "nyu-mll/glue",
-        "dataset_config": "sst2",
-        "dataset_split": "train",
-        "metric_split": "validation",
-        "measure_latency": False,
-        "text_columns": ["a b", "c"],
-        "max_length": 64,
-        "batch_size": 8,
-        "compression_rate": 0.7,
-        "seed": 3,
-        "num_tokens": 500,
-        "output_dir": "pruned",
-    }
-    arguments = parsed(command(Recipe({"model_or_path": "a/b", "task": "fill-mask"}, DRAW), KPruneConfig()))
-    assert (arguments.seed, arguments.num_tokens, arguments.compression_rate) == (None, None, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -277,16 +338,20 @@ def test_the_command_says_what_differs_from_the_defaults():
         (Recipe(LOAD), {}),
         (Recipe(LOAD, DRAW), {"ridge": 0.5}),
         (Recipe(LOAD, DRAW), {"seed": 1}),
-        (Recipe(LOAD, DRAW | {"num_tokens": None}), {"num_tokens": None}),
+        (Recipe(LOAD, DRAW | {"num_tokens": None}, {"batch_size": 8}), {"num_tokens": None}),
     ],
 )
-def test_what_the_command_line_cannot_say_becomes_a_program(recipe, settings):
-    assert command(recipe, KPruneConfig(**settings)) is None
+def test_the_program_can_be_run_and_says_what_differs_from_the_defaults(recipe, settings):
     tree = ast.parse(program(recipe, KPruneConfig(**settings)))
     calls = {ast.unparse(call.func): call for call in ast.walk(tree) if isinstance(call, ast.Call)}
-    assert ("KPruner.from_pretrained" in calls) == (recipe.load is not None)
-    given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in calls["KPruneConfig"].keywords}
-    assert given == {"compression_rate": 0.5} | settings
+    given = {
+        name: {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+        for name, call in calls.items()
+    }
+    assert given.get("KPruner.from_pretrained") == recipe.load
+    assert given.get("pruner.get_calibration_dataset") == recipe.draw
+    assert given["pruner.prune"] == recipe.prune
+    assert given["KPruneConfig"] == {"compression_rate": 0.5} | settings
 
 
 def test_functions_are_called_by_their_names(tmp_path):
@@ -311,7 +376,7 @@ def test_an_upload_keeps_what_a_person_wrote(pruner, stand_in):
     first = stand_in.files["me/small"]["README.md"].decode()
     edited = first.replace("library_name:", "license: mit\nlanguage:\n- en\nlibrary_name:", 1)
     edited = edited.replace("tags:\n", "tags:\n- mine\n", 1).replace(
-        "# An encoder, pruned by K-prune", "# My own title"
+        "# BertForSequenceClassification, pruned by K-prune", "# My own title"
     )
     edited = edited.replace(BEGIN, f"Hello.\n\n{BEGIN}\nnot mine any more") + "\n## Licence\n\nMine – 界.\n"
     stand_in.files["me/small"]["README.md"] = edited.encode()
@@ -340,6 +405,12 @@ def test_a_card_without_marks_gets_the_generated_part_below(existing, pruner, tm
     assert str(merge_cards(merged, fresh)) == str(merged)
 
 
+def test_a_license_that_a_person_chose_is_not_replaced_by_the_dense_models():
+    existing, fresh = (ModelCard(f"{head}{BEGIN}\n{END}\n") for head in ("---\nlicense: mit\n---\n", LICENSED))
+    data = merge_cards(existing, fresh).data
+    assert (data.license, data.get("license_name"), data.language) == ("mit", None, ["en", "de"])
+
+
 def test_a_card_that_cannot_be_read_is_not_lost(pruner, stand_in):
     stand_in.files["me/small"] = {"README.md": b"---\nlicense: [mit\n---\nPrecious"}
     with pytest.raises(ValueError, match=r"README\.md of 'me/small'.*Mend it"):
@@ -364,7 +435,7 @@ def test_an_upload_makes_these_requests_and_no_others(pruner, stand_in, tmp_path
     for name, content in files.items():
         assert name == "README.md" or content == (tmp_path / "out" / name).read_bytes()
     card = ModelCard(files["README.md"].decode())
-    assert card.data.model_name == "small" and card.text.count('from_pretrained("me/small"') == 2
+    assert card.data.model_name == "small" and "path/to/this/folder" not in card.text
 
 
 def test_what_was_uploaded_loads(pruner, stand_in, tmp_path):

@@ -366,6 +366,8 @@ def test_the_wheel_registers_the_command_and_takes_nothing_of_optimum(wheel):
 
 
 def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel):
-    files = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "optimum_kprune").rglob("*.py")}
+    paths = [path for path in (REPOSITORY / "optimum_kprune").rglob("*.*") if path.suffix != ".pyc"]
+    files = {str(path.relative_to(REPOSITORY)) for path in paths}
+    assert {"optimum_kprune/py.typed", "optimum_kprune/card_template.md"} <= files
     assert {name for name in wheel if name.startswith("optimum_kprune/")} == files
     assert {name.split("/")[0].split("-")[0] for name in wheel} == {"optimum", "optimum_kprune"}

