@@ -182,11 +182,13 @@ def merge_cards(existing: ModelCard, fresh: ModelCard) -> ModelCard:
     return merged
 
 
-def _metadata(model: ModelFacts, facts: CardFacts) -> ModelCardData:
-    datasets = [name for name in (model.recipe.dataset_name, hub_name(facts.dataset_name)) if name]
-    results = [
+def eval_results(task: str, facts: CardFacts) -> list[EvalResult]:
+    """Returns the metrics of the pruned model as the metadata of a card; none without the name of a data set."""
+    if not facts.dataset_name:
+        return []
+    return [
         EvalResult(
-            task_type=model.task,
+            task_type=task,
             dataset_type=facts.dataset_name,
             dataset_name=facts.dataset_name,
             dataset_config=facts.dataset_config_name,
@@ -195,8 +197,12 @@ def _metadata(model: ModelFacts, facts: CardFacts) -> ModelCardData:
             metric_value=pruned,
         )
         for name, (_, pruned) in facts.metrics.items()
-        if facts.dataset_name
     ]
+
+
+def _metadata(model: ModelFacts, facts: CardFacts) -> ModelCardData:
+    datasets = [name for name in (model.recipe.dataset_name, hub_name(facts.dataset_name)) if name]
+    results = eval_results(model.task, facts)
     facts_given: dict[str, Any] = {"license": facts.license, "language": facts.language}
     given = {name: value for name, value in facts_given.items() if value}
     inherited = {name: value for name, value in model.inherited.items() if _group_of(name) not in given}

@@ -1,6 +1,7 @@
 """What `optimum-cli kprune` does: the arguments -> load, calibrate, prune, save."""
 
 import logging
+import re
 import shlex
 import sys
 from argparse import Namespace
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
@@ -15,15 +17,37 @@ from torch import OutOfMemoryError
 from torch.distributed import DistError
 
 from . import hub
-from .calibration_source import looks_like_path
+from .calibration_source import looks_like_path, read_split
 from .card import CardFacts
+from .card_update import add_figures
 from .configuration import KPruneConfig
+from .evaluation import pairs_of
 from .folder import require_free
+from .loading import is_pipeline, load_processing_class
 from .processes import in_main, is_main, leave, own_device, together, world_size
 from .pruner import KPruner
 from .recipe import hub_name
 
 logger = logging.getLogger("optimum_kprune")
+
+OPTIONS = {
+    "model": "--model",
+    "dataset_name": "--dataset",
+    "calibration_dataset": "--dataset",
+    "dataset_config_name": "--dataset_config",
+    "dataset_split": "--dataset_split",
+    "text_columns": "--text_columns",
+    "processing_class": "--tokenizer",
+    "task": "--task",
+    "max_length": "--max_length",
+    "num_tokens": "--num_tokens",
+    "batch_size": "--batch_size",
+    "seed": "--seed",
+    "compression_rate": "--compression_rate",
+    "checkpoint_dir": "--checkpoint_dir",
+    "label_column": "--label_column",
+    "overwrite": "--overwrite_output_dir",
+}
 
 
 def run(arguments: Namespace) -> None:
@@ -33,16 +57,23 @@ def run(arguments: Namespace) -> None:
     logger.setLevel(logging.INFO)
     try:
         with together():
-            _prune(arguments)
+            _run(arguments)
     except Exception as error:
         is_of_others = isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
         if not (is_of_others or _is_mendable(error)):
             raise
         reason = "another process has died, or cannot be reached: " if is_of_others else ""
-        message = " ".join(str(error).split()) or type(error).__name__
+        message = in_options(" ".join(str(error).split())) or type(error).__name__
         sys.exit(f"optimum-cli kprune: {reason}{message}" if is_main() or is_of_others else 1)
     finally:
         leave()
+
+
+def in_options(message: str) -> str:
+    """Returns a message of the library with the options of the command in the place of the arguments of Python."""
+    for name, option in OPTIONS.items():
+        message = re.sub(rf"`{name}(=[^`]*)?`|\b{name}=\S*\.\.\.\]?", f"`{option}`", message)
+    return message
 
 
 def _is_mendable(error: Exception) -> bool:
@@ -52,16 +83,37 @@ def _is_mendable(error: Exception) -> bool:
     return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
-def _prune(arguments: Namespace) -> None:
-    config = _config(arguments)
-    card: dict[str, Any] = {"facts": _facts(arguments), "measure_latency": arguments.measure_latency}
-    in_main(require_free)(arguments.output_dir)
+def _run(arguments: Namespace) -> None:
+    _settle_output(arguments)
+    facts = _facts(arguments)
+    if arguments.update_card:
+        _update_card(arguments, facts)
+    else:
+        _prune(arguments, facts)
+
+
+def _settle_output(arguments: Namespace) -> None:
+    """Takes the output folder back from the end of `--text_columns`, which takes all words that follow it."""
+    columns = arguments.text_columns or []
+    if arguments.output_dir is None and len(columns) > 1:
+        arguments.output_dir = columns.pop()
+    missing = [name for name in ("output_dir", "dataset") if getattr(arguments, name) is None]
+    if arguments.update_card:
+        missing = [name for name in missing if name != "dataset"]
+    if missing:
+        names = {"output_dir": "OUTPUT_DIR", "dataset": "--dataset"}
+        listed = ", ".join(names[name] for name in missing)
+        sys.stderr.write(f"optimum-cli kprune: error: the following arguments are required: {listed}\n")
+        sys.exit(2)
+
+
+def _prune(arguments: Namespace, facts: CardFacts) -> None:
+    config, overwrite = _config(arguments), arguments.overwrite_output_dir
+    in_main(require_free)(arguments.output_dir, overwrite)
     if arguments.push_to_hub is not None:
         hub.require_uploadable(arguments.push_to_hub)
-    pruner = KPruner.from_pretrained(arguments.model, task=arguments.task, **_given(arguments, "revision", "dtype"))
-    device = arguments.device or (str(own_device()) if world_size() > 1 else None)
-    if device is not None:
-        _move(pruner, device)
+    pruner = _load(arguments)
+    evaluation = _labelled(arguments)
     calibration = pruner.get_calibration_dataset(
         arguments.dataset,
         num_tokens=config.num_tokens,
@@ -71,11 +123,91 @@ def _prune(arguments: Namespace) -> None:
         max_length=arguments.max_length,
         seed=config.seed,
     )
-    result = pruner.prune(config, calibration, batch_size=arguments.batch_size)
-    pruner.save_pretrained(arguments.output_dir, **card)
-    logger.info("%s\nSaved to %s", result, arguments.output_dir)
+    checkpoint = {"checkpoint_dir": arguments.checkpoint_dir}
+    result = pruner.prune(config, calibration, batch_size=arguments.batch_size, **checkpoint)
+    _tell(str(result))
+    if evaluation is not None:
+        facts = facts.with_evaluation(_evaluate(pruner, evaluation, arguments))
+        _tell(_figures(facts))
+    card: dict[str, Any] = {"facts": facts, "measure_latency": arguments.measure_latency}
+    pruner.save_pretrained(arguments.output_dir, overwrite=overwrite, **card)
+    logger.info("Saved to %s", arguments.output_dir)
     if arguments.push_to_hub is not None:
         _upload(pruner, arguments, card)
+
+
+def _load(arguments: Namespace) -> KPruner:
+    """Loads the model, or a pipeline of sentence-transformers, which then is pruned as a whole."""
+    options = _given(arguments, "revision", "dtype")
+    is_there = Path(arguments.model).is_dir() or not looks_like_path(arguments.model)
+    if arguments.task is None and is_there and is_pipeline(arguments.model, **_given(arguments, "revision")):
+        if arguments.tokenizer is not None:
+            raise ValueError("`--tokenizer` is for models: a pipeline of sentence-transformers has its own.")
+        pruner = KPruner.from_sentence_transformer(_pipeline(arguments.model, **options))
+    else:
+        tokenizer = None if arguments.tokenizer is None else load_processing_class(arguments.tokenizer)
+        pruner = KPruner.from_pretrained(arguments.model, arguments.task, tokenizer, **options)
+    device = arguments.device or (str(own_device()) if world_size() > 1 else None)
+    if device is not None:
+        _move(pruner, device)
+    return pruner
+
+
+def _pipeline(name: str, revision: str | None = None, dtype: str | None = None) -> Any:
+    from .from_sentence_transformer import SentenceTransformer
+
+    return SentenceTransformer(name, revision=revision, device="cpu", model_kwargs={"dtype": dtype} if dtype else None)
+
+
+def _labelled(arguments: Namespace) -> Dataset | None:
+    """The data to evaluate on, read before any work."""
+    if arguments.eval_dataset is None:
+        return None
+    split = arguments.eval_split or ("train" if _names_files(arguments.eval_dataset) else "validation")
+    return read_split(arguments.eval_dataset, arguments.eval_config, split)
+
+
+def _names_files(dataset: str) -> bool:
+    return looks_like_path(dataset) and not Path(dataset).is_dir()
+
+
+def _evaluate(pruner: KPruner, rows: Dataset, arguments: Namespace) -> CardFacts:
+    """Evaluates both models; returns the figures as the card tells them."""
+    columns = _given(arguments, "text_columns", "label_column", "batch_size")
+    names = [metric for metric in arguments.metric or () if "=" not in metric]
+    found: dict[str, tuple[float, float]] = {}
+    for name in names or [None]:
+        figures = pruner.evaluate(rows, name, **columns)
+        found |= pairs_of(figures["dense"], figures["pruned"])
+    dataset = hub_name(arguments.eval_dataset)
+    place = (dataset, arguments.eval_config, arguments.eval_split or "validation") if dataset else (None, None, None)
+    return CardFacts(found, *place)
+
+
+def _update_card(arguments: Namespace, facts: CardFacts) -> None:
+    """Writes given and measured figures into the card of a pruned model that was saved before."""
+    folder, rows = Path(arguments.output_dir), _labelled(arguments)
+    if not facts.metrics and rows is None:
+        raise ValueError("`--update_card` writes figures: give `--metric NAME=DENSE,PRUNED` or `--eval_dataset`.")
+    if rows is not None:
+        pruner = _load(arguments)
+        pruner.model = KPruner.from_pretrained(folder, arguments.task).teacher
+        facts = facts.with_evaluation(_evaluate(pruner, rows, arguments))
+    in_main(add_figures)(folder, facts)
+    _tell(_figures(facts))
+    logger.info("Written to %s", folder / hub.CARD_NAME)
+
+
+def _figures(facts: CardFacts) -> str:
+    return "\n".join(
+        f"{name}: {dense:.4g} dense, {pruned:.4g} pruned" for name, (dense, pruned) in facts.metrics.items()
+    )
+
+
+def _tell(text: str) -> None:
+    """Writes a result where results go; what is logged goes to the stream of errors."""
+    if is_main():
+        sys.stdout.write(f"{text}\n")
 
 
 def _upload(pruner: KPruner, arguments: Namespace, card: dict[str, Any]) -> None:
@@ -111,19 +243,26 @@ def _config(arguments: Namespace) -> KPruneConfig:
 
 
 def _facts(arguments: Namespace) -> CardFacts:
-    """What the card is told: the metrics, and where they were measured if the data set has a name."""
+    """What the card is told: the figures that were given, and where they were measured if the data set has a name."""
     metrics = {}
     for metric in arguments.metric or ():
         name, _, values = metric.partition("=")
+        if "=" not in metric and arguments.eval_dataset is not None:
+            continue
         try:
             dense, pruned = map(float, values.split(",") if name else ())
         except ValueError:
             raise ValueError(
                 "`--metric` must be a name and two numbers, those of the dense and of the pruned model, such as "
-                f"accuracy=0.924,0.917. Got {metric!r} instead."
+                "accuracy=0.924,0.917; or, with `--eval_dataset`, the name of a figure to compute. Got "
+                f"{metric!r} instead."
             ) from None
         metrics[name] = (dense, pruned)
-    return CardFacts(metrics, hub_name(arguments.dataset), arguments.dataset_config, arguments.metric_split)
+    if not metrics:
+        return CardFacts()
+    dataset = arguments.eval_dataset or arguments.dataset
+    config = arguments.eval_config if arguments.eval_dataset else arguments.dataset_config
+    return CardFacts(metrics, hub_name(dataset), config, arguments.eval_split or "validation")
 
 
 def _given(arguments: Namespace, *names: str) -> dict[str, Any]:

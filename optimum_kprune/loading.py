@@ -135,12 +135,17 @@ def _has_file(path: str | PathLike, name: str, source: dict[str, Any]) -> bool:
     return has_file(path, Path(source.get("subfolder") or "", name).as_posix(), **where)
 
 
+def is_pipeline(path: str | PathLike, **source: Any) -> bool:
+    """Whether a folder or a repository holds a pipeline of sentence-transformers."""
+    return _has_file(path, "modules.json", source)
+
+
 def _warn_of_pipeline(path: str | PathLike, source: dict[str, Any]) -> None:
-    if _has_file(path, "modules.json", source):
+    if is_pipeline(path, **source):
         logger.warning(
             f"{str(path)!r} is a pipeline of sentence-transformers, of which only the encoder was loaded: what is "
             "preserved is the mean over its tokens, and no pipeline will be saved. To prune the pipeline, use "
-            f"`KPruner.from_sentence_transformer(SentenceTransformer({str(path)!r}))`."
+            f"`KPruner.from_sentence_transformer(SentenceTransformer({str(path)!r}))`, or the command without a task."
         )
 
 

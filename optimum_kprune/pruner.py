@@ -434,7 +434,7 @@ class KPruner(OptimumPruner):
             ValueError: if nothing was pruned yet, or the data or the metric cannot be used.
             FileNotFoundError: if there is no such data set.
         """
-        if self.result is None:
+        if self.model is self.teacher:
             raise ValueError("There is no pruned model to evaluate yet. Call `prune` first.")
         measure: Callable[[nn.Module], Mapping[str, float]]
         if dataset is None:

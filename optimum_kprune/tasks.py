@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.pipelines import TASK_ALIASES
 
 from .algorithm.divergence import Prediction, at_least_float32
 
@@ -131,14 +132,15 @@ def _batch_mean(prediction: Prediction) -> Prediction:
 
 
 def get_task(name: str) -> Task:
-    """Returns the task of that name.
+    """Returns the task of that name, or of that other name in pipelines, such as "sentiment-analysis".
 
     Raises:
         ValueError: if there is none; the message names the tasks.
     """
-    if name not in TASKS:
+    known = TASKS.get(TASK_ALIASES.get(name, name))
+    if known is None:
         raise ValueError(f"`task` must be one of {', '.join(TASKS)}. Got {name!r} instead.")
-    return TASKS[name]
+    return known
 
 
 def task_of_class(class_name: str) -> Task:

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import zipfile
+from argparse import ArgumentParser
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,8 +23,10 @@ from torch.distributed import DistError
 from transformers import AutoModelForSequenceClassification
 
 from optimum.commands import optimum_cli
+from optimum.commands.register.register_kprune import KPruneCommand
 from optimum_kprune import CardFacts, KPruneConfig, KPruner, hub
 from optimum_kprune.command import _facts
+from optimum_kprune.pruner import BATCH_SIZE
 from optimum_kprune.sweep import Sweep
 
 REPOSITORY = Path(__file__).parent.parent
@@ -104,9 +108,12 @@ def test_an_error_in_a_process_of_its_own(place, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
 
 
-def test_the_table_and_the_folder_are_logged(place, tmp_path, command, caplog):
+def test_the_result_goes_to_standard_output_and_the_log_to_that_of_errors(place, tmp_path, command, caplog, capsys):
     assert command(*arguments_of(place, tmp_path / "out")) is None
-    assert "FLOPs removed" in caplog.text and str(tmp_path / "out") in caplog.text
+    shown = capsys.readouterr().out
+    assert "FLOPs removed" in shown and "held-out samples: agreement" in shown
+    assert "FLOPs removed" not in caplog.text and str(tmp_path / "out") in caplog.text
+    assert "layer 0 attention" in caplog.text and "First sample: " in caplog.text
 
 
 def test_csv_with_labels_and_settings_from_a_file_with_overrides(place, tmp_path, command):
@@ -131,11 +138,117 @@ def test_the_card_tells_what_was_measured(place, tmp_path, command):
     assert "latency, batch 1" in card and "texts.txt" not in card
 
 
+def parsed(*arguments):
+    parser = ArgumentParser()
+    KPruneCommand.parse_args(parser)
+    return parser.parse_args(["--model", "some/model", *arguments, "out"])
+
+
 def test_the_card_names_the_data_set_of_the_metrics_if_it_has_a_name():
-    given = {"metric": ["accuracy=0.9,0.8"], "dataset_config": "sst2", "metric_split": "test"}
-    facts = _facts(SimpleNamespace(dataset="nyu-mll/glue", **given))
+    given = ["--dataset_config", "sst2", "--eval_split", "test", "--metric", "accuracy=0.9,0.8"]
+    facts = _facts(parsed("--dataset", "nyu-mll/glue", *given))
     assert facts == CardFacts({"accuracy": (0.9, 0.8)}, "nyu-mll/glue", "sst2", "test")
-    assert _facts(SimpleNamespace(dataset="./data.csv", **given)).dataset_name is None
+    assert _facts(parsed("--dataset", "./data.csv", *given)).dataset_name is None
+
+
+def test_the_folder_may_follow_the_text_columns(place, tmp_path, command):
+    arguments = arguments_of(place, tmp_path / "out", "ambiguous.csv", num_tokens=2000)
+    assert command(*arguments[:-1], "--text_columns", "one", "other", arguments[-1]) is None
+    report = json.loads((tmp_path / "out" / "kprune_report.json").read_text())
+    assert report["calibration"]["columns"] == ["one", "other"]
+
+
+def test_the_defaults_that_the_help_tells_are_those_of_the_settings(command, capsys):
+    assert command("kprune", "--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for name in ("compression_rate", "num_tokens", "seed"):
+        assert re.search(
+            rf"--{name} {name.upper()} [^()]*(\[0, 1\))? ?\(default: {getattr(KPruneConfig, name)}\)", shown
+        )
+    assert f"(default: {BATCH_SIZE})" in shown and "examples: optimum-cli kprune --model" in shown
+
+
+def test_another_tokenizer_and_another_name_of_the_task(place, tmp_path, command):
+    shutil.copytree(place / "model", tmp_path / "bare")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "bare" / file).unlink()
+    arguments = arguments_of(place, tmp_path / "out", model=tmp_path / "bare", task="sentiment-analysis")
+    message = command(*arguments)
+    assert "`--tokenizer`" in message and "processing_class" not in message
+    assert command(*arguments[:-1], "--tokenizer", place / "model", arguments[-1]) is None
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_a_saved_model_is_replaced_if_asked_to(place, tmp_path, command):
+    arguments = arguments_of(place, tmp_path / "out")
+    assert command(*arguments) is None
+    before = (tmp_path / "out" / "kprune_report.json").read_text()
+    assert "must be new or empty" in command(*arguments)
+    arguments[arguments.index("--compression_rate") + 1] = "0.7"
+    assert command(*arguments[:-1], "--overwrite_output_dir", arguments[-1]) is None
+    assert (tmp_path / "out" / "kprune_report.json").read_text() != before
+
+
+def test_progress_is_written_and_taken_up(place, tmp_path, command, caplog):
+    arguments = arguments_of(place, tmp_path / "out", checkpoint_dir=tmp_path / "progress")
+    assert command(*arguments) is None
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "progress" / "sublayer-005.safetensors").unlink()
+    caplog.clear()
+    assert command(*arguments) is None
+    assert caplog.text.count("from the checkpoint") == 5
+
+
+# Evaluation
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """A file of labelled rows."""
+    rows = [{"text": text, "label": index % 3} for index, text in enumerate(texts_of(SAMPLES))]
+    file = tmp_path / "labelled.csv"
+    datasets.Dataset.from_list(rows).to_csv(file)
+    return file
+
+
+def test_both_models_are_evaluated_and_the_card_tells(place, labelled, tmp_path, command, capsys):
+    arguments = arguments_of(place, tmp_path / "out", eval_dataset=labelled, metric="accuracy")
+    assert command(*arguments) is None
+    shown = re.search(r"accuracy: ([\d.]+) dense, ([\d.]+) pruned", capsys.readouterr().out)
+    pruner = KPruner.from_pretrained(place / "model")
+    pruner.prune(KPruneConfig(num_tokens=200), pruner.get_calibration_dataset(place / "texts.txt", num_tokens=200))
+    figures = pruner.evaluate(labelled, dataset_split="train")
+    assert [float(value) for value in shown.groups()] == [
+        pytest.approx(figures[name]["accuracy"], abs=1e-4) for name in ("dense", "pruned")
+    ]
+    assert f"| accuracy | {shown[1]} | {shown[2]} |" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_figures_are_written_into_a_card_that_exists(place, labelled, tmp_path, command):
+    out = tmp_path / "out"
+    assert command(*arguments_of(place, out)) is None
+    files = {path.name: path.read_bytes() for path in out.iterdir() if path.name != "README.md"}
+    base = ["kprune", "--model", place / "model", "--update_card"]
+    assert command(*base, "--metric", "f1=0.9,0.8", out) is None
+    assert command(*base, "--metric", "f1=0.7,0.6", "--eval_dataset", labelled, out) is None
+    card = (out / "README.md").read_text()
+    assert card.count("| f1 |") == 1 and "| f1 | 0.7 | 0.6 | -0.1 |" in card and card.count("| accuracy |") == 1
+    assert card.index("| accuracy |") > card.index("against pruned")
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.name != "README.md"} == files
+
+
+def test_what_a_card_cannot_be_updated_with_is_told(place, tmp_path, command):
+    base = ["kprune", "--model", place / "model", "--update_card"]
+    assert "give `--metric NAME=DENSE,PRUNED` or `--eval_dataset`" in command(*base, tmp_path / "out")
+    assert "README.md. It has none" in command(*base, "--metric", "f1=0.9,0.8", tmp_path / "out")
+    (tmp_path / "README.md").write_text("# A card of something else")
+    assert "must have the table" in command(*base, "--metric", "f1=0.9,0.8", tmp_path)
+
+
+def test_evaluation_data_is_read_before_any_work(place, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(Sweep, "prune", pytest.fail)
+    message = command(*arguments_of(place, tmp_path / "out", eval_dataset="/nowhere/data.csv"))
+    assert "/nowhere/data.csv" in message
 
 
 def test_two_text_columns_make_pairs(place, tmp_path, command):

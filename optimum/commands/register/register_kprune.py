@@ -3,12 +3,20 @@
 import signal
 import sys
 import threading
-from argparse import ArgumentParser
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
+
+EXAMPLES = """examples:
+  optimum-cli kprune --model textattack/bert-base-uncased-SST-2 --dataset glue --dataset_config sst2 \\
+      --compression_rate 0.6 bert-sst2-k60
+  optimum-cli kprune --model my-classifier --dataset texts.csv --text_columns title body \\
+      --eval_dataset labelled.csv --label_column topic my-classifier-k50
+  optimum-cli kprune --model my-classifier --eval_dataset labelled.csv --update_card my-classifier-k50
+"""
 
 
 class KPruneCommand(BaseOptimumCLICommand):
@@ -19,36 +27,20 @@ class KPruneCommand(BaseOptimumCLICommand):
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
         """Declares the arguments."""
+        parser.formatter_class = RawDescriptionHelpFormatter
+        parser.epilog = EXAMPLES
         required = parser.add_argument_group("Required arguments")
-        required.add_argument("--model", required=True, help="Local folder or Hub name of the fine-tuned model.")
-        required.add_argument(
-            "--dataset", required=True, help="Calibration data: a Hub name, a folder, or a file or pattern of files."
-        )
-        required.add_argument("output_dir", metavar="OUTPUT_DIR", help="New or empty folder for the pruned model.")
-        model = parser.add_argument_group("Model")
-        model.add_argument("--task", help="Task as in pipelines, by default that of the checkpoint.")
-        model.add_argument("--revision", help="Branch, tag or commit of the model on the Hub.")
-        dtypes = ["float32", "bfloat16", "float16", "float64"]
-        model.add_argument("--dtype", choices=dtypes, help="Type of the weights; by default that of the config.")
-        device = "Device to prune on, for example cuda; by default the CPU, and with several processes that of each."
-        model.add_argument("--device", default=None, help=device)
-        data = parser.add_argument_group("Calibration data")
-        data.add_argument("--dataset_config", help="Configuration of the data set.")
-        data.add_argument("--dataset_split", default="train", help="Split of the data set.")
-        data.add_argument("--text_columns", nargs="+", help="Columns of the texts, in the order the model reads them.")
-        data.add_argument("--max_length", type=int, help="Tokens at which texts are cut.")
-        data.add_argument("--num_tokens", type=int, help="Budget of calibration tokens.")
-        data.add_argument("--batch_size", type=int, default=32, help="Samples in a batch.")
-        prune = parser.add_argument_group("Pruning")
-        prune.add_argument("--config", help="kprune_config.json, or a folder or Hub repository that has one.")
-        prune.add_argument("--compression_rate", type=float, help="Share of the FLOPs to remove, in [0, 1).")
-        prune.add_argument("--seed", type=int, help="Seed of what is drawn.")
-        card = parser.add_argument_group("Model card")
-        card.add_argument("--measure_latency", action="store_true", help="Measure latency, dense and pruned.")
-        metric = "What you measured on both models, such as accuracy=0.924,0.917; can be repeated."
-        card.add_argument("--metric", action="append", metavar="NAME=DENSE,PRUNED", help=metric)
-        card.add_argument("--metric_split", default="validation", help="Split of --dataset it was measured on.")
-        parser.add_argument("--push_to_hub", metavar="REPO_ID", help="Upload the pruned model to this repository.")
+        model = "Local folder or Hub name of the fine-tuned model, or of a pipeline of sentence-transformers."
+        required.add_argument("--model", required=True, help=model)
+        dataset = "Calibration data without labels: a Hub name, a folder, or a file or pattern of files."
+        required.add_argument("--dataset", help=f"{dataset} Not for --update_card.")
+        output = required.add_argument("output_dir", metavar="OUTPUT_DIR", help="Folder for the pruned model.")
+        # It may have been taken for the last of --text_columns, from where it is taken back.
+        output.required = False
+        _add_model(parser.add_argument_group("Model"))
+        _add_data(parser.add_argument_group("Calibration data"))
+        _add_prune(parser.add_argument_group("Pruning"))
+        _add_card(parser.add_argument_group("Evaluation and model card"))
 
     def run(self) -> None:
         """Runs the command."""
@@ -56,6 +48,59 @@ class KPruneCommand(BaseOptimumCLICommand):
             from optimum_kprune.command import run
 
             run(self.args)
+
+
+def _add_model(group: Any) -> None:
+    tasks = "as in pipelines, such as text-classification or sentiment-analysis (default: that of the checkpoint)"
+    group.add_argument("--task", help=f"Task, {tasks}.")
+    group.add_argument("--tokenizer", help="Folder or Hub name of the tokenizer (default: that of the model).")
+    group.add_argument("--revision", help="Branch, tag or commit of the model on the Hub (default: main).")
+    dtypes = ["float32", "bfloat16", "float16", "float64"]
+    group.add_argument("--dtype", choices=dtypes, help="Type of the weights (default: that of the config).")
+    device = "Device to prune on, such as cuda (default: cpu; with several processes, that of each)."
+    group.add_argument("--device", help=device)
+
+
+def _add_data(group: Any) -> None:
+    group.add_argument("--dataset_config", help="Configuration of the data set.")
+    group.add_argument("--dataset_split", default="train", help="Split of the data set (default: train).")
+    columns = "Columns of the texts, in the order in which the model reads them (default: found by their names)."
+    group.add_argument("--text_columns", nargs="+", metavar="COLUMN", help=columns)
+    length = "Tokens at which texts are cut (default: the longest input of the model, at most 512)."
+    group.add_argument("--max_length", type=int, help=length)
+    group.add_argument("--num_tokens", type=int, help="Budget of calibration tokens (default: 100000).")
+    group.add_argument("--batch_size", type=int, default=32, help="Most samples in a batch (default: 32).")
+
+
+def _add_prune(group: Any) -> None:
+    group.add_argument(
+        "--compression_rate", type=float, help="Share of the FLOPs to remove, in [0, 1) (default: 0.5)."
+    )
+    group.add_argument("--seed", type=int, help="Seed of what is drawn (default: 0).")
+    config = "All settings: a kprune_config.json, or a folder or Hub repository that has one. Arguments win over it."
+    group.add_argument("--config", help=config)
+    progress = "Folder for the progress: the same command, called again, goes on where it was killed."
+    group.add_argument("--checkpoint_dir", metavar="DIR", help=progress)
+    overwrite = "Replace the saved model that OUTPUT_DIR holds, when the new one is there."
+    group.add_argument("--overwrite_output_dir", action="store_true", help=overwrite)
+
+
+def _add_card(group: Any) -> None:
+    evaluation = "Labelled data, like --dataset, to evaluate the dense and the pruned model on."
+    group.add_argument("--eval_dataset", metavar="DATASET", help=evaluation)
+    group.add_argument("--eval_config", metavar="CONFIG", help="Configuration of --eval_dataset.")
+    split = "Split of --eval_dataset, or that given figures are from (default: validation; of files: train)."
+    group.add_argument("--eval_split", metavar="SPLIT", help=split)
+    group.add_argument("--label_column", metavar="COLUMN", help="Column of the labels (default: found by its name).")
+    metric = (
+        "A figure to compute on --eval_dataset (default: the usual ones of the task), or what you measured on both "
+    )
+    metric += "models, such as accuracy=0.924,0.917. Can be repeated."
+    group.add_argument("--metric", action="append", metavar="NAME[=DENSE,PRUNED]", help=metric)
+    group.add_argument("--measure_latency", action="store_true", help="Measure latency, dense and pruned.")
+    update = "Prune nothing: write figures into the card of the pruned model that OUTPUT_DIR holds."
+    group.add_argument("--update_card", action="store_true", help=update)
+    group.add_argument("--push_to_hub", metavar="REPO_ID", help="Upload the pruned model to this repository.")
 
 
 @contextmanager
