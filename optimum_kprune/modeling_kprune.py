@@ -25,7 +25,6 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 from transformers.modeling_utils import load_state_dict
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -217,7 +216,7 @@ def pruned_model_from(model: PreTrainedModel, kprune: dict[str, Any]) -> PreTrai
 
 
 def empty_pruned_model(model: PreTrainedModel, kprune: dict[str, Any], device: torch.device) -> PreTrainedModel:
-    """Returns the pruned model of a shrunk one in evaluation mode on a device, without its weights."""
+    """Returns the pruned model of a shrunk one in evaluation mode on a device, with weights that hold anything."""
     model_class = pruned_class(type(model))
     fields = model.config.to_dict() | {
         "model_type": model_class.config_class.model_type,
@@ -227,8 +226,14 @@ def empty_pruned_model(model: PreTrainedModel, kprune: dict[str, Any], device: t
     }
     # Tokenizer files that do not name their class are read by the model type, which is a new one.
     fields["tokenizer_class"] = fields.get("tokenizer_class") or TOKENIZER_MAPPING_NAMES.get(model.config.model_type)
-    with device, no_init_weights():
+    # Without data there is nothing to initialise. The switch of transformers for that is one for the whole process:
+    # models that other threads make at the time would not be initialised either.
+    with torch.device("meta"):
         pruned = model_class._from_config(model_class.config_class(**fields), dtype=model.dtype)
+    pruned.to_empty(device=device)
+    for name, buffer in model.named_buffers():
+        if not buffer.is_meta:
+            pruned.get_buffer(name).copy_(buffer)
     pruned.tie_weights()
     pruned.add_model_tags(list(model.model_tags or []))
     return pruned.eval()

@@ -89,6 +89,26 @@ def test_prunes_of_one_model_in_several_threads_are_those_of_each_alone():
     assert traces(model) == before
 
 
+def test_models_that_other_threads_make_meanwhile_are_initialised():
+    """transformers can switch initialisation off, but for all threads at once."""
+    models, is_over = [], threading.Event()
+    config = tiny_model().config
+
+    def make():
+        while not is_over.is_set():
+            models.append(type(tiny_model())(config).classifier.weight.detach())
+
+    dense = tiny_model()
+    thread = threading.Thread(target=make)
+    thread.start()
+    for _ in range(3):
+        prune(dense)
+    is_over.set()
+    thread.join()
+    assert len(models) > 10
+    assert all(0 < weight.std() < 10 * config.initializer_range and weight.isfinite().all() for weight in models)
+
+
 def test_training_mode_may_change_while_a_model_is_pruned():
     model = tiny_model()
     alone, is_over = prune(model), threading.Event()
