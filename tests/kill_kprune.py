@@ -40,6 +40,14 @@ def pruned(rate=0.5):
     return pruner
 
 
+def prune_on(root):
+    """Prunes with a checkpoint, and saves; the same call goes on where one before it was killed."""
+    pruner = KPruner(tiny_model(), tiny_tokenizer())
+    config = KPruneConfig(compression_rate=0.6, num_tokens=None, measure_tokens=None)
+    places = {"save_directory": root / "out", "checkpoint_dir": root / "progress"}
+    return pruner.prune(config, batches_of(ragged_samples()), **places)
+
+
 def content(place):
     """The files of a saved model."""
     return {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
@@ -67,20 +75,30 @@ def save(way, place, new):
 
 
 def events_of(way, root, old, new):
-    """Counts the events of a save, in a process of its own."""
+    """Counts the events of a save."""
     place = prepare(way, root, old)
+    return events_in(lambda: save(way, place, new), place)
+
+
+def events_in(job, place):
+    """Counts the events of a job in the folder of a place, in a process of its own."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
         count = [0]
         watch(lambda: count.__setitem__(0, count[0] + 1), place)
-        finish(lambda: save(way, place, new), lambda: os.write(write, str(count[0]).encode()))
+        finish(job, lambda: os.write(write, str(count[0]).encode()))
     os.waitpid(child, 0)
     return int(os.read(read, 20))
 
 
 def kill_at(event, number, way, place, new):
     """Saves in a process that sends itself a signal at an event; returns its status."""
+    return kill_in(lambda: save(way, place, new), event, number, place)
+
+
+def kill_in(job, event, number, place):
+    """Does a job in a process that sends itself a signal at an event in the folder of a place; returns its status."""
     child = os.fork()
     if not child:
         left = [event]
@@ -90,12 +108,12 @@ def kill_at(event, number, way, place, new):
             if not left[0]:
                 os.kill(os.getpid(), number)
 
-        def job():
+        def interruptible_job():
             with interruptible():
-                save(way, place, new)
+                job()
 
         watch(count, place)
-        finish(job)
+        finish(interruptible_job)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 

@@ -4,7 +4,20 @@ import os
 import signal
 
 import pytest
-from kill_kprune import SIGNALS, WAYS, events_of, kill_at, outcome, prepare, pruned, with_content
+from kill_kprune import (
+    SIGNALS,
+    WAYS,
+    content,
+    events_in,
+    events_of,
+    kill_at,
+    kill_in,
+    outcome,
+    prepare,
+    prune_on,
+    pruned,
+    with_content,
+)
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 KILLS = {signal.SIGKILL: 5, signal.SIGTERM: 2, signal.SIGINT: 1}
@@ -32,3 +45,20 @@ def test_the_exit_status_is_that_of_a_shell(number, status, pruners, tmp_path):
     place = prepare("new", tmp_path, None)
     assert kill_at(20, number, "new", place, pruners[0][0]) == status
     assert [path.name[:8] for path in place.parent.iterdir()] == ([".kprune-"] if number == signal.SIGKILL else [])
+
+
+def test_a_prune_that_is_killed_anywhere_is_ended_by_the_same_call(tmp_path):
+    """From the first file of the checkpoint to the last of the saved model; then half-way through what is left."""
+    prune_on(tmp_path / "whole")
+    expected = content(tmp_path / "whole" / "out")
+    events = events_in(lambda: prune_on(tmp_path / "counted"), tmp_path / "counted" / "out")
+    assert events > 50
+    for event in range(1, events, events // 12):
+        root = tmp_path / str(event)
+        for number, at in ((signal.SIGKILL, event), (signal.SIGTERM, 1 + (events - event) // 2)):
+            assert kill_in(lambda root=root: prune_on(root), at, number, root / "out") != 0
+        prune_on(root)
+        found = content(root / "out")
+        # The report tells the seconds of the sublayers.
+        assert {**found, "kprune_report.json": None} == {**expected, "kprune_report.json": None}
+        assert {path.name for path in root.iterdir()} == {"out", "progress"}
