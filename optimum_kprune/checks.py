@@ -163,8 +163,9 @@ def _width(batch: Batch) -> int:
 
 def require_finite_weights(model: nn.Module) -> None:
     """Raises a ValueError that names the weights that are not finite."""
-    weights = ((name, tensor) for name, tensor in named_tensors(model) if isinstance(tensor, nn.Parameter))
-    broken = [name for name, weight in weights if not weight.isfinite().all()]
+    # Buffers may hold infinities, to mask with.
+    names = {name for name, _ in model.named_parameters()}
+    broken = [name for name, weight in named_tensors(model) if name in names and not weight.isfinite().all()]
     if broken:
         raise ValueError(
             f"The model has weights that are not finite: {', '.join(broken)}. Load an intact checkpoint, in a type "

@@ -46,11 +46,12 @@ def execution_device(model: PreTrainedModel) -> torch.device:
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yields names and values of parameters and saved buffers; offloaded ones are loaded while they are looked at."""
+    """Yields names and values of parameters and saved buffers; offloaded ones are loaded, but not into the model."""
     for prefix, module in model.named_modules():
-        with align_module_device(module):
-            for name, tensor in _direct_tensors(module):
-                yield f"{prefix}.{name}" if prefix else name, tensor
+        hook = getattr(module, "_hf_hook", None)
+        for name, tensor in _direct_tensors(module):
+            value = hook.weights_map[name] if hook is not None and tensor.is_meta else tensor
+            yield f"{prefix}.{name}" if prefix else name, value
 
 
 def weight_of(module: Any) -> Tensor:
@@ -66,14 +67,17 @@ def sharing_copy(model: nn.Module) -> nn.Module:
     an interruption leaves nothing in it. The student is one too: a prune puts other weights in the place of those
     that are shared, and writes into none. Where accelerate placed the model, that is to be done in `own_weights`.
     """
-    shared: dict[int, Any] = {id(weight): nn.Parameter(weight.detach(), False) for weight in model.parameters()}
+    # Kept here until the copy is made: another thread may let go of weights that it has loaded, and what it makes next
+    # could have their ids.
+    weights = list(model.parameters())
+    shared: dict[int, Any] = {id(weight): nn.Parameter(weight.detach(), False) for weight in weights}
     for hook in _hooks(model):
         shared[id(hook.weights_map)] = hook.weights_map
         # It holds tied weights while they are loaded: every copy loads its own.
         shared[id(hook.tied_params_map)] = hook.tied_params_map and {pointer: {} for pointer in hook.tied_params_map}
     placed = [module for module in model.modules() if hasattr(module, "_hf_hook")]
     shared |= {id(buffer): buffer for module in placed for buffer in module.buffers(recurse=False)}
-    return deepcopy(model, shared).eval()
+    return deepcopy(model, shared).eval().requires_grad_(False)
 
 
 @contextmanager

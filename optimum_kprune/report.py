@@ -177,8 +177,13 @@ class KPruneResult:
             f"FLOPs removed: {self.flops_removed:.2%} of {self.flops_before / 1e6:.1f} MFLOPs at "
             f"{self.sequence_length} tokens; parameters: {self.parameters_before:,} -> {self.parameters_after:,}; "
             f"{self.samples:,} samples, {self.tokens:,} tokens, {self.seconds:.1f} seconds{stages}",
-            str(self.heldout or "What was lost was not measured: no calibration data was held out."),
+            self.loss,
         ]
+
+    @property
+    def loss(self) -> str:
+        """What was lost, in a sentence."""
+        return str(self.heldout or "What was lost was not measured: no calibration data was held out.")
 
     def _count(self, kind: str) -> str:
         entries = [entry for entry in self.sublayers if entry.kind == kind]

@@ -110,6 +110,7 @@ class Sweep:
             heldout=heldout,
             stages=pruning.stopwatch.stages(seconds),
         )
+        logger.info(result.loss)
         warn_if_nothing_is_left(result)
         return model, result
 

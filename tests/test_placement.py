@@ -1,5 +1,6 @@
 """Models that do not fit the device: offloaded by accelerate to disk or CPU memory, and pruned where they are."""
 
+import threading
 import weakref
 
 import pytest
@@ -233,6 +234,39 @@ def test_a_student_shares_the_weights_until_a_block_gets_its_own(tmp_path):
         change = 1 if ".layer.0." in name or ".layer.2." in name else 0
         assert torch.equal(tensor, before[name] + change)
     assert all(torch.equal(tensor, before[name]) for name, tensor in named_tensors(teacher))
+
+
+def test_one_model_on_disk_is_pruned_and_used_in_several_threads(tmp_path):
+    """Each tree loads weights of its own; tied ones would be taken away from the others."""
+    model = tiny_model(head="masked language model")
+    batch = pad(samples_for(model)[:4])
+    pruner = offloaded(model, tmp_path)
+    teacher, expected = pruner.teacher, outputs_of(pruner.teacher, batch)
+    found, served, is_over = {}, [], threading.Event()
+
+    def pruned_on(teacher):
+        one = KPruner(teacher, tiny_tokenizer())
+        one.prune(settings(), [pad(samples_for(model))])
+        return one.model
+
+    def prune(name):
+        found[name] = pruned_on(teacher)
+
+    def serve():
+        while not is_over.is_set():
+            served.append(torch.equal(outputs_of(teacher, batch)[0], expected[0]))
+
+    alone = pruned_on(teacher)
+    threads = [threading.Thread(target=prune, args=[name]) for name in "ab"]
+    server = threading.Thread(target=serve)
+    for thread in (*threads, server):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    is_over.set()
+    server.join()
+    assert all(same_state(one, alone) for one in found.values()) and len(found) == 2
+    assert served and all(served)
 
 
 # Errors

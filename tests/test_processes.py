@@ -48,8 +48,9 @@ def told(one):
 
 def prune_texts(folder):
     one = KPruner(tiny_model(), tiny_tokenizer())
-    one.prune(settings(measure_tokens=120), texts_of(SAMPLES), batch_size=4, save_directory=folder / "texts")
-    return told(one)
+    config = settings(measure_tokens=120, heldout_share=0.3)
+    one.prune(config, texts_of(SAMPLES), batch_size=2, save_directory=folder / "texts")
+    return told(one) | {"heldout": vars(one.result.heldout)}
 
 
 def prune_with_gradients_of_batches(folder):
@@ -200,6 +201,13 @@ def test_two_processes_keep_and_tune_what_one_does(job, both, tmp_path):
     for name, values in alone["state"].items():
         scale = float(values.abs().max())
         torch.testing.assert_close(first["state"][name], values, rtol=1e-5, atol=1e-5 * scale)
+
+
+def test_what_was_lost_is_measured_on_the_shares_of_all(both, tmp_path):
+    first, second = (found["prune_texts"]["heldout"] for found in both)
+    alone = prune_texts(tmp_path)["heldout"]
+    assert first == second and first.pop("measure") == alone.pop("measure")
+    assert first["samples"] > 4 and first == pytest.approx(alone, rel=1e-3)
 
 
 def test_every_process_has_its_share_of_the_batches(both):

@@ -1,12 +1,25 @@
 """What a prune lost, on held-out data: against plain forward passes of the dense and the pruned model."""
 
 import copy
+import logging
 
 import pytest
 import torch
-from tiny import HEADS, batches_of, encoder_of, pad, samples_for, tiny_model
+from tiny import (
+    HEADS,
+    batches_of,
+    encoder_of,
+    pad,
+    ragged_samples,
+    same_state,
+    samples_for,
+    texts_of,
+    tiny_model,
+    tiny_tokenizer,
+)
 from torch.nn import functional
 
+from optimum_kprune import KPruneConfig, KPruner, pruner, sweep
 from optimum_kprune.algorithm.divergence import Prediction, agreement
 from optimum_kprune.quality import heldout_quality
 from optimum_kprune.tasks import task_of
@@ -113,3 +126,74 @@ def test_it_is_told_in_one_sentence():
     one, other = pair("single label")
     told = str(quality_of(one, other, batches_of(samples_for(one))))
     assert told.startswith("On 24 held-out samples: agreement with the model before ") and " ± " in told
+
+
+# In a prune
+
+
+def prune(data, **settings):
+    one = KPruner(tiny_model(), tiny_tokenizer())
+    one.prune(KPruneConfig(compression_rate=0.6, num_tokens=None, **settings), data)
+    return one
+
+
+TEXTS = texts_of(ragged_samples(60))
+
+
+@pytest.mark.parametrize("data", [TEXTS, batches_of(ragged_samples(60), 5)])
+def test_a_tenth_of_the_data_is_held_out_by_default(data, caplog):
+    caplog.set_level(logging.INFO, "optimum_kprune")
+    one = prune(data)
+    assert str(one.result.heldout) in caplog.messages
+    told = one.result.calibration
+    assert told.heldout_samples == one.result.heldout.samples > 0
+    share = told.heldout_tokens / (told.tokens + told.heldout_tokens)
+    assert 0.05 < share < 0.15 and one.result.tokens == told.tokens
+    assert str(one.result).splitlines()[-1] == str(one.result.heldout)
+
+
+def test_what_is_measured_is_what_the_saved_model_predicts_on_what_was_held_out(monkeypatch):
+    seen = []
+    measure = sweep.heldout_quality
+    monkeypatch.setattr(sweep, "heldout_quality", lambda *args: seen.append(args[2]) or measure(*args))
+    one = prune(TEXTS)
+    (heldout,) = seen
+    assert quality_of(one.teacher.eval(), one.model, heldout) == one.result.heldout
+
+
+def test_what_is_held_out_takes_no_part_in_the_prune(monkeypatch):
+    """Whatever it holds, the same model comes out."""
+    first = prune(TEXTS)
+    prepare = pruner.prepare_batches
+
+    def with_other_words(*args, **options):
+        calibration = prepare(*args, **options)
+        for batch in calibration.heldout:
+            batch["input_ids"][:, 1] = 9
+        return calibration
+
+    monkeypatch.setattr(pruner, "prepare_batches", with_other_words)
+    second = prune(TEXTS)
+    assert same_state(first.model, second.model) and first.result.heldout != second.result.heldout
+
+
+@pytest.mark.parametrize(("data", "settings"), [(TEXTS, {"heldout_share": 0}), (TEXTS[:9], {})])
+def test_where_nothing_is_held_out_that_is_told(data, settings):
+    one = prune(data, **settings)
+    assert one.result.heldout is None and "What was lost was not measured" in str(one.result)
+
+
+def test_published_targets_do_not_change_what_is_measured():
+    """They belong to the published search; the loss is that of the task."""
+    one = KPruner(tiny_model(head="regression"), tiny_tokenizer())
+    settings = {"published_targets": True, "tuning": False, "compression_rate": 0}
+    one.prune(KPruneConfig(num_tokens=None, **settings), TEXTS)
+    assert one.result.heldout.divergence == pytest.approx(0, abs=1e-9)
+
+
+def test_a_model_of_which_nothing_is_left_is_warned_of(caplog):
+    prune(TEXTS, neuron_multiple=1000)
+    assert "All heads and all neurons were removed" not in caplog.text
+    one = KPruner(tiny_model(), tiny_tokenizer())
+    result = one.prune(KPruneConfig(compression_rate=0.999), TEXTS)
+    assert result.flops_after == 0 and "All heads and all neurons were removed" in caplog.text

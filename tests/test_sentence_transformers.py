@@ -20,6 +20,7 @@ from sentence_transformers.sentence_transformer.modules import LayerNorm, Router
 from tiny import HIDDEN, LAYERS, ragged_samples, same_state, save_tiny, texts_of, tiny_model, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification
 
+from optimum.commands import optimum_cli
 from optimum_kprune import KPruneConfig, KPruner
 
 TEXTS = texts_of(ragged_samples(24))
@@ -277,3 +278,24 @@ def test_a_default_prompt_is_told_of(encoder, default, is_told, caplog):
     """Of the two prompts, one is empty."""
     KPruner.from_sentence_transformer(make_pipeline(encoder, prompts=PROMPTS, default_prompt_name=default))
     assert ("its default prompt, 'w3 w4 ', but calibration texts get none" in caplog.text) == is_told
+
+
+# The command
+
+
+def test_the_command_prunes_a_pipeline_as_a_whole(encoder, tmp_path, monkeypatch, capsys):
+    """With its norm and prompts; with a task, the encoder alone."""
+    make_pipeline(encoder, behind=[models.Normalize()], prompts=PROMPTS).save_pretrained(str(tmp_path / "dense"))
+    (tmp_path / "texts.txt").write_text("".join(f"{text}\n" for text in TEXTS))
+    given = ["--model", str(tmp_path / "dense"), "--dataset", str(tmp_path / "texts.txt")]
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for name, task in {"pipeline": [], "alone": ["--task", "feature-extraction"]}.items():
+        monkeypatch.setattr(sys, "argv", ["optimum-cli", "kprune", *given, *task, str(tmp_path / name)])
+        optimum_cli.main()
+    assert capsys.readouterr().out.count("held-out samples: cosine") == 2
+    pruned = SentenceTransformer(str(tmp_path / "pipeline"), device="cpu")
+    assert pruned.prompts == PROMPTS and isinstance(pruned[-1], models.Normalize)
+    expected = KPruner.from_sentence_transformer(SentenceTransformer(str(tmp_path / "dense"), device="cpu"))
+    expected.prune(KPruneConfig(), expected.get_calibration_dataset(str(tmp_path / "texts.txt")))
+    assert same_state(pruned[0].auto_model, expected.model)
+    assert not (tmp_path / "alone" / "modules.json").exists()
