@@ -11,7 +11,7 @@ notebooks: .venv/installed
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .
