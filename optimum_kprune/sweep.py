@@ -47,7 +47,8 @@ class Sweep:
         memory_budget: int | None = None,
     ) -> None:
         require_same("weights of the model", encoder.model.parameters())
-        require_same("calibration data", (values for batch in calibration.batches for values in batch.values()))
+        batches = (*calibration.batches, *calibration.heldout)
+        require_same("calibration data", (values for batch in batches for values in batch.values()))
         self._dense, self._task = encoder, task
         self._given = self._calibration = calibration
         self._store = StateStore(memory_budget)
