@@ -36,7 +36,11 @@ def heldout_quality(dense: Encoder, pruned: Encoder, heldout: list[Batch], task:
         correlation = _correlation(outputs)
         similarity = correlation, (1 - correlation**2) / math.sqrt(len(outputs))
     else:
-        similarity = _mean(closeness)
+        mean, error = _mean(closeness)
+        if measure == "agreement":
+            # Few samples that all agree are not certain: as if one more did, and one did not.
+            _, error = _mean(torch.cat([closeness, torch.tensor([0.0, 1.0], dtype=closeness.dtype)]))
+        similarity = mean, error
     return HeldoutQuality(measure, *similarity, *_mean(lost), samples=len(lost))
 
 

@@ -60,7 +60,8 @@ class HeldoutQuality:
             spans) whose likeliest class is that of the dense model. `"correlation"`: Pearson's, of the outputs of a
             regression. `"cosine"`: the mean cosine between vectors, such as embeddings.
         closeness: 1 where nothing was lost.
-        closeness_error: its standard error.
+        closeness_error: its standard error; that of an agreement as if one more sample agreed and one did not, so that
+            it is never 0.
         divergence: mean over the samples of KL(dense || pruned), or of the squared error of plain values.
         divergence_error: its standard error.
         samples: number of held-out samples.
