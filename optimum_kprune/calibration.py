@@ -48,6 +48,8 @@ Split = tuple[list[Batch], list[Batch], list[Batch]]
 NUM_TOKENS = 100_000
 # Samples, or ready batches, below which none is held out.
 LEAST_FOR_HELDOUT = 10
+# Samples on which something can be measured.
+LEAST_HELDOUT = 3
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,8 @@ def prepare_batches(
             training. `None` pads with the tokenizer.
         keep_order: whether to leave the samples in the order of the draw, in batches of `batch_size`.
         heldout_share: share of the tokens to hold out, at most, in [0, 1): the last samples of the draw, or every n-th
-            of the batches that are given. Nothing is held out of fewer than ten.
+            of the batches that are given. Nothing is held out of fewer than ten, or if it would be less than three
+            samples.
 
     Returns:
         Batches of CPU tensors with `input_ids` and `attention_mask` (if the model takes it) of shape (batch, tokens),
@@ -291,11 +294,11 @@ def _split_samples(
 
 def _split_batches(batches: list[Batch], measure_tokens: int | None, heldout_share: float) -> Split:
     """The same of batches that are ready: every n-th is held out."""
-    fit, heldout = batches, []
-    if heldout_share and len(batches) >= LEAST_FOR_HELDOUT:
-        every = math.ceil(1 / heldout_share)
-        heldout = batches[every - 1 :: every]
-        fit = [batch for index, batch in enumerate(batches) if (index + 1) % every]
+    every = math.ceil(1 / heldout_share) if heldout_share and len(batches) >= LEAST_FOR_HELDOUT else len(batches) + 1
+    heldout = batches[every - 1 :: every]
+    if sum(len(batch["input_ids"]) for batch in heldout) < LEAST_HELDOUT:
+        return *_spread(batches, batch_tokens, measure_tokens), []
+    fit = [batch for index, batch in enumerate(batches) if (index + 1) % every]
     return *_spread(fit, batch_tokens, measure_tokens), heldout
 
 
@@ -307,6 +310,8 @@ def _hold_out(samples: list[Sample], share: float) -> tuple[list[Sample], list[S
         if left < 0:
             break
         kept -= 1
+    if len(samples) - kept < LEAST_HELDOUT:
+        kept = len(samples)
     return samples[:kept], samples[kept:]
 
 

@@ -67,7 +67,7 @@ def find_text_columns(features: Features, task: str, text_columns: Sequence[str]
         reason = f"{_quoted(candidates)} could be meant" if candidates else "none of them looks like text"
         raise ValueError(
             f"Cannot tell which columns hold the text. For {task} there must be {TEXT_COLUMNS[task].allowed}. Got the "
-            f"columns {_quoted(features)}; {reason}. Name them in order: text_columns=[...] or --text_columns a b."
+            f"columns {_quoted(features)}; {reason}. Name them in order: text_columns=[...]."
         )
     if any(separator in name for name in found for separator in SEPARATORS):
         raise ValueError(

@@ -47,7 +47,7 @@ def given_as(data: Any, task: str, seed: int) -> Given:
     Raises:
         ValueError: if it is none of these, or empty.
     """
-    table = _table(data)
+    table = table_of(data)
     if table is not None:
         return Given(f"{len(table):,} rows", iter([table]))
     stream = f"a stream, {ROWS_PER_BLOCK:,} rows at a time"
@@ -82,8 +82,8 @@ def _blocks(items: Iterator[Item], size: int | None) -> Iterator[list[Item]]:
         yield block
 
 
-def _table(data: Any) -> Dataset | None:
-    """The table that is given as one: what would otherwise be iterated over by the names of its columns."""
+def table_of(data: Any) -> Dataset | None:
+    """Returns the table that is given as one: what would otherwise be iterated over by the names of its columns."""
     if isinstance(data, Dataset):
         return data
     with _failures_told():

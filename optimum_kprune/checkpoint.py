@@ -104,8 +104,14 @@ class Checkpoint:
                     f"{str(self.folder)!r} holds something else. Choose another folder."
                 )
             if is_main():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                write_atomically(file, json.dumps(identity, indent=2).encode())
+                try:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    write_atomically(file, json.dumps(identity, indent=2).encode())
+                except OSError as error:
+                    raise OSError(
+                        f"`checkpoint_dir` must be a folder that can be written. Got {str(self.folder)!r}: "
+                        f"{error.strerror or error}. Choose another folder."
+                    ) from error
             return
         try:
             found = json.loads(file.read_bytes())

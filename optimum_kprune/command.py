@@ -5,24 +5,24 @@ import re
 import shlex
 import sys
 from argparse import Namespace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
 from torch import OutOfMemoryError
 from torch.distributed import DistError
-from tqdm.contrib.logging import logging_redirect_tqdm
+from tqdm.auto import tqdm
 
 from . import hub
 from .calibration_source import looks_like_path, read_split
 from .card import CardFacts
 from .card_update import add_figures
 from .configuration import KPruneConfig
-from .evaluation import pairs_of
+from .evaluation import Figures, pairs_of
 from .folder import require_free
 from .loading import is_pipeline, load_processing_class
 from .processes import in_main, is_main, leave, own_device, together, world_size
@@ -50,15 +50,20 @@ OPTIONS = {
     "overwrite": "--overwrite_output_dir",
 }
 
+EVALUATION_OPTIONS = {
+    "dataset_name": "--eval_dataset",
+    "dataset_config_name": "--eval_config",
+    "dataset_split": "--eval_split",
+}
+
 
 def run(arguments: Namespace) -> None:
     """Runs the command; what can be mended outside of it is said in one line by the main process, with status 1."""
     if not logger.handlers:
-        logger.addHandler(logging.StreamHandler())
+        logger.addHandler(_BesideBars())
     logger.setLevel(logging.INFO)
     try:
-        # A line of the log does not begin where a bar ends.
-        with together(), logging_redirect_tqdm([logger]):
+        with together():
             _run(arguments)
     except Exception as error:
         is_of_others = isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
@@ -71,9 +76,17 @@ def run(arguments: Namespace) -> None:
         leave()
 
 
-def in_options(message: str) -> str:
+class _BesideBars(logging.StreamHandler):
+    """Writes lines of their own where a progress bar is shown, which then goes on below."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(self.stream):
+            super().emit(record)
+
+
+def in_options(message: str, options: Mapping[str, str] = OPTIONS) -> str:
     """Returns a message of the library with the options of the command in the place of the arguments of Python."""
-    for name, option in OPTIONS.items():
+    for name, option in options.items():
         message = re.sub(rf"`{name}(=[^`]*)?`|\b{name}=\S*\.\.\.\]?", f"`{option}`", message)
     return message
 
@@ -115,7 +128,9 @@ def _prune(arguments: Namespace, facts: CardFacts) -> None:
     if arguments.push_to_hub is not None:
         hub.require_uploadable(arguments.push_to_hub)
     pruner = _load(arguments)
-    evaluation = _labelled(arguments)
+    evaluate = _evaluation(pruner, arguments)
+    # Before the prune, which what cannot be evaluated would be lost with.
+    dense = evaluate(pruner.teacher) if evaluate else {}
     calibration = pruner.get_calibration_dataset(
         arguments.dataset,
         num_tokens=config.num_tokens,
@@ -128,8 +143,8 @@ def _prune(arguments: Namespace, facts: CardFacts) -> None:
     checkpoint = {"checkpoint_dir": arguments.checkpoint_dir}
     result = pruner.prune(config, calibration, batch_size=arguments.batch_size, **checkpoint)
     _tell(str(result))
-    if evaluation is not None:
-        facts = facts.with_evaluation(_evaluate(pruner, evaluation, arguments))
+    if evaluate:
+        facts = facts.with_evaluation(_measured(dense, evaluate(pruner.model), arguments))
         _tell(_figures(facts))
     card: dict[str, Any] = {"facts": facts, "measure_latency": arguments.measure_latency}
     pruner.save_pretrained(arguments.output_dir, overwrite=overwrite, **card)
@@ -161,43 +176,55 @@ def _pipeline(name: str, revision: str | None = None, dtype: str | None = None) 
     return SentenceTransformer(name, revision=revision, device="cpu", model_kwargs={"dtype": dtype} if dtype else None)
 
 
-def _labelled(arguments: Namespace) -> Dataset | None:
-    """The data to evaluate on, read before any work."""
+def _evaluation(pruner: KPruner, arguments: Namespace) -> Callable[[Any], Figures] | None:
+    """What computes the figures of a model on `--eval_dataset`, which is read at once; None if there is none."""
     if arguments.eval_dataset is None:
         return None
     split = arguments.eval_split or ("train" if _names_files(arguments.eval_dataset) else "validation")
-    return read_split(arguments.eval_dataset, arguments.eval_config, split)
+    try:
+        rows = read_split(arguments.eval_dataset, arguments.eval_config, split)
+    except (ValueError, OSError) as error:
+        raise type(error)(in_options(str(error), EVALUATION_OPTIONS)) from error
+    options = _given(arguments, "text_columns", "label_column", "max_length", "batch_size")
+    names = [metric for metric in arguments.metric or () if "=" not in metric]
+    each = [pruner.evaluation_on(rows, name, **options) for name in names or [None]]
+    return lambda model: {name: value for evaluate in each for name, value in evaluate(model).items()}
 
 
 def _names_files(dataset: str) -> bool:
     return looks_like_path(dataset) and not Path(dataset).is_dir()
 
 
-def _evaluate(pruner: KPruner, rows: Dataset, arguments: Namespace) -> CardFacts:
-    """Evaluates both models; returns the figures as the card tells them."""
-    columns = _given(arguments, "text_columns", "label_column", "batch_size")
-    names = [metric for metric in arguments.metric or () if "=" not in metric]
-    found: dict[str, tuple[float, float]] = {}
-    for name in names or [None]:
-        figures = pruner.evaluate(rows, name, **columns)
-        found |= pairs_of(figures["dense"], figures["pruned"])
+def _measured(dense: Figures, pruned: Figures, arguments: Namespace) -> CardFacts:
+    """The figures of both models as the card tells them."""
     dataset = hub_name(arguments.eval_dataset)
     place = (dataset, arguments.eval_config, arguments.eval_split or "validation") if dataset else (None, None, None)
-    return CardFacts(found, *place)
+    return CardFacts(pairs_of(dense, pruned), *place)
 
 
 def _update_card(arguments: Namespace, facts: CardFacts) -> None:
     """Writes given and measured figures into the card of a pruned model that was saved before."""
-    folder, rows = Path(arguments.output_dir), _labelled(arguments)
-    if not facts.metrics and rows is None:
+    folder = Path(arguments.output_dir)
+    if not facts.metrics and arguments.eval_dataset is None:
         raise ValueError("`--update_card` writes figures: give `--metric NAME=DENSE,PRUNED` or `--eval_dataset`.")
-    if rows is not None:
-        pruner = _load(arguments)
-        pruner.model = KPruner.from_pretrained(folder, arguments.task).teacher
-        facts = facts.with_evaluation(_evaluate(pruner, rows, arguments))
+    if arguments.eval_dataset is not None:
+        pruner, pruned = _load(arguments), KPruner.from_pretrained(folder, arguments.task).teacher
+        _require_alike(pruner.teacher.config, pruned.config)
+        evaluate: Any = _evaluation(pruner, arguments)
+        facts = facts.with_evaluation(_measured(evaluate(pruner.teacher), evaluate(pruned), arguments))
     in_main(add_figures)(folder, facts)
     _tell(_figures(facts))
     logger.info("Written to %s", folder / hub.CARD_NAME)
+
+
+def _require_alike(dense: Any, pruned: Any) -> None:
+    for name in ("hidden_size", "num_hidden_layers", "vocab_size", "num_labels"):
+        given, expected = (getattr(config, name, None) for config in (dense, pruned))
+        if given != expected:
+            raise ValueError(
+                f"`--model` must be the dense model that was pruned. Got one whose {name} is {given}; that of the "
+                f"pruned model is {expected}."
+            )
 
 
 def _figures(facts: CardFacts) -> str:
@@ -240,7 +267,11 @@ def _config(arguments: Namespace) -> KPruneConfig:
             f"`--config` must be a {KPruneConfig.CONFIG_NAME}, a folder that has one, or a repository on the Hub. Got "
             f"{arguments.config!r}, which does not exist."
         )
-    saved = KPruneConfig.from_json_file(source) if source.is_file() else KPruneConfig.from_pretrained(arguments.config)
+    try:
+        read = KPruneConfig.from_json_file if source.is_file() else KPruneConfig.from_pretrained
+        saved = read(arguments.config)
+    except OSError as error:
+        raise OSError(f"`--config` {arguments.config!r} could not be read: {error}") from error
     return KPruneConfig(**{**saved.to_dict(), **overrides})
 
 

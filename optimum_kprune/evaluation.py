@@ -4,11 +4,14 @@ Labels are read here alone; a prune never sees them.
 """
 
 import copy
+import random
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from torch import nn
 from transformers import (
@@ -21,6 +24,7 @@ from transformers import (
 
 from .calibration_columns import find_text_columns
 from .calibration_text import InputSpec
+from .evaluation_answers import encode_answers
 from .evaluation_metrics import IGNORED, ComputeMetrics
 from .placement import is_placed
 from .progress import bars_are_off
@@ -29,7 +33,7 @@ Figures = dict[str, float]
 
 LABEL_COLUMNS = ("label", "labels", "answers", "ner_tags", "tags", "score")
 # What a Trainer adds to the figures.
-NO_FIGURES = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+NO_FIGURES = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch")
 
 
 def labelled_rows(dataset: Dataset, spec: InputSpec, model_config: Any, label_column: str | None = None) -> Dataset:
@@ -55,15 +59,21 @@ def labelled_rows(dataset: Dataset, spec: InputSpec, model_config: Any, label_co
         )
     column = _label_column(dataset, label_column)
     names = find_text_columns(dataset.features, spec.task, spec.text_columns)
-    classes = {name: index for index, name in (getattr(model_config, "id2label", None) or {}).items()}
-    known = dataset.filter(lambda row: row[column] not in (None, -1) and all(row[name] for name in names))
+    is_regression = spec.task == "text-classification" and model_config.num_labels == 1
+    # The number of choices is not in a config.
+    classes = {} if is_regression or spec.task == "multiple-choice" else _classes(model_config)
+    missing = (None,) if is_regression else (None, -1)
+    known = dataset.filter(lambda row: row[column] not in missing and all(row[name] for name in names))
     if not len(known):
         raise ValueError(f"The evaluation data must have texts and labels. Its column {column!r} holds no label.")
     # A new name: a column that keeps its name keeps its type, too, which that of numbers need not be.
     known = known.rename_column(column, f"given {column}")
     return known.map(
-        lambda rows: encode(spec, [rows[name] for name in names], _numbered(rows[f"given {column}"], classes)),
+        lambda rows, indices: encode(
+            spec, [rows[name] for name in names], _numbered(rows[f"given {column}"], classes), indices
+        ),
         batched=True,
+        with_indices=True,
         remove_columns=known.column_names,
         desc="Tokenizing evaluation data",
     )
@@ -79,7 +89,6 @@ def evaluate_model(
             per_device_eval_batch_size=batch_size,
             report_to="none",
             use_cpu=next(model.parameters()).device.type == "cpu",
-            include_for_metrics=["inputs"],
             disable_tqdm=bars_are_off(),
         )
         evaluator = Trainer(
@@ -96,6 +105,18 @@ def evaluate_model(
         # Not `evaluate`, which logs what it finds as if it were part of a training.
         found = evaluator.predict(rows, metric_key_prefix="eval").metrics or {}
     return figures_of(found)
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Puts the global generators of random numbers back, which every Trainer seeds."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
 
 
 def figures_of(metrics: Mapping[str, Any]) -> Figures:
@@ -116,9 +137,13 @@ def _label_column(dataset: Dataset, name: str | None) -> str:
     if not found:
         raise ValueError(
             f"The evaluation data must have a column of labels{'' if name is None else f' {name!r}'}. Got the columns "
-            f"{', '.join(map(repr, dataset.column_names))}. Name it: label_column=... or --label_column."
+            f"{', '.join(map(repr, dataset.column_names))}. Name it: label_column=..."
         )
     return found[0]
+
+
+def _classes(model_config: Any) -> dict[str, int]:
+    return {name: index for index, name in (getattr(model_config, "id2label", None) or {}).items()}
 
 
 def _numbered(labels: list[Any], classes: Mapping[str, int]) -> list[Any]:
@@ -129,6 +154,8 @@ def _numbered(labels: list[Any], classes: Mapping[str, int]) -> list[Any]:
 def _number(label: Any, classes: Mapping[str, int]) -> Any:
     if isinstance(label, list):
         return [_number(entry, classes) for entry in label]
+    if classes and type(label) is int and label >= len(classes):
+        raise ValueError(f"The labels must be numbers of classes, below {len(classes)}. Got {label}.")
     if not isinstance(label, str):
         return label
     if label not in classes:
@@ -146,13 +173,17 @@ def _collator(spec: InputSpec) -> Any:
     return kinds.get(spec.task, DataCollatorWithPadding)(spec.processing_class)
 
 
-def _encode_texts(spec: InputSpec, columns: Sequence[list[str]], labels: list[Any]) -> dict[str, Any]:
+def _encode_texts(
+    spec: InputSpec, columns: Sequence[list[str]], labels: list[Any], indices: list[int]
+) -> dict[str, Any]:
     texts = spec.tokenizer(*columns, truncation=True, max_length=spec.cut_length)
     several = labels and isinstance(labels[0], list)
     return {**texts, "labels": [list(map(float, row)) for row in labels] if several else labels}
 
 
-def _encode_words(spec: InputSpec, columns: Sequence[list[Any]], labels: list[list[int]]) -> dict[str, Any]:
+def _encode_words(
+    spec: InputSpec, columns: Sequence[list[Any]], labels: list[list[int]], indices: list[int]
+) -> dict[str, Any]:
     """The tag of a word is that of its first token."""
     (words,) = columns
     tokens = spec.tokenizer(words, is_split_into_words=True, truncation=True, max_length=spec.cut_length)
@@ -164,7 +195,9 @@ def _encode_words(spec: InputSpec, columns: Sequence[list[Any]], labels: list[li
     return {**tokens, "labels": tags}
 
 
-def _encode_choices(spec: InputSpec, columns: Sequence[list[str]], labels: list[int]) -> dict[str, Any]:
+def _encode_choices(
+    spec: InputSpec, columns: Sequence[list[str]], labels: list[int], indices: list[int]
+) -> dict[str, Any]:
     prompts, *choices = columns
     count = len(choices)
     pairs = [(prompt, choice) for prompt, *row in zip(prompts, *choices, strict=True) for choice in row]
@@ -174,27 +207,9 @@ def _encode_choices(spec: InputSpec, columns: Sequence[list[str]], labels: list[
     return nested | {"labels": labels}
 
 
-def _encode_answers(spec: InputSpec, columns: Sequence[list[str]], labels: list[Any]) -> dict[str, Any]:
-    """The first answer as first and last token; answers outside of the first window point to the first token."""
-    options = {"truncation": "only_second", "max_length": spec.cut_length, "return_offsets_mapping": True}
-    tokens = spec.tokenizer(*columns, **options)
-    starts, ends = [], []
-    for row, (offsets, answers) in enumerate(zip(tokens.pop("offset_mapping"), labels, strict=True)):
-        first = int(answers["answer_start"][0]) if answers["answer_start"] else -1
-        last = first + len(answers["text"][0]) if answers["text"] else -1
-        inside = [
-            place
-            for place, (part, (start, end)) in enumerate(zip(tokens.sequence_ids(row), offsets, strict=True))
-            if part == 1 and start < last and end > first
-        ]
-        starts.append(inside[0] if inside else 0)
-        ends.append(inside[-1] if inside else 0)
-    return {**tokens, "start_positions": starts, "end_positions": ends}
-
-
-_ENCODERS: dict[str, Callable[[InputSpec, Sequence[list[Any]], list[Any]], dict[str, Any]]] = {
+_ENCODERS: dict[str, Callable[[InputSpec, Sequence[list[Any]], list[Any], list[int]], dict[str, Any]]] = {
     "text-classification": _encode_texts,
     "token-classification": _encode_words,
     "multiple-choice": _encode_choices,
-    "question-answering": _encode_answers,
+    "question-answering": encode_answers,
 }

@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from datasets import Dataset
 from transformers import EvalPrediction
+
+from .evaluation_answers import answer_scores
 
 IGNORED = -100
 
@@ -25,35 +28,44 @@ class Usual(NamedTuple):
     compute: ComputeMetrics
 
 
-def usual_metrics(task: str, config: Any) -> Usual:
+def usual_metrics(task: str, config: Any, rows: Dataset) -> Usual:
     """Returns the usual figures of a task, each between 0 and 1 (correlations from -1 to 1).
 
-    Those of spans need the inputs in the `EvalPrediction`, to leave out padding.
+    Args:
+        task: the task.
+        config: config of the model.
+        rows: the rows to evaluate on; those of questions are windows as of `encode_answers`.
 
     Raises:
-        ValueError: if the task has none.
+        ValueError: if the task has none, or the rows do not hold the answers.
     """
     if task == "text-classification" and config.num_labels == 1:
         return Usual(("pearson", "spearman"), _correlations)
     if task in ("text-classification", "token-classification", "multiple-choice"):
         return Usual(("accuracy",), _accuracy)
     if task == "question-answering":
-        return Usual(("exact_match", "f1"), partial(_spans, config.pad_token_id))
+        if "places" not in rows.column_names:
+            raise ValueError(
+                "Answers are texts, which cannot be told from tokenized rows. Pass rows with questions, contexts and "
+                "answers, or `compute_metrics`."
+            )
+        return Usual(("exact_match", "f1"), partial(answer_scores, rows))
     raise ValueError(f"There are no usual figures for {task}. Pass `compute_metrics`.")
 
 
-def metric_named(name: str, task: str, config: Any) -> ComputeMetrics:
+def metric_named(name: str, task: str, config: Any, rows: Dataset) -> ComputeMetrics:
     """Returns what computes one figure: one of the usual of the task, or a metric of the library `evaluate`.
 
     Args:
         name: name of the figure, or of a metric on the Hub, or the path of its script.
         task: the task.
         config: config of the model.
+        rows: the rows to evaluate on.
 
     Raises:
         ValueError: if the task has no figures, there is no such metric, or it cannot be loaded.
     """
-    usual = usual_metrics(task, config)
+    usual = usual_metrics(task, config, rows)
     if name in usual.names:
         return lambda prediction: {name: usual.compute(prediction)[name]}
     try:
@@ -61,9 +73,10 @@ def metric_named(name: str, task: str, config: Any) -> ComputeMetrics:
 
         metric = evaluate.load(name)
     except (ImportError, OSError) as error:
+        reason = str(error).rstrip(".")
         raise ValueError(
             f"The metric {name!r} is not one that is built in for {task} ({', '.join(usual.names)}), and `evaluate` "
-            f"could not load it: {error}. Name a built-in one, give the path of a metric's script, or pass "
+            f"could not load it: {reason}. Name a built-in one, give the path of a metric's script, or pass "
             "`compute_metrics`."
         ) from error
     is_regression = usual.compute is _correlations
@@ -100,15 +113,3 @@ def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
 def _correlations(prediction: EvalPrediction) -> dict[str, float]:
     predicted, labels = map(pd.Series, _predicted(prediction, is_regression=True))
     return {"pearson": predicted.corr(labels), "spearman": predicted.rank().corr(labels.rank())}
-
-
-def _spans(pad_token_id: int | None, prediction: EvalPrediction) -> dict[str, float]:
-    """Share of answers with the right first and last token, and the mean F1 of their tokens."""
-    inputs: Any = prediction.inputs
-    padding = np.isin(inputs, [token for token in (IGNORED, pad_token_id) if token is not None])
-    starts, ends = (np.where(padding, -np.inf, logits).argmax(axis=1) for logits in prediction.predictions[:2])
-    first, last = np.asarray(prediction.label_ids)
-    shared = np.clip(np.minimum(ends, last) - np.maximum(starts, first) + 1, 0, None)
-    lengths = np.clip(ends - starts + 1, 0, None) + last - first + 1
-    exact = (starts == first) & (ends == last)
-    return {"exact_match": float(exact.mean()), "f1": float((2 * shared / lengths).mean())}

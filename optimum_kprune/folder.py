@@ -93,7 +93,7 @@ def _checked(save_directory: str | PathLike, overwrite: bool) -> Path:
     elif names_in(folder) if folder.is_dir() else folder.exists() or folder.is_symlink():
         raise FileExistsError(
             f"The output folder must be new or empty{', or hold a saved model' if overwrite else ''}. {str(folder)!r} "
-            "exists and is not. Choose another folder, or remove it first."
+            "exists and is not. Choose another folder, or remove it first; `overwrite=True` replaces a saved model."
         )
     return folder
 

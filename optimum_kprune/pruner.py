@@ -17,11 +17,12 @@ from .adapters import EncoderAdapter
 from .base import OptimumPruner
 from .calibration import CalibrationBatches, InputSpec, budget_of, load_calibration_dataset, prepare_batches
 from .calibration_source import read_split
+from .calibration_tables import table_of
 from .card import CardFacts
 from .checkpoint import begins_to_save, has_begun_to_save
 from .checks import check_config, configs_of, require_finite_weights, require_prunable
 from .configuration import KPruneConfig
-from .evaluation import evaluate_model, labelled_rows, pairs_of
+from .evaluation import evaluate_model, labelled_rows, pairs_of, random_state_kept
 from .evaluation_metrics import ComputeMetrics, metric_named, usual_metrics
 from .folder import require_free
 from .from_trainer import calibration_data, evaluate_like, plain_model
@@ -410,14 +411,15 @@ class KPruner(OptimumPruner):
         dataset_split: str = "validation",
         text_columns: Sequence[str] | None = None,
         label_column: str | None = None,
+        max_length: int | None = None,
         batch_size: int = BATCH_SIZE,
     ) -> dict[str, dict[str, float]]:
         """Evaluates the dense and the pruned model on labelled data; the model card tells what comes out.
 
         Args:
-            dataset: rows with texts and labels, or tokenized rows with labels; or the name, folder or file of such,
-                as in `get_calibration_dataset`; or a function that takes a model and returns figures by name. None
-                evaluates as the trainer of `from_trainer` does.
+            dataset: rows with texts and labels, or tokenized rows with labels, in a data set, a data frame or a
+                dictionary of columns; the name, folder or file of such, as in `get_calibration_dataset`; or a function
+                that takes a model and returns figures by name. None evaluates as the trainer of `from_trainer` does.
             metric: name of one of the usual figures of the task (accuracy; pearson, spearman; exact_match, f1), or a
                 metric of the library `evaluate` by name or path; None computes all usual ones.
             compute_metrics: what computes the figures instead, as a Trainer takes it.
@@ -425,6 +427,8 @@ class KPruner(OptimumPruner):
             dataset_split: its split.
             text_columns: columns of the texts; None finds them.
             label_column: column of the labels; None finds it.
+            max_length: tokens at which texts are cut, or contexts of questions are divided; None takes the limit of
+                the model, at most 512.
             batch_size: samples in a batch.
 
         Returns:
@@ -436,27 +440,54 @@ class KPruner(OptimumPruner):
         """
         if self.model is self.teacher:
             raise ValueError("There is no pruned model to evaluate yet. Call `prune` first.")
-        measure: Callable[[nn.Module], Mapping[str, float]]
         if dataset is None:
             trainer = self._need_trainer("`evaluate` needs evaluation data and metrics")
-            measure = partial(evaluate_like, trainer)
+            measure: Any = partial(evaluate_like, trainer)
         elif callable(dataset):
             measure = dataset
         else:
-            spec = self._input_spec(0, text_columns)
-            if metric is not None:
-                compute_metrics = metric_named(metric, self.task.name, self._dense.config)
-            found = dataset
-            if not isinstance(found, Dataset):
-                found = read_split(found, dataset_config_name, dataset_split)
-            rows = labelled_rows(found, spec, self._dense.config, label_column)
-            compute_metrics = compute_metrics or usual_metrics(self.task.name, self._dense.config).compute
-            measure = partial(evaluate_model, rows=rows, spec=spec, metrics=compute_metrics, batch_size=batch_size)
-        dense, pruned = (dict(measure(model)) for model in (self.teacher, self.model))
+            found = table_of(dataset)
+            if found is None and not isinstance(dataset, str | PathLike):
+                raise ValueError(
+                    "The evaluation data must be a `datasets.Dataset`, a data frame, a dictionary of columns, or the "
+                    f"name of a data set, a folder or a file. Got {type(dataset).__name__} instead."
+                )
+            if found is None:
+                found = read_split(dataset, dataset_config_name, dataset_split)
+            reading: dict[str, Any] = {
+                "text_columns": text_columns,
+                "label_column": label_column,
+                "max_length": max_length,
+            }
+            measure = self.evaluation_on(found, metric, compute_metrics, batch_size=batch_size, **reading)
+        with random_state_kept():
+            dense, pruned = (dict(measure(model)) for model in (self.teacher, self.model))
         name = hub_name(dataset)
         place = (name, dataset_config_name, dataset_split) if name else (None, None, None)
         self._evaluation = CardFacts(pairs_of(dense, pruned), *place)
         return {"dense": dense, "pruned": pruned}
+
+    def evaluation_on(
+        self,
+        rows: Dataset,
+        metric: str | None = None,
+        compute_metrics: ComputeMetrics | None = None,
+        text_columns: Sequence[str] | None = None,
+        label_column: str | None = None,
+        max_length: int | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> Callable[[nn.Module], dict[str, float]]:
+        """Returns a function that evaluates a model on labelled rows; whether they can be used is found out at once.
+
+        Given to `evaluate`, it does what that does with the rows. For the arguments, see there.
+        """
+        config = self._dense.config
+        spec = self._input_spec(0, text_columns, max_length=max_length)
+        encoded = labelled_rows(rows, spec, config, label_column)
+        if metric is not None:
+            compute_metrics = metric_named(metric, self.task.name, config, encoded)
+        metrics = compute_metrics or usual_metrics(self.task.name, config, encoded).compute
+        return partial(evaluate_model, rows=encoded, spec=spec, metrics=metrics, batch_size=batch_size)
 
     def _need_trainer(self, reason: str) -> Trainer:
         if self.trainer is None:

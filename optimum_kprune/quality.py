@@ -35,12 +35,10 @@ def heldout_quality(dense: Encoder, pruned: Encoder, heldout: list[Batch], task:
     if measure == "correlation":
         correlation = _correlation(outputs)
         similarity = correlation, (1 - correlation**2) / math.sqrt(len(outputs))
+    elif measure == "agreement":
+        similarity = _share(closeness)
     else:
-        mean, error = _mean(closeness)
-        if measure == "agreement":
-            # Few samples that all agree are not certain: as if one more did, and one did not.
-            _, error = _mean(torch.cat([closeness, torch.tensor([0.0, 1.0], dtype=closeness.dtype)]))
-        similarity = mean, error
+        similarity = _mean(closeness)
     return HeldoutQuality(measure, *similarity, *_mean(lost), samples=len(lost))
 
 
@@ -64,7 +62,8 @@ def _compared(dense: Encoder, pruned: Encoder, batch: Batch, task: Task) -> _Com
     outputs = torch.stack([teacher.values[:, 0, 0], student.values[:, 0, 0]], dim=1)
     values = agreement(teacher, student), divergence(teacher, student, temperature=1.0), outputs
     closeness, lost, outputs = (tensor.double().cpu() for tensor in values)
-    return _Compared(measure, (closeness, lost, outputs))
+    # Rounding can bring a divergence of nearly nothing below it.
+    return _Compared(measure, (closeness, lost.clamp_min(0), outputs))
 
 
 def _prediction(encoder: Encoder, batch: Batch, task: Task) -> Prediction:
@@ -76,6 +75,11 @@ def _mean(values: Tensor) -> tuple[float, float]:
     """The mean and its standard error; that of a single value is not known, and given as 0."""
     spread = values.std().item() if len(values) > 1 else 0.0
     return values.mean().item(), spread / math.sqrt(len(values))
+
+
+def _share(values: Tensor) -> tuple[float, float]:
+    """The mean of shares and its standard error, as if there were two more, 0 and 1: few that agree prove little."""
+    return values.mean().item(), _mean(torch.cat([values, values.new_tensor([0.0, 1.0])]))[1]
 
 
 def _correlation(outputs: Tensor) -> float:

@@ -38,7 +38,7 @@ def test_text_columns_are_found(task, names, expected, tokenizer):
             "text-classification",
             {"a": "w", "b": "w"},
             None,
-            r"Got the columns 'a', 'b'; 'a', 'b' could be meant.*--text",
+            r"Got the columns 'a', 'b'; 'a', 'b' could be meant.*text_columns=",
         ),
         ("text-classification", {"text": "w", "sentence": "w"}, None, "'text', 'sentence' could be meant"),
         ("text-classification", {"label": 1}, None, r"none of them looks like text.*text_columns=\[...\]"),

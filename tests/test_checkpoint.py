@@ -136,6 +136,14 @@ def test_how_states_are_held_may_change(tmp_path, monkeypatch):
     assert same_state(prune(tmp_path, memory_budget=0).model, prune(None).model)
 
 
+def test_a_place_that_is_no_folder_is_named(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    with pytest.raises(OSError, match=r"`checkpoint_dir` must be a folder that can be written. Got '.*file'"):
+        Checkpoint(file, {})
+    assert file.read_text() == "kept"
+
+
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(ValueError, match="holds something else"):

@@ -1,14 +1,20 @@
 """`KPruner.evaluate`: figures of dense and pruned model, against those of single forward passes."""
 
+import random
+from collections import Counter
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from scipy.stats import pearsonr, spearmanr
 from tiny import VOCABULARY, ragged_samples, same_state, texts_of, tiny_model, tiny_tokenizer
+from transformers import EvalPrediction
 
 from optimum_kprune import CardFacts, KPruneConfig, KPruner
+from optimum_kprune.evaluation_answers import answer_scores
 
 SAMPLES = ragged_samples(30)
 TEXTS = texts_of(SAMPLES)
@@ -85,21 +91,79 @@ def test_choices_are_counted():
     assert found["dense"].keys() == {"accuracy"} and 0 < found["dense"]["accuracy"] < 1
 
 
-def test_answers_are_spans_of_tokens():
+def test_answers_are_words_of_the_context_and_the_nearest_reference_counts():
     one = pruned("question answering")
     contexts = [f"{text} w5 w6 {text}" for text in TEXTS]
-    answers = [{"text": ["w5 w6"], "answer_start": [len(text) + 1]} for text in TEXTS]
+    references = [["w5 w6", text] for text in TEXTS]
+    answers = [{"text": texts, "answer_start": [len(texts[1]) + 1, 0]} for texts in references]
     data = {"question": ["w1 w2"] * len(TEXTS), "context": contexts, "answers": answers}
     found = one.evaluate(Dataset.from_dict(data))
     exact, f1 = [], []
-    for text, output in zip(TEXTS, outputs_of(one.model, data["question"], contexts), strict=True):
-        first = 1 + 2 + 1 + len(text.split())
-        wanted = set(range(first, first + 2))
-        start, end = output.start_logits.argmax().item(), output.end_logits.argmax().item()
-        given = set(range(start, end + 1))
-        exact.append(given == wanted)
-        f1.append(2 * len(given & wanted) / (len(given) + len(wanted)))
+    for row, output in enumerate(outputs_of(one.model, data["question"], contexts)):
+        words = contexts[row].split()
+        start, end = (logits[0, 4:-1].tolist() for logits in (output.start_logits, output.end_logits))
+        spans = [(i, j) for i in range(len(words)) for j in range(i, min(i + 30, len(words)))]
+        i, j = max(spans, key=lambda span: start[span[0]] + end[span[1]])
+        given = words[i : j + 1]
+        shared = [(Counter(given) & Counter(other.split())).total() for other in references[row]]
+        exact.append(" ".join(given) in references[row])
+        lengths = [len(given) + len(other.split()) for other in references[row]]
+        f1.append(max(2 * count / length for count, length in zip(shared, lengths, strict=True)))
     assert found["pruned"] == pytest.approx({"exact_match": np.mean(exact), "f1": np.mean(f1)})
+
+
+def test_the_best_answer_of_all_windows_counts():
+    encoded = {
+        "row": [0, 0, 1],
+        "context": ["The cat sat.", "The cat sat.", "x y"],
+        "answers": [["a CAT!"], ["a CAT!"], []],
+    }
+    outside, words = [-1, -1], [[0, 3], [4, 7], [8, 11]]
+    windows = Dataset.from_dict(
+        encoded | {"places": [[outside, *words], [outside, *words], [outside, [0, 1], [2, 3], outside]]}
+    )
+    starts = np.array([[9.0, 1, 0, 0], [9, -9, 3, 0], [0, 0, 1, 0]])
+    ends = np.array([[9.0, 1, 0, 0], [9, 9, 3, 0], [0, 0, 1, 0]])
+    found = answer_scores(windows, EvalPrediction((starts, ends), (starts, ends)))
+    assert found == {"exact_match": 0.5, "f1": 0.5}
+
+
+def test_long_contexts_are_read_in_windows():
+    one = pruned("question answering")
+    contexts = [" ".join([text] * 9) for text in TEXTS]
+    answers = [{"text": [text], "answer_start": [0]} for text in TEXTS]
+    rows = Dataset.from_dict({"question": ["w1 w2"] * len(TEXTS), "context": contexts, "answers": answers})
+    whole, parts = (one.evaluate(rows, max_length=length)["dense"] for length in (None, 12))
+    assert whole.keys() == parts.keys() and whole != parts
+    with pytest.raises(ValueError, match="Answers are texts"):
+        one.evaluate(Dataset.from_list([{"input_ids": ids, "start_positions": 0} for ids in SAMPLES]))
+
+
+def test_data_frames_and_columns_are_rows_too_and_other_things_are_refused():
+    one = pruned("single label")
+    columns = {"text": TEXTS, "label": [index % 3 for index in range(30)]}
+    found = one.evaluate(Dataset.from_dict(columns))
+    assert one.evaluate(pd.DataFrame(columns)) == one.evaluate(columns) == found
+    with pytest.raises(ValueError, match=r"must be a `datasets.Dataset`, a data frame.*Got list"):
+        one.evaluate(TEXTS)
+
+
+def test_random_numbers_are_drawn_after_it_as_if_it_had_not_been():
+    one = pruned("single label")
+    drawn = []
+    for evaluates in (False, True):
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
+        if evaluates:
+            one.evaluate({"text": TEXTS, "label": [0] * len(TEXTS)})
+        drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))  # noqa: NPY002
+    assert drawn[0] == drawn[1]
+
+
+def test_a_negative_target_of_a_regression_is_a_label():
+    one = pruned("regression")
+    rows = {"text": TEXTS, "label": [float(index % 3 - 1) for index in range(30)]}
+    shifted = rows | {"label": [label + 5 for label in rows["label"]]}
+    assert one.evaluate(rows)["dense"] == pytest.approx(one.evaluate(shifted)["dense"])
 
 
 def test_names_of_classes_are_labels_too_and_rows_without_a_label_are_left_out():
@@ -170,6 +234,7 @@ def test_what_was_measured_is_in_the_card(tmp_path):
         ("single label", {"text": ["w1"]}, r"must have a column of labels. Got the columns 'text'"),
         ("single label", {"text": ["w1"], "label": [-1]}, r"'label' holds no label"),
         ("single label", {"text": ["w1"], "label": ["blue"]}, r"must be those of the model: 'LABEL_0'.*Got 'blue'"),
+        ("single label", {"text": ["w1"], "label": [3]}, r"must be numbers of classes, below 3. Got 3"),
         ("masked language model", {"text": ["w1"]}, r"cannot be evaluated on for fill-mask.*compute_metrics"),
         ("base model", {"text": ["w1"], "label": [0]}, r"for feature-extraction.*function that takes a model"),
     ],
