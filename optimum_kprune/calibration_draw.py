@@ -101,6 +101,8 @@ class Draw:
             return None
         try:
             samples, num_tokens, columns, how = json.loads(description.removeprefix(NOTE))
-        except ValueError:  # Several data sets were put together, and with them their descriptions.
+            draw = cls(num_tokens, columns and tuple(columns), how)
+        # Several data sets were put together, and with them their descriptions; or it is no note of ours.
+        except (ValueError, TypeError, RecursionError):
             return None
-        return cls(num_tokens, columns and tuple(columns), how) if samples == len(data) else None
+        return draw if samples == len(data) else None

@@ -10,7 +10,7 @@ Every file is written whole or not at all; the next sublayer is the first whose 
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class Checkpoint:
 
     def __init__(self, folder: str | PathLike, identity: dict[str, Any]) -> None:
         self.folder = Path(folder)
+        self._identity = identity
         self._require_own(identity)
         self.finished = 0
         while self._file(self.finished).exists():
@@ -64,31 +65,40 @@ class Checkpoint:
             for name, parameter in sublayer.block.get_submodule(module).named_parameters():
                 tensors[f"{module}.{name}"] = parameter.detach()
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        data = safetensors.torch.save(tensors, metadata={"result": json.dumps(asdict(result))})
-        write_atomically(self._file(index), data)
+        written = json.dumps(asdict(result))
+        metadata = {"result": written, "checksum": self._checksum(index, written, tensors)}
+        write_atomically(self._file(index), safetensors.torch.save(tensors, metadata))
 
     def restore(self, index: int, target: Sublayer) -> tuple[SublayerResult, dict[Place, Tensor]]:
         """Puts a finished sublayer in the place of one that is not pruned yet; returns its result and the scores."""
         try:
-            with safe_open(
-                self._file(index), framework="pt", device=str(next(target.output.parameters()).device)
-            ) as file:
-                result = SublayerResult(**json.loads(file.metadata()["result"]))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (SafetensorError, TypeError, KeyError, ValueError) as error:
+            result, tensors = self._read(index, next(target.output.parameters()).device)
+            shrink_sublayer(target.block, asdict(target.adapter), result.kept, target.units)
+            for module in _projections(replace(target, units=len(result.kept))):
+                projection = target.block.get_submodule(module)
+                for name in dict(projection.named_parameters()):
+                    setattr(projection, name, nn.Parameter(tensors.pop(f"{module}.{name}"), requires_grad=False))
+            return result, {Place(*map(int, name.split(".")[1:])): scores for name, scores in tensors.items()}
+        except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
             raise OSError(
                 f"The checkpoint {str(self._file(index))!r} cannot be read: {error}. Remove it, and those after it, "
                 "to prune from there on."
             ) from error
-        shrink_sublayer(target.block, asdict(target.adapter), result.kept, target.units)
-        scores = {}
-        for name, tensor in tensors.items():
-            module, _, last = name.rpartition(".")
-            if name.startswith(f"{SCORES}."):
-                scores[Place(*map(int, name.split(".")[1:]))] = tensor
-            else:
-                setattr(target.block.get_submodule(module), last, nn.Parameter(tensor, requires_grad=False))
-        return result, scores
+
+    def _read(self, index: int, device: torch.device) -> tuple[SublayerResult, dict[str, Tensor]]:
+        with safe_open(self._file(index), framework="pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            # Copies: how weights lie in a file can change the last bit of products in float64.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+        written = metadata.get("result", "")
+        if metadata.get("checksum") != self._checksum(index, written, tensors):
+            raise ValueError("it is not what this prune wrote for that sublayer")
+        return SublayerResult(**json.loads(written)), tensors
+
+    def _checksum(self, index: int, result: str, tensors: dict[str, Tensor]) -> str:
+        """Tells a sublayer from what other prunes write, and from what a disk or somebody made of it."""
+        content = [self._identity, index, result, digest(sorted(tensors.items()))]
+        return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
     def _file(self, index: int) -> Path:
         return self.folder / f"sublayer-{index:03}.safetensors"

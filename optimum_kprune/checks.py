@@ -43,6 +43,8 @@ def require_prunable(encoder: Encoder) -> None:
             "Quantized weights cannot be pruned: heads and neurons are cut out of plain matrices. Load the checkpoint "
             "without a quantization config, and quantize the pruned model."
         )
+    if not len(encoder.blocks):
+        raise ValueError(f"The {type(model).__name__} has no layers, and nothing to prune. Start from a larger model.")
     require_known_hooks(encoder.model)
     if encoder.name and is_placed(encoder.model):
         raise ValueError(

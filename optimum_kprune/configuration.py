@@ -114,7 +114,7 @@ class KPruneConfig(BaseConfig):
             ValueError: if a value is out of its range.
         """
         _require_number(self, "compression_rate", "in [0, 1)", lambda value: 0 <= value < 1)
-        _require_number(self, "temperature", "above 0", lambda value: value > 0)
+        _require_number(self, "temperature", "in [1e-6, 1e6]", lambda value: 1e-6 <= value <= 1e6)
         _require_number(self, "lambda_rep", "0 or above", lambda value: value >= 0)
         _require_number(self, "mu", "above 0, or None", lambda value: value > 0, optional=True)
         _require_number(self, "head_weight", "above 0", lambda value: value > 0)
@@ -125,7 +125,7 @@ class KPruneConfig(BaseConfig):
         _require_whole(self, "memory_budget", 0, optional=True)
         _require_whole(self, "sequence_length", 1, optional=True)
         _require_whole(self, "neuron_multiple", 1)
-        _require_number(self, "ridge", "0 or above", lambda value: value >= 0)
+        _require_number(self, "ridge", "in [0, 1e100]", lambda value: 0 <= value <= 1e100)
         _require_whole(self, "seed", 0)
         _require_choice(self, "knowledge", ("fisher", "divergence"))
         _require_choice(self, "gradient", ("sample", "batch"))

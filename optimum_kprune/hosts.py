@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -206,20 +206,24 @@ def load_into(module: nn.Module, folder: str | PathLike, **kwargs: Any) -> nn.Mo
             f"{str(folder)!r} must hold {HEAD_NAME}, which is saved with the encoder of a module of your own. To load "
             f"a transformers model, use its `from_pretrained`. {error}"
         ) from error
-    with safe_open(file, "pt") as opened:
-        name: Any = (opened.metadata() or {}).get("encoder")
-    state = load_file(file)
+    try:
+        with safe_open(file, "pt") as opened:
+            name: Any = (opened.metadata() or {}).get("encoder")
+        state = load_file(file)
+    except SafetensorError as error:
+        raise OSError(f"{file!r} cannot be read: {error}. Take the file that was saved.") from error
     encoder = dict(module.named_modules()).get(name)
     if not isinstance(encoder, PreTrainedModel):
         raise ValueError(
             f"The module must hold its encoder as {name!r}, as the one did that was pruned. Got a "
             f"{type(module).__name__} whose {name!r} is {type(encoder).__name__}."
         )
-    differing = sorted({key for key, _ in _shapes(_head_state(module, name)) ^ _shapes(state)})
+    differing = sorted({key for key, *_ in _forms(_head_state(module, name)) ^ _forms(state)})
     if differing:
         raise ValueError(
             f"The head must be like the one that was saved. The {type(module).__name__} differs from {HEAD_NAME} in "
-            f"the names or shapes of {', '.join(differing)}. Build the module as it was when it was pruned."
+            f"the names, shapes or kinds of number of {', '.join(differing)}. Build the module as it was when it was "
+            "pruned."
         )
     loaded = pruned_class(type(encoder)).from_pretrained(folder, dtype=encoder.dtype, **kwargs).to(encoder.device)
     replaced, inside = _replacements(encoder, loaded), set(encoder.modules())
@@ -236,8 +240,8 @@ def _head_state(host: nn.Module, name: str) -> dict[str, Tensor]:
     return {key: value for key, value in host.state_dict(keep_vars=True).items() if id(value) not in inside}
 
 
-def _shapes(state: dict[str, Tensor]) -> set[tuple[str, torch.Size]]:
-    return {(key, value.shape) for key, value in state.items()}
+def _forms(state: dict[str, Tensor]) -> set[tuple[str, torch.Size, bool]]:
+    return {(key, value.shape, value.is_floating_point()) for key, value in state.items()}
 
 
 def how_to_load(model: nn.Module, name: str, place: str) -> str | None:

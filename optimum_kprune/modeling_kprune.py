@@ -226,11 +226,13 @@ def empty_pruned_model(model: PreTrainedModel, kprune: dict[str, Any], device: t
     }
     # Tokenizer files that do not name their class are read by the model type, which is a new one.
     fields["tokenizer_class"] = fields.get("tokenizer_class") or TOKENIZER_MAPPING_NAMES.get(model.config.model_type)
-    # Without data there is nothing to initialise. The switch of transformers for that is one for the whole process:
-    # models that other threads make at the time would not be initialised either.
+    # Without data there is nothing to initialise. The switches of transformers for that and for the dtype hold for the
+    # whole process: what other threads make or load at the time would come out wrong, or this model.
     with torch.device("meta"):
-        pruned = model_class._from_config(model_class.config_class(**fields), dtype=model.dtype)
-    pruned.to_empty(device=device)
+        pruned = model_class._from_config(model_class.config_class(**fields), dtype=None)
+    pruned.config.dtype = model.dtype
+    for parameter in pruned.to_empty(device=device).parameters():
+        parameter.data = parameter.to(model.dtype)
     for name, buffer in model.named_buffers():
         if not buffer.is_meta:
             pruned.get_buffer(name).copy_(buffer)

@@ -11,7 +11,7 @@ from tiny_texts import CLS, SEP, batches_of, make_texts, real_samples, tokenized
 
 from optimum_kprune import calibration_draw
 from optimum_kprune.calibration import InputSpec, budget_of, load_calibration_dataset, prepare_batches
-from optimum_kprune.calibration_draw import Draw, drawn_order
+from optimum_kprune.calibration_draw import NOTE, Draw, drawn_order
 
 TEXTS = make_texts(60)
 
@@ -217,3 +217,10 @@ def test_copies_and_saved_folders_are_known_and_parts_are_not(drawn, tmp_path):
     Draw(7, None, "otherwise").note(other)
     others.append(concatenate_datasets([drawn, other.cast(drawn.select_columns("input_ids").features)]))
     assert all(Draw.of(data) is None for data in others)
+
+
+@pytest.mark.parametrize("note", ["null", "5", "[1, 2, 3]", '[6, 150, 5, "how"]', "[" * 100_000])
+def test_a_note_that_is_no_draw_is_none(note, drawn):
+    data = copy.deepcopy(drawn)
+    data.info.description = NOTE + note
+    assert Draw.of(data) is None

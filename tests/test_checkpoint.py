@@ -4,7 +4,20 @@ import json
 import shutil
 
 import pytest
-from tiny import FAMILIES, LAYERS, batches_of, ragged_samples, same_state, samples_for, tiny_model, tiny_tokenizer
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny import (
+    FAMILIES,
+    HIDDEN,
+    LAYERS,
+    batches_of,
+    ragged_samples,
+    same_state,
+    samples_for,
+    tiny_model,
+    tiny_tokenizer,
+)
 from transformers import AutoModelForSequenceClassification
 
 from optimum_kprune import KPruneConfig, KPruner, checkpoint, pruning
@@ -156,6 +169,37 @@ def test_a_broken_checkpoint_is_named(name, tmp_path, monkeypatch):
     killed_after(monkeypatch, 3, tmp_path)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-9])
     with pytest.raises(OSError, match=f"{name}.*cannot be read.*Remove"):
+        prune(tmp_path)
+
+
+def test_a_sublayer_of_another_prune_or_place_is_refused(tmp_path):
+    """Of the right shapes: it would have made another model, without a word."""
+    for name, rate in (("one", 0.6), ("other", 0.62)):
+        prune(tmp_path / name, compression_rate=rate)
+    file = tmp_path / "one" / "sublayer-002.safetensors"
+    for source in ("other/sublayer-002.safetensors", "one/sublayer-004.safetensors"):
+        file.write_bytes((tmp_path / source).read_bytes())
+        with pytest.raises(OSError, match=r"sublayer-002.*not what this prune wrote"):
+            prune(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda tensors: {name: torch.zeros_like(tensor) for name, tensor in tensors.items()},
+        lambda tensors: {name: tensor.half() for name, tensor in tensors.items()},
+        lambda tensors: {**tensors, "output.LayerNorm.weight": torch.zeros(HIDDEN)},
+        lambda tensors: {**tensors, "output.dense.__class__": torch.zeros(1)},
+        lambda tensors: {},
+    ],
+)
+def test_a_sublayer_that_was_changed_is_refused(damage, tmp_path):
+    prune(tmp_path)
+    file = tmp_path / "sublayer-001.safetensors"
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    save_file(damage(load_file(file)), file, metadata)
+    with pytest.raises(OSError, match=r"sublayer-001.*not what this prune wrote"):
         prune(tmp_path)
 
 

@@ -11,7 +11,7 @@ from optimum_kprune import KPruneConfig, configuration
 
 WRONG = {
     "compression_rate": ([-0.1, 1, 1.0, 1.5, float("nan"), float("inf"), "0.5", None, True, [0.5]], "in [0, 1)"),
-    "temperature": ([0, -1, None, "2", float("inf")], "above 0"),
+    "temperature": ([0, -1, None, "2", float("inf"), 1e-300, 1e300], "in [1e-6, 1e6]"),
     "lambda_rep": ([-1e-9, None, float("nan")], "0 or above"),
     "mu": ([0, -1, "d_h"], "above 0, or None"),
     "head_weight": ([0, -1, None, "2"], "above 0"),
@@ -23,7 +23,7 @@ WRONG = {
     "memory_budget": ([-1, 1e9, "1 GB"], "0 or above, or None"),
     "sequence_length": ([0, "mean"], "1 or above, or None"),
     "neuron_multiple": ([0, -8, None, 1.5, True], "1 or above"),
-    "ridge": ([-1e-9, None], "0 or above"),
+    "ridge": ([-1e-9, None, 1e308], "in [0, 1e100]"),
     "seed": ([-1, None, 0.5], "0 or above"),
     "knowledge": (["entropy", None, 1], "'divergence'"),
     "gradient": (["mean", None, 1], "'sample', 'batch'"),

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny import (
     FAMILIES,
     HEAD_COUNT,
@@ -596,13 +598,26 @@ def test_what_does_not_fit_is_not_loaded_into_a_module(mistake, tmp_path):
     before = copy.deepcopy(module)
     folder = tmp_path / ("dense" if mistake == "no folder" else "out")
     messages = {
-        "other head": r"differs.*shapes of classifier\.bias, classifier\.weight",
+        "other head": r"differs.*kinds of number of classifier\.bias, classifier\.weight",
         "no encoder": r"must hold its encoder as 'encoder'.*Around",
         "no folder": "must hold head.safetensors",
     }
     with pytest.raises((ValueError, OSError), match=messages[mistake]):
         load_into(module, folder)
     assert same_state(module, before)
+
+
+def test_a_damaged_head_is_refused(tmp_path):
+    prune(Host(tiny_model())).save_pretrained(tmp_path)
+    file = tmp_path / "head.safetensors"
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    save_file({name: tensor.to(torch.int8) for name, tensor in load_file(file).items()}, file, metadata)
+    with pytest.raises(ValueError, match=r"kinds of number of classifier\.bias"):
+        load_into(Host(tiny_model()), tmp_path)
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(OSError, match=r"head\.safetensors.*cannot be read"):
+        load_into(Host(tiny_model()), tmp_path)
 
 
 def test_a_class_that_needs_more_than_its_config_can_be_pruned_as_a_module(tmp_path):

@@ -42,6 +42,17 @@ def test_a_copy_shares_the_weights_and_computes_the_same(family):
     assert all(map(torch.equal, outputs_of(model, batch), outputs_of(copied, batch)))
 
 
+def test_the_dtype_of_the_process_is_not_touched(monkeypatch):
+    """Loads in other threads set it for a while: to set it too, and back, would leave theirs in place for good."""
+    model = tiny_model().double()
+    expected = prune(model).model
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "set_default_dtype", pytest.fail)
+        found = prune(model).model
+    assert same_state(found, expected)
+    assert found.dtype == found.config.dtype == torch.float64
+
+
 def test_inference_in_another_thread_and_a_prune_do_not_disturb_each_other():
     """Inputs of the calibration's shape: taken for those of the prune, they would give another model."""
     model = tiny_model().eval()

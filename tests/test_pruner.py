@@ -1015,6 +1015,11 @@ def test_no_data_is_refused(data):
     assert pruner.model is pruner.teacher
 
 
+def test_a_model_without_layers_is_refused_at_once():
+    with pytest.raises(ValueError, match="has no layers"):
+        KPruner(tiny_model(num_hidden_layers=0))
+
+
 def test_a_feed_forward_in_chunks_is_refused_at_once():
     with pytest.raises(ValueError, match="chunk_size_feed_forward=0"):
         KPruner(tiny_model(chunk_size_feed_forward=1))
