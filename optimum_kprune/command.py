@@ -15,6 +15,7 @@ from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
 from torch import OutOfMemoryError
 from torch.distributed import DistError
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from . import hub
 from .calibration_source import looks_like_path, read_split
@@ -56,7 +57,8 @@ def run(arguments: Namespace) -> None:
         logger.addHandler(logging.StreamHandler())
     logger.setLevel(logging.INFO)
     try:
-        with together():
+        # Lines of the log begin where lines begin, above the bar.
+        with together(), logging_redirect_tqdm([logger]):
             _run(arguments)
     except Exception as error:
         is_of_others = isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

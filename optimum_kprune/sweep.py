@@ -93,6 +93,8 @@ class Sweep:
         self._first_scores = pruning.first_scores
         # Before the pruned model is made: that takes apart a student that accelerate placed.
         heldout = heldout_quality(frontier.teacher, frontier.student, self._calibration.heldout, self._task)
+        if heldout is not None:
+            logger.info("%s", heldout)
         dense = self._dense
         kprune = kprune_field(dense.pretrained, dense.adapter, results) | {"settings": config.to_dict()}
         smaller = pruned_model_of(frontier.student.pretrained, kprune)
