@@ -86,7 +86,8 @@ def test_every_switch_turns_bars_off(switch, bars):
 
 def test_the_variable_of_tqdm_turns_bars_off():
     """tqdm reads it when it is imported."""
-    code = "from optimum_kprune.progress import progress_bar\nassert progress_bar(total=3).disable"
+    code = "from optimum_kprune.progress import bars_are_off, progress_bar\n"
+    code += "assert progress_bar(total=3).disable and bars_are_off()"
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"TQDM_DISABLE": "1"}, check=True)
 
 
