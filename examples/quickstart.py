@@ -148,7 +148,7 @@ def check_saved(folder: str, pruner: KPruner, texts: list[str]) -> None:
         raise RuntimeError(f"The model loaded from {folder} does not compute what the saved one did.")
     answer = pipeline("text-classification", model=folder)(texts[0])
     print(f"\nLoaded from {folder}: the outputs are identical. A pipeline says {answer}\nof {texts[0]!r}.")
-    print("\nLoad it wherever optimum_kprune is installed:\n    import optimum_kprune")
+    print("\nLoad it where optimum_kprune is imported:\n    import optimum_kprune")
     print(f"    AutoModelForSequenceClassification.from_pretrained({folder!r})\nand elsewhere:")
     print(f"    AutoModelForSequenceClassification.from_pretrained({folder!r}, trust_remote_code=True)")
 

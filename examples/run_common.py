@@ -128,6 +128,8 @@ def run(
     print(pruner.prune(config, save_directory=pruned_folder(training)))
     if training.do_eval:
         scores = pruner.evaluate()
+        # Once more, with the figures in its card.
+        pruner.save_pretrained(pruned_folder(training), overwrite=True)
         for name, metrics in scores.items():
             trainer.save_metrics(name, metrics, combined=False)
         names = [name for name in scores["dense"] if not name.endswith(("time", "second", "epoch"))]

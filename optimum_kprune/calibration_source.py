@@ -55,6 +55,13 @@ def read_split(
     return _load(_format_of(files), split, None, files, data_files=[str(file) for file in files])
 
 
+def default_split(dataset_name: Any) -> str:
+    """Returns the split to evaluate on: "validation", but of files "train", as which all of them are read."""
+    is_name = isinstance(dataset_name, str | PathLike)
+    is_files = is_name and looks_like_path(str(dataset_name)) and not Path(dataset_name).is_dir()
+    return "train" if is_files else "validation"
+
+
 def looks_like_path(name: str) -> bool:
     """Hub names are `name` or `owner/name`: anything else, and anything that ends like a file, is a path."""
     is_file_like = Path(name).suffix.lower() in FILE_FORMATS.keys() | OTHER_FILE_SUFFIXES

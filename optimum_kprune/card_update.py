@@ -5,6 +5,7 @@ from os import PathLike
 from pathlib import Path
 
 from huggingface_hub import ModelCard
+from yaml import YAMLError
 
 from .card import CardFacts, eval_results
 from .dense_checkpoint import CARD_NAME
@@ -28,7 +29,13 @@ def add_figures(folder: str | PathLike, facts: CardFacts) -> None:
     path = Path(folder, CARD_NAME)
     if not path.is_file():
         raise FileNotFoundError(f"{str(folder)!r} must be a folder of a pruned model with a {CARD_NAME}. It has none.")
-    card = ModelCard.load(path)
+    try:
+        # With the line ends that the table is looked for with, whatever system the card was written on.
+        card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
+    except (ValueError, TypeError, RecursionError, YAMLError) as error:
+        raise ValueError(
+            f"The metadata at the head of the {CARD_NAME} of {str(folder)!r} must be a YAML mapping: {error}. Mend it."
+        ) from error
     head = TABLE.search(card.text)
     if head is None:
         raise ValueError(
@@ -44,7 +51,7 @@ def add_figures(folder: str | PathLike, facts: CardFacts) -> None:
     )
     card.text = text[: head.end()] + rows + text[head.end() :]
     if facts.dataset_name:
-        measured = eval_results(card.data.get("pipeline_tag") or "other", facts)
+        measured = eval_results(str(card.data.get("pipeline_tag") or "other"), facts)
         others = [result for result in card.data.get("eval_results") or [] if result.metric_type not in facts.metrics]
         card.data["eval_results"] = others + measured
         card.data["model_name"] = card.data.get("model_name") or Path(folder).resolve().name

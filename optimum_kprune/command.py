@@ -18,7 +18,7 @@ from torch.distributed import DistError
 from tqdm.auto import tqdm
 
 from . import hub
-from .calibration_source import looks_like_path, read_split
+from .calibration_source import default_split, looks_like_path, read_split
 from .card import CardFacts
 from .card_update import add_figures
 from .configuration import KPruneConfig
@@ -180,7 +180,7 @@ def _evaluation(pruner: KPruner, arguments: Namespace) -> Callable[[Any], Figure
     """What computes the figures of a model on `--eval_dataset`, which is read at once; None if there is none."""
     if arguments.eval_dataset is None:
         return None
-    split = arguments.eval_split or ("train" if _names_files(arguments.eval_dataset) else "validation")
+    split = arguments.eval_split or default_split(arguments.eval_dataset)
     try:
         rows = read_split(arguments.eval_dataset, arguments.eval_config, split)
     except (ValueError, OSError) as error:
@@ -189,10 +189,6 @@ def _evaluation(pruner: KPruner, arguments: Namespace) -> Callable[[Any], Figure
     names = [metric for metric in arguments.metric or () if "=" not in metric]
     each = [pruner.evaluation_on(rows, name, **options) for name in names or [None]]
     return lambda model: {name: value for evaluate in each for name, value in evaluate(model).items()}
-
-
-def _names_files(dataset: str) -> bool:
-    return looks_like_path(dataset) and not Path(dataset).is_dir()
 
 
 def _measured(dense: Figures, pruned: Figures, arguments: Namespace) -> CardFacts:

@@ -119,6 +119,21 @@ def random_state_kept() -> Iterator[None]:
         np.random.set_state(states[1])  # noqa: NPY002
 
 
+def figures_from(measure: Callable[[nn.Module], Any], model: nn.Module) -> dict[str, Any]:
+    """Returns what a function finds of a model.
+
+    Raises:
+        ValueError: if it is not figures by name.
+    """
+    found = measure(model)
+    if not isinstance(found, Mapping):
+        raise ValueError(
+            "A function that evaluates a model must return figures by name, such as {'accuracy': 0.9}. Got "
+            f"{type(found).__name__} instead."
+        )
+    return dict(found)
+
+
 def figures_of(metrics: Mapping[str, Any]) -> Figures:
     """Returns the figures among a Trainer's metrics, without the prefix."""
     named = {name.removeprefix("eval_"): value for name, value in metrics.items()}

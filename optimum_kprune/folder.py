@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from os import PathLike
@@ -51,11 +52,23 @@ def written_whole(save_directory: str | PathLike, overwrite: bool = False) -> It
         folder = _checked(save_directory, overwrite)
         with _made_parents(folder), _draft_of(folder) as (scratch, draft):
             yield draft
+            _with_usual_modes(draft)
             inside = scratch.parent == folder
             with held(folder) if inside else nullcontext():
                 _checked(folder, overwrite)
                 there = names_in(folder)
                 move_in(scratch, there if inside or not there else [folder.name])
+
+
+def _with_usual_modes(draft: Path) -> None:
+    """Gives every file the mode of one that is just made: safetensors writes files that no other user may read."""
+    probe = draft / ".mode"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in draft.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
 
 
 def write_atomically(path: str | PathLike, data: bytes) -> None:
@@ -167,6 +180,10 @@ def _in_words(folder: str | PathLike) -> Iterator[None]:
         yield
     except Exception as error:
         is_from_disk = isinstance(error, OSError) and error.errno is not None
+        if is_from_disk and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise FileExistsError(
+                f"The folder {str(folder)!r} was taken meanwhile, by another process or thread. Choose another folder."
+            ) from error
         # Of a full disk, safetensors raises an error of its own, and tokenizers a bare Exception.
         if not is_from_disk and type(error) not in (SafetensorError, Exception):
             raise

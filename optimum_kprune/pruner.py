@@ -16,13 +16,13 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from .adapters import EncoderAdapter
 from .base import OptimumPruner
 from .calibration import CalibrationBatches, InputSpec, budget_of, load_calibration_dataset, prepare_batches
-from .calibration_source import read_split
+from .calibration_source import default_split, read_split
 from .calibration_tables import table_of
 from .card import CardFacts
 from .checkpoint import begins_to_save, has_begun_to_save
 from .checks import check_config, configs_of, require_finite_weights, require_prunable
 from .configuration import KPruneConfig
-from .evaluation import evaluate_model, labelled_rows, pairs_of, random_state_kept
+from .evaluation import evaluate_model, figures_from, labelled_rows, pairs_of, random_state_kept
 from .evaluation_metrics import ComputeMetrics, metric_named, usual_metrics
 from .folder import require_free
 from .from_trainer import calibration_data, evaluate_like, plain_model
@@ -408,7 +408,7 @@ class KPruner(OptimumPruner):
         metric: str | None = None,
         compute_metrics: ComputeMetrics | None = None,
         dataset_config_name: str | None = None,
-        dataset_split: str = "validation",
+        dataset_split: str | None = None,
         text_columns: Sequence[str] | None = None,
         label_column: str | None = None,
         max_length: int | None = None,
@@ -424,7 +424,7 @@ class KPruner(OptimumPruner):
                 metric of the library `evaluate` by name or path; None computes all usual ones.
             compute_metrics: what computes the figures instead, as a Trainer takes it.
             dataset_config_name: configuration of a data set that is given by name.
-            dataset_split: its split.
+            dataset_split: its split; None takes "validation", or all of what files hold.
             text_columns: columns of the texts; None finds them.
             label_column: column of the labels; None finds it.
             max_length: tokens at which texts are cut, or contexts of questions are divided; None takes the limit of
@@ -453,6 +453,7 @@ class KPruner(OptimumPruner):
                     f"name of a data set, a folder or a file. Got {type(dataset).__name__} instead."
                 )
             if found is None:
+                dataset_split = dataset_split or default_split(dataset)
                 found = read_split(dataset, dataset_config_name, dataset_split)
             reading: dict[str, Any] = {
                 "text_columns": text_columns,
@@ -461,7 +462,7 @@ class KPruner(OptimumPruner):
             }
             measure = self.evaluation_on(found, metric, compute_metrics, batch_size=batch_size, **reading)
         with random_state_kept():
-            dense, pruned = (dict(measure(model)) for model in (self.teacher, self.model))
+            dense, pruned = (figures_from(measure, model) for model in (self.teacher, self.model))
         name = hub_name(dataset)
         place = (name, dataset_config_name, dataset_split) if name else (None, None, None)
         self._evaluation = CardFacts(pairs_of(dense, pruned), *place)

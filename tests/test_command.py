@@ -92,7 +92,9 @@ def test_a_prune_in_a_process_of_its_own(place, tmp_path):
     pruner = KPruner.from_pretrained(place / "model")
     calibration = pruner.get_calibration_dataset(place / "texts.txt", num_tokens=200)
     result = pruner.prune(KPruneConfig(num_tokens=200), calibration)
-    assert f"{result.flops_removed:.2%}" in process.stderr + process.stdout
+    assert f"{result.flops_removed:.2%}" in process.stdout
+    # Between bars, lines of the log stand on their own.
+    assert len(re.findall(r"^layer \d \w+: .* s$", process.stderr, re.MULTILINE)) == len(result.sublayers)
     report = json.loads((tmp_path / "out" / "kprune_report.json").read_text())
     assert [entry["kept"] for entry in report["sublayers"]] == [entry["kept"] for entry in result.kept]
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
@@ -180,6 +182,14 @@ def test_the_defaults_that_the_help_tells_are_those_of_the_settings(command, cap
     assert f"(default: {BATCH_SIZE})" in shown and "examples: optimum-cli kprune --model" in shown
 
 
+def test_the_options_that_the_readme_names_exist(command, capsys):
+    assert command("kprune", "--help") == 0
+    shown = capsys.readouterr().out
+    of_launchers = {"--num_processes", "--nproc_per_node", "--multi_gpu", "--cpu"}
+    named = set(re.findall(r"--[a-z]\w*", (REPOSITORY / "README.md").read_text())) - of_launchers
+    assert len(named) > 10 and all(re.search(rf"{option}\b", shown) for option in named)
+
+
 def test_another_tokenizer_and_another_name_of_the_task(place, tmp_path, command):
     shutil.copytree(place / "model", tmp_path / "bare")
     for file in ("tokenizer.json", "tokenizer_config.json"):
@@ -241,6 +251,7 @@ def test_figures_are_written_into_a_card_that_exists(place, labelled, tmp_path, 
     assert command(*arguments_of(place, out)) is None
     files = {path.name: path.read_bytes() for path in out.iterdir() if path.name != "README.md"}
     base = ["kprune", "--model", place / "model", "--update_card"]
+    (out / "README.md").write_text((out / "README.md").read_text(), newline="\r\n")
     assert command(*base, "--metric", "f1=0.9,0.8", out) is None
     assert command(*base, "--metric", "f1=0.7,0.6", "--eval_dataset", labelled, out) is None
     card = (out / "README.md").read_text()
@@ -253,6 +264,9 @@ def test_what_a_card_cannot_be_updated_with_is_told(place, tmp_path, command):
     base = ["kprune", "--model", place / "model", "--update_card"]
     assert "give `--metric NAME=DENSE,PRUNED` or `--eval_dataset`" in command(*base, tmp_path / "out")
     assert "README.md. It has none" in command(*base, "--metric", "f1=0.9,0.8", tmp_path / "out")
+    for broken in ("---\n: [\n---\n", "---\n!!python/object:os.system x\n---\n", "---\n5\n---\n"):
+        (tmp_path / "README.md").write_text(broken)
+        assert "README.md" in command(*base, "--metric", "f1=0.9,0.8", tmp_path)
     (tmp_path / "README.md").write_text("# A card of something else")
     assert "must have the table" in command(*base, "--metric", "f1=0.9,0.8", tmp_path)
 

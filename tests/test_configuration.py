@@ -223,3 +223,8 @@ def test_push_to_hub(tmp_path, monkeypatch):
     calls.clear()
     KPruneConfig().save_pretrained(tmp_path / "folder")
     assert not calls
+
+
+def test_a_percentage_is_told_as_a_share():
+    with pytest.raises(ValueError, match=r"in \[0, 1\)\. Got 60 instead\. For 60%, give 0\.6\."):
+        KPruneConfig(compression_rate=60)

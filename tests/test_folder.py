@@ -301,6 +301,17 @@ def test_a_new_folder_has_the_mode_that_is_asked_for(mask, root):
     assert (root / "file").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
+def test_files_that_a_library_keeps_to_itself_are_for_all_who_may_read_new_ones(root):
+    """safetensors writes files of the mode 0600."""
+    with written_whole(root / "out") as draft:
+        (draft / "weights").mkdir()
+        for name in ("config.json", "weights/model.safetensors"):
+            (draft / name).touch(mode=0o600)
+    (root / "usual").touch()
+    modes = [(root / name).stat().st_mode for name in ("out/config.json", "out/weights/model.safetensors", "usual")]
+    assert len(set(modes)) == 1 and not (root / "out" / ".mode").exists()
+
+
 @pytest.mark.parametrize("mode", [0o700, 0o750, 0o2770, 0o1777])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_that_is_there_keeps_its_mode(mode, overwrite, root):

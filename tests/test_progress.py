@@ -27,10 +27,10 @@ SWITCHES = {
 }
 
 
-def prune(model=None, **settings):
+def prune(model=None, batch_size=9, **settings):
     one = KPruner(tiny_model() if model is None else model)
     config = KPruneConfig(**{"num_tokens": None, "measure_tokens": 50, **settings})
-    one.prune(config, batches_of(ragged_samples(36), 9))
+    one.prune(config, batches_of(ragged_samples(36), batch_size))
     return one
 
 
@@ -86,13 +86,15 @@ def test_every_switch_turns_bars_off(switch, bars):
 
 def test_the_variable_of_tqdm_turns_bars_off():
     """tqdm reads it when it is imported."""
-    code = "from optimum_kprune.progress import progress_bar\nassert progress_bar(total=3).disable"
+    code = "from optimum_kprune.progress import bars_are_off, progress_bar\n"
+    code += "assert progress_bar(total=3).disable and bars_are_off()"
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"TQDM_DISABLE": "1"}, check=True)
 
 
 def test_every_sublayer_is_a_line_in_the_log(caplog):
     caplog.set_level(logging.INFO, "optimum_kprune")
-    result = prune().result
+    result = prune(batch_size=3).result
+    assert caplog.messages[-1] == str(result.heldout)
     lines = [message for message in caplog.messages if re.match(r"layer \d (attention|ffn): ", message)]
     assert lines == [str(entry) for entry in result.sublayers]
     assert re.fullmatch(r"layer 0 attention: \d of 4 heads kept, error 0\.\d{4}, \d+\.\d s", lines[0])

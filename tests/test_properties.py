@@ -34,7 +34,6 @@ from transformers import AutoModelForTokenClassification
 from optimum_kprune import EncoderAdapter, KPruneConfig, KPruner, SublayerAdapter
 from optimum_kprune.algorithm.divergence import Prediction, curvature_probe, divergence
 from optimum_kprune.algorithm.search import round_selection, select_units
-from optimum_kprune.configuration import SETTINGS
 from optimum_kprune.kprune_map import format_units, parse_units
 from optimum_kprune.tasks import MASKED_LOGIT
 
@@ -147,9 +146,7 @@ def test_the_probe_gives_the_gauss_newton_diagonal_over_all_signs(shape, family,
 
 def settings(**overrides):
     """Settings that use all data, and fits that rounding hardly moves."""
-    defaults = {"num_tokens": None, "measure_tokens": None, "ridge": 0.1}
-    if "heldout_share" in SETTINGS:
-        defaults["heldout_share"] = 0
+    defaults = {"num_tokens": None, "measure_tokens": None, "heldout_share": 0, "ridge": 0.1}
     return KPruneConfig(**{**defaults, **overrides})
 
 
@@ -355,7 +352,7 @@ def numbers(least, exclude=False):
 counts = st.integers(1, 2**63)
 NUMBERS = {
     "compression_rate": st.floats(0, 1, exclude_max=True),
-    "temperature": numbers(0, exclude=True),
+    "temperature": st.floats(1e-6, 1e6) | st.integers(1, 10**6),
     "lambda_rep": numbers(0),
     "mu": st.none() | numbers(0, exclude=True),
     "head_weight": numbers(0, exclude=True),
@@ -366,7 +363,7 @@ NUMBERS = {
     "memory_budget": st.none() | st.integers(0, 2**63),
     "sequence_length": st.none() | counts,
     "neuron_multiple": counts,
-    "ridge": numbers(0),
+    "ridge": st.floats(0, 1e100),
     "seed": st.integers(0, 2**63),
 }
 CHOICES = {

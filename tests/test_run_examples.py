@@ -99,6 +99,7 @@ def test_glue_trains_prunes_and_evaluates(tmp_path, capsys):
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "pruned")
     assert model.config.id2label == {0: "bad", 1: "good"}
     assert json.loads((tmp_path / "run" / "pruned" / "kprune_report.json").read_text())["flops_removed"] >= 0.6
+    assert f"| score | {dense:.4g} | {pruned:.4g} |" in (tmp_path / "run" / "pruned" / "README.md").read_text()
     trained = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run")
     assert model.num_parameters() < trained.num_parameters()
 
