@@ -211,9 +211,8 @@ def _require_number(config: KPruneConfig, name: str, allowed: str, is_allowed: A
     # Not by `math.isfinite`, which whole numbers can be too large for.
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if not is_number or not is_allowed(value):
-        hint = (
-            f" For {value}%, give {value / 100:g}." if name == "compression_rate" and is_number and value >= 1 else ""
-        )
+        is_percentage = name == "compression_rate" and is_number and value >= 1
+        hint = f" For {value}%, give {value / 100:g}." if is_percentage else ""
         raise ValueError(
             f"The setting {name!r} of KPruneConfig must be a number {allowed}. Got {value!r} instead.{hint}"
         )

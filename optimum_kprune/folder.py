@@ -179,13 +179,13 @@ def _in_words(folder: str | PathLike) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        is_from_disk = isinstance(error, OSError) and error.errno is not None
-        if is_from_disk and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOTEMPTY, errno.EEXIST):
             raise FileExistsError(
                 f"The folder {str(folder)!r} was taken meanwhile, by another process or thread. Choose another folder."
             ) from error
         # Of a full disk, safetensors raises an error of its own, and tokenizers a bare Exception.
-        if not is_from_disk and type(error) not in (SafetensorError, Exception):
+        if number is None and type(error) not in (SafetensorError, Exception):
             raise
         reason = getattr(error, "strerror", None) or error
         raise OSError(

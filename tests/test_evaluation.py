@@ -211,7 +211,7 @@ def test_a_folder_is_read_and_the_models_stay_as_they_are(tmp_path):
     before = tiny_model(head="single label")
     Dataset.from_dict({"text": TEXTS, "label": [0] * len(TEXTS)}).to_csv(tmp_path / "rows.csv")
     assert one.evaluate(tmp_path / "rows.csv").keys() == {"dense", "pruned"}
-    with pytest.raises(ValueError, match="must return figures by name.*Got float instead"):
+    with pytest.raises(ValueError, match=r"must return figures by name.*Got float instead"):
         one.evaluate(lambda model: 0.5)
     assert same_state(one.teacher, before) and one.teacher.training
 
