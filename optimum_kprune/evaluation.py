@@ -8,6 +8,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from transformers import (
 )
 
 from .calibration_columns import find_text_columns
+from .calibration_source import default_split, read_split
+from .calibration_tables import table_of
 from .calibration_text import InputSpec
 from .evaluation_answers import encode_answers
 from .evaluation_metrics import IGNORED, ComputeMetrics
@@ -34,6 +37,24 @@ Figures = dict[str, float]
 LABEL_COLUMNS = ("label", "labels", "answers", "ner_tags", "tags", "score")
 # What a Trainer adds to the figures.
 NO_FIGURES = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch")
+
+
+def rows_of(dataset: Any, config_name: str | None = None, split: str | None = None) -> Dataset:
+    """Returns labelled data as a data set: a table of any kind, or what a name, a folder or a file stands for.
+
+    Raises:
+        ValueError: if it is nothing of the kind, or cannot be read.
+        FileNotFoundError: if there is no such data set.
+    """
+    table = table_of(dataset)
+    if table is not None:
+        return table
+    if not isinstance(dataset, str | PathLike):
+        raise ValueError(
+            "The evaluation data must be a `datasets.Dataset`, a data frame, a dictionary of columns, or the name of "
+            f"a data set, a folder or a file. Got {type(dataset).__name__} instead."
+        )
+    return read_split(dataset, config_name, split or default_split(dataset))
 
 
 def labelled_rows(dataset: Dataset, spec: InputSpec, model_config: Any, label_column: str | None = None) -> Dataset:

@@ -1,7 +1,7 @@
 """KPruner: the interface, and the one place that joins the stages of a prune."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -16,13 +16,12 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from .adapters import EncoderAdapter
 from .base import OptimumPruner
 from .calibration import CalibrationBatches, InputSpec, budget_of, load_calibration_dataset, prepare_batches
-from .calibration_source import default_split, read_split
-from .calibration_tables import table_of
+from .calibration_source import default_split
 from .card import CardFacts
 from .checkpoint import begins_to_save, has_begun_to_save
 from .checks import check_config, configs_of, require_finite_weights, require_prunable
 from .configuration import KPruneConfig
-from .evaluation import evaluate_model, figures_from, labelled_rows, pairs_of, random_state_kept
+from .evaluation import evaluate_model, figures_from, labelled_rows, pairs_of, random_state_kept, rows_of
 from .evaluation_metrics import ComputeMetrics, metric_named, usual_metrics
 from .folder import require_free
 from .from_trainer import calibration_data, evaluate_like, plain_model
@@ -404,32 +403,19 @@ class KPruner(OptimumPruner):
 
     def evaluate(
         self,
-        dataset: Dataset | str | PathLike | Callable[[nn.Module], Mapping[str, float]] | None = None,
+        dataset: Any = None,
         metric: str | None = None,
         compute_metrics: ComputeMetrics | None = None,
-        dataset_config_name: str | None = None,
-        dataset_split: str | None = None,
-        text_columns: Sequence[str] | None = None,
-        label_column: str | None = None,
-        max_length: int | None = None,
-        batch_size: int = BATCH_SIZE,
+        **reading: Any,
     ) -> dict[str, dict[str, float]]:
         """Evaluates the dense and the pruned model on labelled data; the model card tells what comes out.
 
         Args:
-            dataset: rows with texts and labels, or tokenized rows with labels, in a data set, a data frame or a
-                dictionary of columns; the name, folder or file of such, as in `get_calibration_dataset`; or a function
-                that takes a model and returns figures by name. None evaluates as the trainer of `from_trainer` does.
-            metric: name of one of the usual figures of the task (accuracy; pearson, spearman; exact_match, f1), or a
-                metric of the library `evaluate` by name or path; None computes all usual ones.
-            compute_metrics: what computes the figures instead, as a Trainer takes it.
-            dataset_config_name: configuration of a data set that is given by name.
-            dataset_split: its split; None takes "validation", or all of what files hold.
-            text_columns: columns of the texts; None finds them.
-            label_column: column of the labels; None finds it.
-            max_length: tokens at which texts are cut, or contexts of questions are divided; None takes the limit of
-                the model, at most 512.
-            batch_size: samples in a batch.
+            dataset: labelled data, as in `evaluation_on`; or a function that takes a model and returns figures by
+                name. None evaluates as the trainer of `from_trainer` does.
+            metric: see `evaluation_on`.
+            compute_metrics: see `evaluation_on`.
+            reading: the other arguments of `evaluation_on`, which say how the data is read.
 
         Returns:
             the figures of `"dense"` and of `"pruned"`; those of a trainer named as it names them.
@@ -446,49 +432,52 @@ class KPruner(OptimumPruner):
         elif callable(dataset):
             measure = dataset
         else:
-            found = table_of(dataset)
-            if found is None and not isinstance(dataset, str | PathLike):
-                raise ValueError(
-                    "The evaluation data must be a `datasets.Dataset`, a data frame, a dictionary of columns, or the "
-                    f"name of a data set, a folder or a file. Got {type(dataset).__name__} instead."
-                )
-            if found is None:
-                dataset_split = dataset_split or default_split(dataset)
-                found = read_split(dataset, dataset_config_name, dataset_split)
-            reading: dict[str, Any] = {
-                "text_columns": text_columns,
-                "label_column": label_column,
-                "max_length": max_length,
-            }
-            measure = self.evaluation_on(found, metric, compute_metrics, batch_size=batch_size, **reading)
+            measure = self.evaluation_on(dataset, metric, compute_metrics, **reading)
         with random_state_kept():
             dense, pruned = (figures_from(measure, model) for model in (self.teacher, self.model))
-        name = hub_name(dataset)
-        place = (name, dataset_config_name, dataset_split) if name else (None, None, None)
-        self._evaluation = CardFacts(pairs_of(dense, pruned), *place)
+        name, config_name = hub_name(dataset), reading.get("dataset_config_name")
+        where = (name, config_name, reading.get("dataset_split") or default_split(dataset)) if name else ()
+        self._evaluation = CardFacts(pairs_of(dense, pruned), *where)
         return {"dense": dense, "pruned": pruned}
 
     def evaluation_on(
         self,
-        rows: Dataset,
+        dataset: Any,
         metric: str | None = None,
         compute_metrics: ComputeMetrics | None = None,
+        dataset_config_name: str | None = None,
+        dataset_split: str | None = None,
         text_columns: Sequence[str] | None = None,
         label_column: str | None = None,
         max_length: int | None = None,
         batch_size: int = BATCH_SIZE,
     ) -> Callable[[nn.Module], dict[str, float]]:
-        """Returns a function that evaluates a model on labelled rows; whether they can be used is found out at once.
+        """Returns a function that evaluates a model on labelled data, which is read, and checked, at once.
 
-        Given to `evaluate`, it does what that does with the rows. For the arguments, see there.
+        Args:
+            dataset: rows with texts and labels, or tokenized rows with labels, in a data set, a data frame or a
+                dictionary of columns; or the name, folder or file of such, as in `get_calibration_dataset`.
+            metric: name of one of the usual figures of the task (accuracy; pearson, spearman; exact_match, f1), or a
+                metric of the library `evaluate` by name or path; None computes all usual ones.
+            compute_metrics: what computes the figures instead, as a Trainer takes it.
+            dataset_config_name: configuration of a data set that is given by name.
+            dataset_split: its split; None takes "validation", or all of what files hold.
+            text_columns: columns of the texts; None finds them.
+            label_column: column of the labels; None finds it.
+            max_length: tokens at which texts are cut, or contexts of questions are divided; None takes the limit of
+                the model, at most 512.
+            batch_size: samples in a batch.
+
+        Raises:
+            ValueError: if the data or the metric cannot be used.
+            FileNotFoundError: if there is no such data set.
         """
-        config = self._dense.config
-        spec = self._input_spec(0, text_columns, max_length=max_length)
-        encoded = labelled_rows(rows, spec, config, label_column)
+        config, spec = self._dense.config, self._input_spec(0, text_columns, max_length=max_length)
+        rows = labelled_rows(rows_of(dataset, dataset_config_name, dataset_split), spec, config, label_column)
         if metric is not None:
-            compute_metrics = metric_named(metric, self.task.name, config, encoded)
-        metrics = compute_metrics or usual_metrics(self.task.name, config, encoded).compute
-        return partial(evaluate_model, rows=encoded, spec=spec, metrics=metrics, batch_size=batch_size)
+            compute_metrics = metric_named(metric, self.task.name, config, rows)
+        metrics = compute_metrics or usual_metrics(self.task.name, config, rows).compute
+        return partial(evaluate_model, rows=rows, spec=spec, metrics=metrics, batch_size=batch_size)
 
     def _need_trainer(self, reason: str) -> Trainer:
         if self.trainer is None:
