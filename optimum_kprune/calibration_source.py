@@ -78,7 +78,7 @@ def _expand(path: Path) -> list[Path]:
         raise FileNotFoundError(
             "`dataset_name` must be the name of a data set on the Hugging Face Hub, or an existing folder, file, glob "
             f"pattern or list of files. Got {str(path)!r}, which does not exist (looked in {str(Path.cwd())!r} if it "
-            "is relative). Correct the path."
+            "is relative). Correct the path; texts themselves are given to `prune`, in a list."
         )
     return files
 

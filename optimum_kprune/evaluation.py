@@ -76,7 +76,8 @@ def labelled_rows(dataset: Dataset, spec: InputSpec, model_config: Any, label_co
     if encode is None:
         raise ValueError(
             f"Rows of text cannot be evaluated on for {spec.task}: what their labels are depends on the use. Pass "
-            "tokenized rows with labels and `compute_metrics`, or a function that takes a model and returns figures."
+            "tokenized rows with labels and `compute_metrics`, or a function that takes a model and returns figures; "
+            "for a head of your own, name its task: `KPruner(model, task='text-classification')`."
         )
     column = _label_column(dataset, label_column)
     names = find_text_columns(dataset.features, spec.task, spec.text_columns)

@@ -61,7 +61,7 @@ def _compared(dense: Encoder, pruned: Encoder, batch: Batch, task: Task) -> _Com
         measure = "correlation" if teacher.values.shape[1:] == (1, 1) else "cosine"
     outputs = torch.stack([teacher.values[:, 0, 0], student.values[:, 0, 0]], dim=1)
     values = agreement(teacher, student), divergence(teacher, student, temperature=1.0), outputs
-    closeness, lost, outputs = (tensor.double().cpu() for tensor in values)
+    closeness, lost, outputs = (tensor.cpu().double() for tensor in values)
     # Rounding can bring a divergence of nearly nothing below it.
     return _Compared(measure, (closeness, lost.clamp_min(0), outputs))
 
