@@ -143,12 +143,14 @@ def _prune(arguments: Namespace, facts: CardFacts) -> None:
     checkpoint = {"checkpoint_dir": arguments.checkpoint_dir}
     result = pruner.prune(config, calibration, batch_size=arguments.batch_size, **checkpoint)
     _tell(str(result))
-    if evaluate:
-        facts = facts.with_evaluation(_measured(dense, evaluate(pruner.model), arguments))
-        _tell(_figures(facts))
     card: dict[str, Any] = {"facts": facts, "measure_latency": arguments.measure_latency}
     pruner.save_pretrained(arguments.output_dir, overwrite=overwrite, **card)
     logger.info("Saved to %s", arguments.output_dir)
+    if evaluate:
+        # After the model is saved, which an evaluation that fails must not cost.
+        card["facts"] = facts.with_evaluation(_measured(dense, evaluate(pruner.model), arguments))
+        in_main(add_figures)(arguments.output_dir, card["facts"])
+        _tell(_figures(card["facts"]))
     if arguments.push_to_hub is not None:
         _upload(pruner, arguments, card)
 

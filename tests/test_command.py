@@ -27,7 +27,8 @@ from transformers import AutoModelForSequenceClassification
 
 from optimum.commands import optimum_cli
 from optimum.commands.register.register_kprune import KPruneCommand
-from optimum_kprune import CardFacts, KPruneConfig, KPruner, hub
+from optimum_kprune import CardFacts, KPruneConfig, KPruner, evaluation, hub
+from optimum_kprune import pruner as pruner_module
 from optimum_kprune.command import _BesideBars, _facts
 from optimum_kprune.pruner import BATCH_SIZE
 from optimum_kprune.sweep import Sweep
@@ -244,6 +245,20 @@ def test_both_models_are_evaluated_and_the_card_tells(place, labelled, tmp_path,
         pytest.approx(figures[name]["accuracy"], abs=1e-4) for name in ("dense", "pruned")
     ]
     assert f"| accuracy | {shown[1]} | {shown[2]} |" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_an_evaluation_that_fails_does_not_cost_the_model(place, labelled, tmp_path, command, monkeypatch):
+    evaluate, seen = evaluation.evaluate_model, []
+
+    def fails_on_the_pruned_one(*args, **options):
+        seen.append(args)
+        if len(seen) > 1:
+            raise OSError("the evaluation failed")
+        return evaluate(*args, **options)
+
+    monkeypatch.setattr(pruner_module, "evaluate_model", fails_on_the_pruned_one)
+    assert "the evaluation failed" in command(*arguments_of(place, tmp_path / "out", eval_dataset=labelled))
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").config.kprune
 
 
 def test_figures_are_written_into_a_card_that_exists(place, labelled, tmp_path, command):
