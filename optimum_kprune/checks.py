@@ -216,6 +216,6 @@ def warn_if_few_tokens(frontier: Frontier) -> None:
     if frontier.tokens < widest:
         consequence = "nothing but the pull towards the model's own weights determines the fit: expect a poor model"
     logger.warning(
-        f"The calibration data has {frontier.tokens} tokens, but the widest sublayer has {widest} features to fit, so "
-        f"that {consequence}. Use more calibration data: {TOKENS_PER_FEATURE * widest:,} tokens or more."
+        f"The calibration data has {frontier.tokens:,} tokens, but the widest sublayer has {widest:,} features to "
+        f"fit, so that {consequence}. Use more calibration data: {TOKENS_PER_FEATURE * widest:,} tokens or more."
     )

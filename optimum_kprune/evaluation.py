@@ -4,6 +4,7 @@ Labels are read here alone; a prune never sees them.
 """
 
 import copy
+import logging
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ from .evaluation_answers import encode_answers
 from .evaluation_metrics import IGNORED, ComputeMetrics
 from .placement import is_placed
 from .progress import bars_are_off
+
+logger = logging.getLogger(__name__)
 
 Figures = dict[str, float]
 
@@ -88,6 +91,9 @@ def labelled_rows(dataset: Dataset, spec: InputSpec, model_config: Any, label_co
     known = dataset.filter(lambda row: row[column] not in missing and all(row[name] for name in names))
     if not len(known):
         raise ValueError(f"The evaluation data must have texts and labels. Its column {column!r} holds no label.")
+    if len(known) < len(dataset):
+        left_out = len(dataset) - len(known)
+        logger.warning(f"{left_out:,} of {len(dataset):,} rows lack a label or a text, and are not evaluated on.")
     # A new name: a column that keeps its name keeps its type, too, which that of numbers need not be.
     known = known.rename_column(column, f"given {column}")
     return known.map(
@@ -191,8 +197,8 @@ def _numbered(labels: list[Any], classes: Mapping[str, int]) -> list[Any]:
 def _number(label: Any, classes: Mapping[str, int]) -> Any:
     if isinstance(label, list):
         return [_number(entry, classes) for entry in label]
-    if classes and type(label) is int and label >= len(classes):
-        raise ValueError(f"The labels must be numbers of classes, below {len(classes)}. Got {label}.")
+    if classes and type(label) is int and label != IGNORED and not 0 <= label < len(classes):
+        raise ValueError(f"The labels must be numbers of classes, 0 or above and below {len(classes)}. Got {label}.")
     if not isinstance(label, str):
         return label
     if label not in classes:

@@ -94,7 +94,7 @@ class StateStore:
         """Returns what `put` took in, on its device."""
         if isinstance(held, Tensor):
             return held
-        tensor = torch.empty(held.shape, dtype=held.dtype)
+        tensor = torch.empty(held.shape, dtype=held.dtype, device="cpu")
         self._read(held.offset, _bytes_of(tensor))
         return tensor.to(held.device)
 

@@ -166,12 +166,14 @@ def test_a_negative_target_of_a_regression_is_a_label():
     assert one.evaluate(rows)["dense"] == pytest.approx(one.evaluate(shifted)["dense"])
 
 
-def test_names_of_classes_are_labels_too_and_rows_without_a_label_are_left_out():
+def test_names_of_classes_are_labels_too_and_rows_without_a_label_are_left_out(caplog):
     one = pruned("single label", id2label={0: "bad", 1: "so so", 2: "good"})
     names = ["bad", "so so", "good"]
     rows = {"text": [*TEXTS, "w1"], "label": [*(names[index % 3] for index in range(30)), None]}
     numbers = {"text": TEXTS, "label": [index % 3 for index in range(30)]}
-    assert one.evaluate(Dataset.from_dict(rows)) == one.evaluate(Dataset.from_dict(numbers))
+    assert one.evaluate(Dataset.from_dict(numbers)) == one.evaluate(Dataset.from_dict(rows))
+    left_out = [message for message in caplog.messages if "not evaluated on" in message]
+    assert left_out == ["1 of 31 rows lack a label or a text, and are not evaluated on."]
 
 
 def test_own_metrics_and_functions_of_a_model():
@@ -236,7 +238,8 @@ def test_what_was_measured_is_in_the_card(tmp_path):
         ("single label", {"text": ["w1"]}, r"must have a column of labels. Got the columns 'text'"),
         ("single label", {"text": ["w1"], "label": [-1]}, r"'label' holds no label"),
         ("single label", {"text": ["w1"], "label": ["blue"]}, r"must be those of the model: 'LABEL_0'.*Got 'blue'"),
-        ("single label", {"text": ["w1"], "label": [3]}, r"must be numbers of classes, below 3. Got 3"),
+        ("single label", {"text": ["w1"], "label": [3]}, r"must be numbers of classes, .* below 3. Got 3"),
+        ("single label", {"text": ["w1"], "label": [-2]}, r"must be numbers of classes, .* below 3. Got -2"),
         ("masked language model", {"text": ["w1"]}, r"cannot be evaluated on for fill-mask.*compute_metrics"),
         ("base model", {"text": ["w1"], "label": [0]}, r"for feature-extraction.*function that takes a model"),
     ],

@@ -168,3 +168,12 @@ def test_states_outlive_a_cleaner_of_the_temporary_folder(tmp_path, monkeypatch)
         folder.rmdir()
         states[1] = torch.zeros(5)
         assert (states[0] == 1).all() and (states[1] == 0).all()
+
+
+def test_the_default_device_of_torch_does_not_matter():
+    states = StateStore(memory_budget=0).states(1)
+    tensor = torch.arange(6.0).view(2, 3)
+    states[0] = tensor
+    with torch.device("meta"):
+        found = states[0]
+    assert torch.equal(found, tensor)
