@@ -38,9 +38,9 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from optimum_kprune import KPruneConfig, KPruner
 from optimum_kprune.algorithm.divergence import divergence
-from optimum_kprune.calibration_columns import find_text_columns
-from optimum_kprune.calibration_source import read_split
-from optimum_kprune.tasks import Task
+from optimum_kprune.calibration.columns import find_text_columns
+from optimum_kprune.calibration.source import read_split
+from optimum_kprune.encoder.tasks import Task
 
 HELDOUT_SEED = 2024
 BATCH_SIZE = 32

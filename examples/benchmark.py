@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 
 from optimum_kprune import KPruneConfig
 from optimum_kprune.configuration import SETTINGS
-from optimum_kprune.latency import processor_name
+from optimum_kprune.publish.latency import processor_name
 
 Row = dict[str, Any]
 

@@ -18,9 +18,9 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from optimum_kprune import KPruneConfig, KPruneResult
-from optimum_kprune.calibration import Batch, InputSpec, prepare_batches
-from optimum_kprune.kept import adapter_of
-from optimum_kprune.sublayers import Encoder
+from optimum_kprune.calibration.prepare import Batch, InputSpec, prepare_batches
+from optimum_kprune.encoder.config_field import adapter_of
+from optimum_kprune.encoder.sublayers import Encoder
 
 
 @dataclass(frozen=True)

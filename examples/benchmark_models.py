@@ -11,9 +11,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, PreTrainedConfig, PreTrainedModel
 
 from optimum_kprune import KPruner
-from optimum_kprune.kept import adapter_of
-from optimum_kprune.observe import evaluating, hooks
-from optimum_kprune.sublayers import Encoder
+from optimum_kprune.encoder.config_field import adapter_of
+from optimum_kprune.encoder.hooks import evaluating, hooks
+from optimum_kprune.encoder.sublayers import Encoder
 
 # Layers, width, heads; a neuron layer is four times as wide.
 SIZES = {"small": (6, 384, 12), "base": (12, 768, 12), "large": (24, 1024, 16)}

@@ -33,7 +33,7 @@ from transformers.exporters import (
 from transformers.utils import logging
 
 from optimum_kprune import KPruner
-from optimum_kprune.latency import processor_name
+from optimum_kprune.publish.latency import processor_name
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 # Tokens in a row, where the model takes so many.

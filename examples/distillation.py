@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from optimum_kprune import KPruner
 from optimum_kprune.algorithm.divergence import divergence
-from optimum_kprune.tasks import task_of
+from optimum_kprune.encoder.tasks import task_of
 
 BATCH_SIZE = 32
 LEARNING_RATE = 5e-5

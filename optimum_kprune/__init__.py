@@ -6,38 +6,38 @@ Importing the package makes `AutoModelFor...from_pretrained` and `pipeline` load
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .adapters import get_adapter, register_adapter, supported_model_types
+from .encoder.adapters import get_adapter, register_adapter, supported_model_types
 
 if TYPE_CHECKING:  # Type checkers do not see what `__getattr__` imports.
-    from .adapters import EncoderAdapter as EncoderAdapter
-    from .adapters import SublayerAdapter as SublayerAdapter
-    from .adapters import register_adapter as register_adapter
     from .algorithm.divergence import Prediction as Prediction
     from .base import OptimumPruner as OptimumPruner
-    from .card import CardFacts as CardFacts
     from .configuration import KPruneConfig as KPruneConfig
-    from .hosts import load_into as load_into
+    from .encoder.adapters import EncoderAdapter as EncoderAdapter
+    from .encoder.adapters import SublayerAdapter as SublayerAdapter
+    from .encoder.adapters import register_adapter as register_adapter
+    from .encoder.custom_modules import load_into as load_into
     from .modeling_kprune import pruned_class as pruned_class
     from .pruner import KPruner as KPruner
-    from .report import KPruneResult as KPruneResult
-    from .trainer import KPruneCallback as KPruneCallback
+    from .publish.card import CardFacts as CardFacts
+    from .result import KPruneResult as KPruneResult
+    from .trainer_callback import KPruneCallback as KPruneCallback
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "CardFacts": "card",
-    "EncoderAdapter": "adapters",
-    "KPruneCallback": "trainer",
+    "CardFacts": "publish.card",
+    "EncoderAdapter": "encoder.adapters",
+    "KPruneCallback": "trainer_callback",
     "KPruneConfig": "configuration",
-    "KPruneResult": "report",
+    "KPruneResult": "result",
     "KPruner": "pruner",
     "OptimumPruner": "base",
     "Prediction": "algorithm.divergence",
-    "SublayerAdapter": "adapters",
-    "load_into": "hosts",
+    "SublayerAdapter": "encoder.adapters",
+    "load_into": "encoder.custom_modules",
     "pruned_class": "modeling_kprune",
-    "register_adapter": "adapters",
-    "supported_model_types": "adapters",
+    "register_adapter": "encoder.adapters",
+    "supported_model_types": "encoder.adapters",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -8,6 +8,6 @@ parser = ArgumentParser(prog="python -m optimum_kprune", description=KPruneComma
 KPruneCommand.parse_args(parser)
 arguments = parser.parse_args()
 with interruptible():
-    from .command import run
+    from .cli import run
 
     run(arguments)

@@ -8,7 +8,7 @@ from huggingface_hub.utils import are_progress_bars_disabled as hub_disabled
 from tqdm.auto import tqdm
 from transformers.utils.logging import is_progress_bar_enabled as transformers_enabled
 
-from .processes import is_main
+from .distributed import is_main
 
 
 def progress_bar(**options: Any) -> tqdm:

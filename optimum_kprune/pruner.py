@@ -13,28 +13,28 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer
 
-from .adapters import EncoderAdapter
 from .base import OptimumPruner
-from .calibration import CalibrationBatches, InputSpec, budget_of, load_calibration_dataset, prepare_batches
-from .calibration_source import default_split
-from .card import CardFacts
-from .checkpoint import begins_to_save, has_begun_to_save
-from .checks import check_config, configs_of, require_finite_weights, require_prunable
+from .calibration.prepare import CalibrationBatches, InputSpec, budget_of, load_calibration_dataset, prepare_batches
+from .calibration.source import default_split
 from .configuration import KPruneConfig
-from .evaluation import evaluate_model, figures_from, labelled_rows, pairs_of, random_state_kept, rows_of
-from .evaluation_metrics import ComputeMetrics, metric_named, usual_metrics
+from .distributed import in_main, together
+from .encoder.adapters import EncoderAdapter
+from .encoder.config_field import adapter_of
+from .encoder.custom_heads import choose_task
+from .encoder.custom_modules import find_encoder, input_names
+from .encoder.loading import load_model, load_processing_class
+from .encoder.sublayers import Encoder, max_positions
+from .evaluation.evaluate import evaluate_model, figures_from, labelled_rows, pairs_of, random_state_kept, rows_of
+from .evaluation.metrics import ComputeMetrics, metric_named, usual_metrics
 from .folder import require_free
-from .from_trainer import calibration_data, evaluate_like, plain_model
-from .heads import choose_task
-from .hosts import find_encoder, input_names
-from .kept import adapter_of
-from .loading import load_model, load_processing_class
-from .processes import in_main, together
-from .publishing import Publication
-from .recipe import LOCAL_DATA, LOCAL_MODEL, Recipe, changed, hub_name, loaded_call
-from .report import KPruneResult
-from .sublayers import Encoder, max_positions
-from .sweep import Sweep
+from .prune.checkpoint import begins_to_save, has_begun_to_save
+from .prune.preconditions import check_config, configs_of, require_finite_weights, require_prunable
+from .prune.sweep import Sweep
+from .publish.card import CardFacts
+from .publish.recipe import LOCAL_DATA, LOCAL_MODEL, Recipe, changed, hub_name, loaded_call
+from .publish.save import Publication
+from .result import KPruneResult
+from .trainer import calibration_data, evaluate_like, plain_model
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -169,7 +169,7 @@ class KPruner(OptimumPruner):
             ImportError: if sentence-transformers is not installed.
             ValueError: if the model or a module of the pipeline is not supported.
         """
-        from .from_sentence_transformer import embedding_task, encoder_of
+        from .sentence_transformers import embedding_task, encoder_of
 
         pruner = cls(encoder_of(sentence_transformer), sentence_transformer.tokenizer)
         pruner.task = embedding_task(sentence_transformer)

@@ -1,74 +1,58 @@
-"""A callback that prunes what a `Trainer` has trained."""
+"""What a pruner takes from a `Trainer`: the model, calibration data and the way to evaluate."""
 
-from os import PathLike
-from pathlib import Path
+import copy
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from datasets import Dataset
+from transformers import PreTrainedModel, Trainer
 
-from .checks import check_config
-from .configuration import KPruneConfig
-from .folder import require_free
-from .from_trainer import calibration_data, plain_model
-from .processes import in_main
-from .pruner import KPruner
+from .encoder.offloading import is_placed
 
 
-class KPruneCallback(TrainerCallback):
-    """Prunes the model that training ends with (the best one with `load_best_model_at_end`) and saves it.
+def plain_model(model: Any) -> Any:
+    """Returns the model as it computes outside of its trainer; weights and submodules are shared.
 
-    It calibrates on the trainer's train data with its collator; labels are not looked at. The trained model stays as
-    it is. What would not work is said before training. All processes prune, each on its share of the data, and the
-    main one saves.
+    A trainer in mixed precision replaces `forward` of the model by one under autocast, and leaves it there.
+    """
+    if "_original_forward" not in vars(model):
+        return model
+    plain = copy.copy(model)
+    del plain._original_forward, plain.forward
+    return plain
 
-    Args:
-        config: the settings of the prune.
-        output_dir: a new or empty folder for the pruned model; None takes "pruned" in the trainer's output folder,
-            beside the checkpoints.
-        overwrite: whether to replace a saved model that is there.
 
-    Attributes:
-        pruner: the pruner after training, with the pruned `model` and the `result`; None before.
+def calibration_data(train_dataset: Any) -> Dataset:
+    """Returns train data that can be drawn from.
 
     Raises:
-        ValueError: if `config` holds no settings; before training, if the model cannot be pruned or the train data not
-            be calibrated on.
-        FileExistsError: before training, if the output folder is not empty.
-        OSError: before training, if the output folder cannot be written.
+        ValueError: if there is none, or it is something else.
     """
-
-    def __init__(
-        self, config: KPruneConfig, output_dir: str | PathLike | None = None, overwrite: bool = False
-    ) -> None:
-        check_config(config)
-        self.config = config
-        self.output_dir = output_dir
-        self.overwrite = overwrite
-        self.pruner: KPruner | None = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Checks what can be known before training."""
-        self.config.check()
-        in_main(require_free)(self._folder(args), self.overwrite)
-        KPruner(plain_model(kwargs["model"]))
-        calibration_data(kwargs["train_dataloader"].dataset)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Prunes and saves."""
-        loader = kwargs["train_dataloader"]
-        pruner = KPruner(plain_model(kwargs["model"]), kwargs["processing_class"])
-        pruner.prune(
-            self.config,
-            calibration_data(loader.dataset),
-            data_collator=loader.collate_fn,
-            save_directory=self._folder(args),
-            overwrite=self.overwrite,
+    if not isinstance(train_dataset, Dataset):
+        given = "none" if train_dataset is None else type(train_dataset).__name__
+        raise ValueError(
+            f"The train data of the trainer must be a `datasets.Dataset` to calibrate on it. Got {given} instead. "
+            "Give the trainer one, for instance `Dataset.from_list(...)`; or prune after training, with "
+            "`KPruner.from_trainer(trainer).prune(config, calibration_dataset=...)`."
         )
-        self.pruner = pruner
+    return train_dataset
 
-    def _folder(self, args: TrainingArguments) -> Path:
-        return Path(str(args.output_dir), "pruned") if self.output_dir is None else Path(self.output_dir)
+
+def evaluate_like(trainer: Trainer, model: PreTrainedModel) -> dict[str, float]:
+    """Evaluates a model on the data and with the arguments and metrics of a trainer, which stays as it is."""
+    args = copy.copy(trainer.args)
+    # A trainer that only evaluates must neither make a repository nor report a run of its own.
+    args.push_to_hub, args.report_to = False, []
+    evaluator = Trainer(
+        # A copy, because trainers move models, cast them and wrap their forward.
+        model=copy.deepcopy(plain_model(model)),
+        args=args,
+        data_collator=trainer.data_collator,
+        eval_dataset=trainer.eval_dataset,
+        processing_class=trainer.processing_class,
+        compute_metrics=trainer.compute_metrics,
+        preprocess_logits_for_metrics=trainer.preprocess_logits_for_metrics,
+    )
+    if is_placed(model):
+        # It would be moved as a whole, which offloaded weights do not allow.
+        evaluator.accelerator.device_placement = False
+    return evaluator.evaluate()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_texts import make_tokenizer
 
-from optimum_kprune.calibration import InputSpec
+from optimum_kprune.calibration.prepare import InputSpec
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)

@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 from transformers.utils import logging as transformers_logging
 
 from optimum_kprune import KPruneConfig, KPruner, modeling_kprune
-from optimum_kprune.adapters import get_adapter
+from optimum_kprune.encoder.adapters import get_adapter
 from optimum_kprune.kprune_map import format_units
 from optimum_kprune.modeling_kprune import pruned_model_from, shrink_model
 

@@ -8,7 +8,7 @@ from datasets import Dataset
 from tiny_texts import CLS, SEP, batches_of, make_texts, real_samples, real_tokens
 
 from optimum_kprune import KPruneConfig
-from optimum_kprune.calibration import NUM_TOKENS, InputSpec, load_calibration_dataset, prepare_batches
+from optimum_kprune.calibration.prepare import NUM_TOKENS, InputSpec, load_calibration_dataset, prepare_batches
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3, 4, 50, 100])

@@ -17,7 +17,7 @@ from tiny_texts import (
 )
 from transformers import DataCollatorForMultipleChoice, DataCollatorWithPadding, default_data_collator
 
-from optimum_kprune.calibration import InputSpec
+from optimum_kprune.calibration.prepare import InputSpec
 
 
 def test_texts_become_padded_tensors(spec):

@@ -9,9 +9,9 @@ import torch
 from datasets import Dataset, concatenate_datasets, load_from_disk
 from tiny_texts import CLS, SEP, batches_of, make_texts, real_samples, tokenized, word_id
 
-from optimum_kprune import calibration_draw
-from optimum_kprune.calibration import InputSpec, budget_of, load_calibration_dataset, prepare_batches
-from optimum_kprune.calibration_draw import NOTE, Draw, drawn_order
+from optimum_kprune.calibration import draw as calibration_draw
+from optimum_kprune.calibration.draw import NOTE, Draw, drawn_order
+from optimum_kprune.calibration.prepare import InputSpec, budget_of, load_calibration_dataset, prepare_batches
 
 TEXTS = make_texts(60)
 

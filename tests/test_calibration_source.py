@@ -10,9 +10,9 @@ import pytest
 from datasets import Dataset, DatasetDict
 from tiny_texts import make_texts, tokenized
 
-from optimum_kprune import calibration_source
-from optimum_kprune.calibration import load_calibration_dataset
-from optimum_kprune.calibration_source import read_split
+from optimum_kprune.calibration import source as calibration_source
+from optimum_kprune.calibration.prepare import load_calibration_dataset
+from optimum_kprune.calibration.source import read_split
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 from tiny_texts import batches_of, make_texts, real_samples, tokenized
 
-from optimum_kprune import calibration_tables
-from optimum_kprune.calibration import InputSpec, prepare_batches
+from optimum_kprune.calibration import tables as calibration_tables
+from optimum_kprune.calibration.prepare import InputSpec, prepare_batches
 
 TEXTS = make_texts()
 

@@ -14,7 +14,7 @@ from tiny_texts import (
     word_id,
 )
 
-from optimum_kprune.calibration import InputSpec
+from optimum_kprune.calibration.prepare import InputSpec
 
 
 def test_pairs_of_texts(spec):

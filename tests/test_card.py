@@ -28,12 +28,12 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 from transformers.utils import hub as transformers_hub
 
 from optimum_kprune import CardFacts, KPruneConfig, KPruner
-from optimum_kprune.calibration_summary import CalibrationSummary
-from optimum_kprune.card import BEGIN, END, merge_cards
-from optimum_kprune.dense_checkpoint import HUB_SECONDS, inherited_fields
-from optimum_kprune.latency import latency_of
-from optimum_kprune.recipe import Recipe, hub_name, program
-from optimum_kprune.report import HeldoutQuality
+from optimum_kprune.calibration.summary import CalibrationSummary
+from optimum_kprune.publish.card import BEGIN, END, merge_cards
+from optimum_kprune.publish.dense_checkpoint import HUB_SECONDS, inherited_fields
+from optimum_kprune.publish.latency import latency_of
+from optimum_kprune.publish.recipe import Recipe, hub_name, program
+from optimum_kprune.result import HeldoutQuality
 
 SAMPLES = ragged_samples()
 FACTS = CardFacts(

@@ -20,8 +20,10 @@ from tiny import (
 )
 from transformers import AutoModelForSequenceClassification
 
-from optimum_kprune import KPruneConfig, KPruner, checkpoint, pruning
-from optimum_kprune.checkpoint import IDENTITY_NAME, Checkpoint
+from optimum_kprune import KPruneConfig, KPruner
+from optimum_kprune.prune import checkpoint
+from optimum_kprune.prune import loop as pruning
+from optimum_kprune.prune.checkpoint import IDENTITY_NAME, Checkpoint
 
 SUBLAYERS = 2 * LAYERS
 

@@ -27,11 +27,13 @@ from transformers import AutoModelForSequenceClassification
 
 from optimum.commands import optimum_cli
 from optimum.commands.register.register_kprune import KPruneCommand
-from optimum_kprune import CardFacts, KPruneConfig, KPruner, evaluation, hub
+from optimum_kprune import CardFacts, KPruneConfig, KPruner
 from optimum_kprune import pruner as pruner_module
-from optimum_kprune.command import _BesideBars, _facts
+from optimum_kprune.cli import _BesideBars, _facts
+from optimum_kprune.evaluation import evaluate as evaluation
+from optimum_kprune.prune.sweep import Sweep
 from optimum_kprune.pruner import BATCH_SIZE
-from optimum_kprune.sweep import Sweep
+from optimum_kprune.publish import hub
 
 REPOSITORY = Path(__file__).parent.parent
 SAMPLES = ragged_samples(40)
@@ -438,7 +440,7 @@ def test_an_interruption_of_a_process_of_its_own(module, place, tmp_path):
         "import os, runpy, signal, sys\n"
         "class Interrupting:\n"
         "    def find_spec(self, name, *_):\n"
-        "        if name == 'optimum_kprune.calibration': os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        if name == 'optimum_kprune.calibration.prepare': os.kill(os.getpid(), signal.SIGTERM)\n"
         "sys.meta_path.insert(0, Interrupting())\n"
         f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
     )
@@ -541,6 +543,6 @@ def test_the_wheel_registers_the_command_and_takes_nothing_of_optimum(wheel):
 def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel):
     paths = [path for path in (REPOSITORY / "optimum_kprune").rglob("*.*") if path.suffix != ".pyc"]
     files = {str(path.relative_to(REPOSITORY)) for path in paths}
-    assert {"optimum_kprune/py.typed", "optimum_kprune/card_template.md"} <= files
+    assert {"optimum_kprune/py.typed", "optimum_kprune/publish/card_template.md"} <= files
     assert {name for name in wheel if name.startswith("optimum_kprune/")} == files
     assert {name.split("/")[0].split("-")[0] for name in wheel} == {"optimum", "optimum_kprune"}

@@ -54,9 +54,9 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 import optimum_kprune
 from optimum_kprune import KPruneCallback, KPruneConfig, KPruner, load_into, pruned_class
 from optimum_kprune.algorithm.divergence import Prediction, curvature_probe, divergence
-from optimum_kprune.frontier import Frontier
-from optimum_kprune.heads import choose_task
+from optimum_kprune.encoder.custom_heads import choose_task
 from optimum_kprune.modeling_kprune import KPruneBertForSequenceClassification, KPruneBertModel
+from optimum_kprune.prune.hidden_states import Frontier
 
 SAMPLES = ragged_samples(30)
 BATCHES = batches_of(SAMPLES)

@@ -14,7 +14,7 @@ from tiny import VOCABULARY, ragged_samples, same_state, texts_of, tiny_model, t
 from transformers import EvalPrediction
 
 from optimum_kprune import CardFacts, KPruneConfig, KPruner
-from optimum_kprune.evaluation_answers import answer_scores
+from optimum_kprune.evaluation.answers import answer_scores
 
 SAMPLES = ragged_samples(30)
 TEXTS = texts_of(SAMPLES)

@@ -13,7 +13,7 @@ from tiny import FAMILIES, HEAD_COUNT, NEURONS, pad, samples_for, save_tiny, tex
 from torch.export import Dim
 from transformers.exporters import ExportedModel, OnnxConfig, OnnxExporter
 
-from optimum_kprune.adapters import get_adapter
+from optimum_kprune.encoder.adapters import get_adapter
 from optimum_kprune.modeling_kprune import pruned_model_from, register_auto_classes, shrink_model
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))

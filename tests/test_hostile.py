@@ -31,8 +31,9 @@ from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from optimum.commands import optimum_cli
-from optimum_kprune import EncoderAdapter, KPruner, SublayerAdapter, adapters, register_adapter
-from optimum_kprune.adapters import BERT
+from optimum_kprune import EncoderAdapter, KPruner, SublayerAdapter, register_adapter
+from optimum_kprune.encoder import adapters
+from optimum_kprune.encoder.adapters import BERT
 from optimum_kprune.kprune_map import check_structure, checksum, parse_units
 from optimum_kprune.modeling_kprune import shrink_sublayer
 

@@ -20,18 +20,19 @@ from tiny import (
 )
 from torch.nn import functional
 
-from optimum_kprune import KPruneConfig, KPruner, passes
-from optimum_kprune.entering import entered_at, find_joints, run
-from optimum_kprune.observe import (
+from optimum_kprune import KPruneConfig, KPruner
+from optimum_kprune.encoder.hooks import (
     evaluating,
     observed_units,
     recorded,
     recorded_output,
     recorded_states,
 )
-from optimum_kprune.passes import measure_knowledge
-from optimum_kprune.sublayers import Place
-from optimum_kprune.tasks import task_of, with_published_targets
+from optimum_kprune.encoder.partial_forward import entered_at, find_joints, run
+from optimum_kprune.encoder.sublayers import Place
+from optimum_kprune.encoder.tasks import task_of, with_published_targets
+from optimum_kprune.prune import statistics as passes
+from optimum_kprune.prune.statistics import measure_knowledge
 
 GAMMA = 2.0
 ALL_HEADS = sorted(HEADS)

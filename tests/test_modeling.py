@@ -22,7 +22,7 @@ from transformers import (
 from transformers.models.auto import modeling_auto
 
 from optimum_kprune import modeling_kprune
-from optimum_kprune.adapters import get_adapter, supported_model_types
+from optimum_kprune.encoder.adapters import get_adapter, supported_model_types
 from optimum_kprune.kprune_map import format_units, parse_units
 from optimum_kprune.modeling_kprune import (
     Bypass,
@@ -411,7 +411,7 @@ def test_checkpoint_of_the_trainer_reloads(tmp_path):
 
 PLUGIN = """
 trust = {}
-from optimum_kprune.adapters import supported_model_types
+from optimum_kprune.encoder.adapters import supported_model_types
 from optimum_kprune.modeling_kprune import register_auto_classes
 for model_type in supported_model_types():
     register_auto_classes(model_type)

@@ -8,17 +8,19 @@ import torch
 from tiny import FAMILIES, LAYERS, batches_of, encoder_of, frontier_of, pad, ragged_samples, tiny_model
 from torch import nn
 
-from optimum_kprune import KPruneConfig, KPruner, passes, pruning
-from optimum_kprune.calibration import CalibrationBatches
-from optimum_kprune.entering import find_joints
-from optimum_kprune.frontier import Frontier
-from optimum_kprune.observe import hooks
-from optimum_kprune.passes import gather_fit, measuring_precision
-from optimum_kprune.pruning import SublayerPruner
-from optimum_kprune.stages import STAGES, Stopwatch
-from optimum_kprune.states import StateStore
-from optimum_kprune.sublayers import Encoder, Place
-from optimum_kprune.tasks import task_of
+from optimum_kprune import KPruneConfig, KPruner
+from optimum_kprune.calibration.prepare import CalibrationBatches
+from optimum_kprune.encoder.hooks import hooks
+from optimum_kprune.encoder.partial_forward import find_joints
+from optimum_kprune.encoder.sublayers import Encoder, Place
+from optimum_kprune.encoder.tasks import task_of
+from optimum_kprune.prune import loop as pruning
+from optimum_kprune.prune import statistics as passes
+from optimum_kprune.prune.hidden_states import Frontier
+from optimum_kprune.prune.loop import SublayerPruner
+from optimum_kprune.prune.state_store import StateStore
+from optimum_kprune.prune.statistics import gather_fit, measuring_precision
+from optimum_kprune.prune.stopwatch import STAGES, Stopwatch
 
 SAMPLES = ragged_samples(36)
 CPU = torch.device("cpu")
@@ -91,7 +93,7 @@ def test_the_teacher_passes_every_sublayer_once(family):
 
 def test_where_a_block_cannot_be_entered_inside_the_result_is_the_same(monkeypatch):
     expected = prune(tiny_model(), compression_rate=0.6)
-    monkeypatch.setattr("optimum_kprune.frontier.find_joints", lambda *_: {})
+    monkeypatch.setattr("optimum_kprune.prune.hidden_states.find_joints", lambda *_: {})
     found = prune(tiny_model(), compression_rate=0.6)
     assert found.result.kept == expected.result.kept
     assert [entry.error for entry in found.result.sublayers] == pytest.approx(

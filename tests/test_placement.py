@@ -23,8 +23,8 @@ from tiny import (
 from transformers import Trainer, TrainingArguments
 
 from optimum_kprune import KPruneConfig, KPruner
-from optimum_kprune.placement import execution_device, named_tensors, own_weights, sharing_copy
-from optimum_kprune.tasks import task_of
+from optimum_kprune.encoder.offloading import execution_device, named_tensors, own_weights, sharing_copy
+from optimum_kprune.encoder.tasks import task_of
 
 LAYERS = 9
 

@@ -9,7 +9,7 @@ import torch
 from tiny import FAMILIES, batches_of, outputs_of, pad, ragged_samples, same_state, tiny_model, tiny_tokenizer
 
 from optimum_kprune import KPruneConfig, KPruner
-from optimum_kprune.placement import sharing_copy
+from optimum_kprune.encoder.offloading import sharing_copy
 
 SAMPLES = ragged_samples(48)
 

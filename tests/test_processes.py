@@ -22,9 +22,12 @@ from tiny import SPECIAL, batches_of, pad, ragged_samples, save_tiny, texts_of, 
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 from optimum.commands.register.register_kprune import KPruneCommand
-from optimum_kprune import KPruneCallback, KPruneConfig, KPruner, command, hub, progress, pruning
-from optimum_kprune import sweep as sweeping
-from optimum_kprune.processes import is_main, share, world_size
+from optimum_kprune import KPruneCallback, KPruneConfig, KPruner, progress
+from optimum_kprune import cli as command
+from optimum_kprune.distributed import is_main, share, world_size
+from optimum_kprune.prune import loop as pruning
+from optimum_kprune.prune import sweep as sweeping
+from optimum_kprune.publish import hub
 
 SAMPLES = ragged_samples(40)
 UNKNOWN = SPECIAL.index("<unk>")

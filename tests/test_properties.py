@@ -34,8 +34,8 @@ from transformers import AutoModelForTokenClassification
 from optimum_kprune import EncoderAdapter, KPruneConfig, KPruner, SublayerAdapter
 from optimum_kprune.algorithm.divergence import Prediction, curvature_probe, divergence
 from optimum_kprune.algorithm.search import round_selection, select_units
+from optimum_kprune.encoder.tasks import MASKED_LOGIT
 from optimum_kprune.kprune_map import format_units, parse_units
-from optimum_kprune.tasks import MASKED_LOGIT
 
 seeds = st.integers(0, 2**31)
 few, many = (hypothesis.settings(max_examples=count) for count in (3, 500))

@@ -45,16 +45,16 @@ from optimum_kprune import (
     KPruner,
     OptimumPruner,
     SublayerAdapter,
-    adapters,
-    hub,
     pruned_class,
-    publishing,
     register_adapter,
     supported_model_types,
 )
-from optimum_kprune.adapters import BERT
+from optimum_kprune.encoder import adapters
+from optimum_kprune.encoder.adapters import BERT
 from optimum_kprune.kprune_map import parse_units
-from optimum_kprune.pruning import SublayerPruner
+from optimum_kprune.prune.loop import SublayerPruner
+from optimum_kprune.publish import hub
+from optimum_kprune.publish import save as publishing
 
 HEAD_SIZE = HIDDEN // HEAD_COUNT
 TOTALS = {"attention": HEAD_COUNT, "ffn": NEURONS}

@@ -19,10 +19,11 @@ from tiny import (
 )
 from torch.nn import functional
 
-from optimum_kprune import KPruneConfig, KPruner, pruner, sweep
+from optimum_kprune import KPruneConfig, KPruner, pruner
 from optimum_kprune.algorithm.divergence import Prediction, agreement
-from optimum_kprune.quality import heldout_quality
-from optimum_kprune.tasks import task_of
+from optimum_kprune.encoder.tasks import task_of
+from optimum_kprune.prune import sweep
+from optimum_kprune.prune.heldout import heldout_quality
 
 
 def pair(head, family="bert"):

@@ -11,9 +11,9 @@ from datasets import Dataset
 from tiny import frontier_of
 
 from optimum_kprune import KPruneConfig, KPruner
+from optimum_kprune.encoder.tasks import with_published_targets
 from optimum_kprune.modeling_kprune import shrink_sublayer
-from optimum_kprune.pruning import SublayerPruner
-from optimum_kprune.tasks import with_published_targets
+from optimum_kprune.prune.loop import SublayerPruner
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 

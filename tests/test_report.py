@@ -7,7 +7,7 @@ import pytest
 from tiny import outputs_of, pad, ragged_samples, same_state, save_tiny, texts_of, tiny_model, tiny_tokenizer
 
 from optimum_kprune import KPruneConfig, KPruner
-from optimum_kprune.report import HeldoutQuality, KPruneResult, SublayerResult
+from optimum_kprune.result import HeldoutQuality, KPruneResult, SublayerResult
 
 SAMPLES = ragged_samples()
 

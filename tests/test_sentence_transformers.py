@@ -268,7 +268,7 @@ def test_a_folder_with_a_pipeline_that_is_loaded_as_an_encoder_is_told_of(encode
 
 def test_without_the_library_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    monkeypatch.delitem(sys.modules, "optimum_kprune.from_sentence_transformer", raising=False)
+    monkeypatch.delitem(sys.modules, "optimum_kprune.sentence_transformers", raising=False)
     with pytest.raises(ImportError, match=r"pip install optimum-kprune\[sentence-transformers\]"):
         KPruner.from_sentence_transformer(None)
 

@@ -10,7 +10,7 @@ import torch
 from tiny import batches_of, ragged_samples, same_state, tiny_model
 
 from optimum_kprune import KPruneConfig, KPruner
-from optimum_kprune.states import StateStore
+from optimum_kprune.prune.state_store import StateStore
 
 SAMPLES = ragged_samples(36)
 

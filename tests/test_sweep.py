@@ -5,7 +5,11 @@ import torch
 from tiny import LAYERS, batches_of, ragged_samples, same_state, samples_for, texts_of, tiny_model, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification
 
-from optimum_kprune import KPruneConfig, KPruner, frontier, passes, pruner, pruning, publishing
+from optimum_kprune import KPruneConfig, KPruner, pruner
+from optimum_kprune.prune import hidden_states as frontier
+from optimum_kprune.prune import loop as pruning
+from optimum_kprune.prune import statistics as passes
+from optimum_kprune.publish import save as publishing
 
 RATES = [0.8, 0.0, 0.45]
 SAMPLES = ragged_samples()

@@ -8,14 +8,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, PreTrainedTokenizerFast
 from transformers.models.auto import modeling_auto
 
-from optimum_kprune.adapters import supported_model_types
-from optimum_kprune.calibration import CalibrationBatches
-from optimum_kprune.frontier import Frontier
-from optimum_kprune.kept import adapter_of
+from optimum_kprune.calibration.prepare import CalibrationBatches
+from optimum_kprune.encoder.adapters import supported_model_types
+from optimum_kprune.encoder.config_field import adapter_of
+from optimum_kprune.encoder.hooks import evaluating
+from optimum_kprune.encoder.sublayers import Encoder
+from optimum_kprune.encoder.tasks import task_of
 from optimum_kprune.kprune_map import parse_units
-from optimum_kprune.observe import evaluating
-from optimum_kprune.sublayers import Encoder
-from optimum_kprune.tasks import task_of
+from optimum_kprune.prune.hidden_states import Frontier
 
 FAMILIES = supported_model_types()
 # Every kind of output there is to preserve: the name of the head, and options of the config.

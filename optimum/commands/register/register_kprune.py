@@ -45,7 +45,7 @@ class KPruneCommand(BaseOptimumCLICommand):
     def run(self) -> None:
         """Runs the command."""
         with interruptible():
-            from optimum_kprune.command import run
+            from optimum_kprune.cli import run
 
             run(self.args)
 

@@ -1,0 +1,244 @@
+"""Samples -> batches of tensors, padded and checked: what reaches the model is what it can look up."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .tokenize import InputSpec, Sample
+
+# Tokens, padding included, from which on a batch is as fast per token as larger ones, which only take more memory.
+FULL_BATCH = 512
+
+Batch = dict[str, Tensor]
+DataCollator = Callable[[list[Sample]], Mapping[str, Any]]
+
+# What there is one number of per token.
+LIKE_IDS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def make_batches(
+    samples: list[Sample], spec: InputSpec, collate: DataCollator, batch_size: int, keep_order: bool = False
+) -> list[Batch]:
+    """Makes batches of samples in their order.
+
+    Args:
+        samples: the samples, sorted by length unless their order is to be kept.
+        spec: what the model reads.
+        collate: makes a batch of a list of samples.
+        batch_size: most samples in a batch.
+        keep_order: whether every batch but the last is of `batch_size`; long samples fill one earlier otherwise.
+
+    Returns:
+        Batches as of `to_tensors`.
+
+    Raises:
+        ValueError: if the collator cannot do with the samples, or what it returns is no batch.
+    """
+    full = math.inf if keep_order else FULL_BATCH
+    groups = _grouped(samples, batch_size, full)
+    return [_trim_padding(to_tensors(_collate(group, collate), spec)) for group in groups]
+
+
+def _grouped(samples: list[Sample], batch_size: int, full: float) -> Iterator[list[Sample]]:
+    """Makes groups of samples in their order; they end before a sample with which they would be more than full."""
+    group: list[Sample] = []
+    for sample in samples:
+        width = width_of(sample) * len(rows_of(sample["input_ids"]))
+        if group and (len(group) == batch_size or width * (len(group) + 1) > full):
+            yield group
+            group = []
+        group.append(sample)
+    if group:
+        yield group
+
+
+def rows_of(values: list) -> list[list]:
+    """Returns the rows of tokens of a sample: one, or one per choice."""
+    return values if values and isinstance(values[0], list) else [values]
+
+
+def _row_lengths(sample: Sample) -> list[int]:
+    """The number of real tokens in each row of a sample."""
+    if "attention_mask" in sample:
+        return [sum(map(bool, row)) for row in rows_of(sample["attention_mask"])]
+    return [len(row) for row in rows_of(sample["input_ids"])]
+
+
+def width_of(sample: Sample) -> int:
+    """Returns the number of real tokens in the longest row of a sample."""
+    return max(_row_lengths(sample))
+
+
+def sample_tokens(sample: Sample) -> int:
+    """Returns the number of real tokens of a sample."""
+    return sum(_row_lengths(sample))
+
+
+def batch_tokens(batch: Batch) -> int:
+    """Returns the number of real tokens of a batch that has its mask."""
+    return int(batch["attention_mask"].count_nonzero())
+
+
+def default_collator(spec: InputSpec) -> DataCollator:
+    """Pads with the tokenizer; without one, samples must have one length already."""
+    if spec.processing_class is None:
+        return _stack
+    if spec.processing_class.pad_token is None:
+        raise ValueError(
+            "`processing_class` must have a pad token to make batches. Got a tokenizer without one instead. Set "
+            "`processing_class.pad_token`, or pass a `data_collator` or ready batches."
+        )
+    return lambda samples: _pad(samples, spec)
+
+
+def _stack(samples: list[Sample]) -> dict[str, Tensor]:
+    try:
+        return {name: torch.tensor([sample[name] for sample in samples]) for name in samples[0]}
+    except ValueError as error:
+        raise ValueError(
+            "The samples must have one length when there is nothing to pad them with. Got samples of different "
+            "lengths. Pass processing_class=... or data_collator=..."
+        ) from error
+
+
+def _pad(samples: list[Sample], spec: InputSpec) -> dict[str, Tensor]:
+    """Pads to the longest row of the batch: (batch, tokens), or (batch, choices, tokens) for nested samples."""
+    nested = isinstance(samples[0]["input_ids"][0], list)
+    if not nested:
+        return _padded(samples, spec)
+    counts = {len(sample["input_ids"]) for sample in samples}
+    if len(counts) > 1:
+        raise ValueError(
+            "All samples of a multiple-choice model must have the same number of choices. Got "
+            f"{' and '.join(map(str, sorted(counts)))} choices. Fill up or leave out rows, or pass ready batches."
+        )
+    rows = [
+        {name: values[choice] for name, values in sample.items()}
+        for sample in samples
+        for choice in range(len(sample["input_ids"]))
+    ]
+    return {name: tensor.unflatten(0, (len(samples), -1)) for name, tensor in _padded(rows, spec).items()}
+
+
+def _padded(rows: list[Sample], spec: InputSpec) -> dict[str, Tensor]:
+    try:
+        return dict(spec.tokenizer.pad(rows, return_attention_mask=True, return_tensors="pt"))
+    except ValueError as error:
+        raise ValueError(
+            f"The columns {', '.join(rows[0])} must hold lists of whole numbers, in each sample of one length, to be "
+            f"padded. The tokenizer says: {error}"
+        ) from error
+
+
+def _collate(samples: list[Sample], collate: DataCollator) -> Mapping[str, Any]:
+    try:
+        # Copies, because collators may take columns out of the samples.
+        return collate([dict(sample) for sample in samples])
+    except KeyError as error:
+        raise ValueError(
+            f"`data_collator` must do with the columns of the samples: {', '.join(samples[0])}. It asks for {error}. "
+            "Pass a collator that needs no labels, or none."
+        ) from error
+
+
+def to_tensors(batch: Any, spec: InputSpec) -> Batch:
+    """Returns the tensors of a batch on the CPU, with a mask, and without what the model does not read.
+
+    Raises:
+        ValueError: if it is no batch, or its tensors do not fit each other or the task.
+    """
+    if not isinstance(batch, Mapping) or batch.get("input_ids") is None:
+        got = f"the keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
+        raise ValueError(
+            f"A calibration batch must be a mapping with `input_ids`. Got {got} instead. Tokenize the texts first, "
+            "or pass a `datasets.Dataset` or a list of texts."
+        )
+    tensors = {}
+    for name in batch:
+        if name in spec.read_names and batch[name] is not None:
+            tensors[name] = _to_tensor(name, batch[name])
+    ids = tensors["input_ids"]
+    tensors.setdefault("attention_mask", torch.ones_like(ids))
+    shape = "(batch, choices, tokens)" if spec.task == "multiple-choice" else "(batch, tokens)"
+    if ids.dim() != shape.count(",") + 1 or not ids.numel():
+        raise ValueError(
+            f"`input_ids` of a calibration batch for {spec.task} must have the shape {shape}, all 1 or above. Got "
+            f"{tuple(ids.shape)} instead. For single samples, pass `datasets.Dataset.from_list(samples)`."
+        )
+    for name, tensor in tensors.items():
+        given, expected = (tensor.shape, ids.shape) if name in LIKE_IDS else (tensor.shape[:1], ids.shape[:1])
+        if given != expected:
+            raise ValueError(
+                f"`{name}` of a calibration batch must go with its `input_ids`, of shape {tuple(ids.shape)}. Got the "
+                f"shape {tuple(tensor.shape)} instead. Pass what the tokenizer returns."
+            )
+    return tensors
+
+
+def _to_tensor(name: str, values: Any) -> Tensor:
+    try:
+        tensor = torch.as_tensor(values).detach().cpu()
+        # Not every type of whole numbers can be counted, compared or looked up.
+        return tensor.long() if _is_whole(tensor) else tensor
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"`{name}` of a calibration batch must be a tensor, or an array or list that makes one. "
+            f"Got {type(values).__name__}: {error}. Pad its rows to one length, or pass a `datasets.Dataset`."
+        ) from error
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def _trim_padding(batch: Batch) -> Batch:
+    """Cuts off the trailing positions that are padding in every row; leading ones shift the positions of the text."""
+    mask = batch["attention_mask"]
+    if any(tensor.dim() >= mask.dim() and tensor.shape != mask.shape for tensor in batch.values()):
+        return batch
+    end = int(mask.flatten(0, -2).any(dim=0).nonzero().max()) + 1
+    return {
+        name: tensor[..., :end].contiguous() if tensor.shape == mask.shape else tensor
+        for name, tensor in batch.items()
+    }
+
+
+def for_model(batch: Batch, spec: InputSpec) -> Batch:
+    """Returns what the model takes of a batch, checked: its length, and the numbers that it looks up in its tables.
+
+    Raises:
+        ValueError: if an input is too long, or a number has no row in the table of the model's embeddings.
+    """
+    limits = [limit for limit in (spec.max_length, spec.max_positions) if limit is not None]
+    length = batch["input_ids"].shape[-1]
+    if limits and length > min(limits):
+        raise ValueError(
+            f"The calibration data must be at most {min(limits)} tokens long, the limit of the model or `max_length`. "
+            f"Got an input of {length} tokens. Tokenize with truncation=True, max_length={min(limits)}."
+        )
+    taken = {name: tensor for name, tensor in batch.items() if name in spec.kept_names}
+    for name, size in {"input_ids": spec.vocab_size, "token_type_ids": spec.type_vocab_size}.items():
+        if name in taken:
+            taken[name] = _looked_up(name, taken[name], size, spec)
+    return taken
+
+
+def _looked_up(name: str, numbers: Tensor, size: int | None, spec: InputSpec) -> Tensor:
+    """Checks that numbers are rows of a table, padding included: on accelerators, others end the process."""
+    allowed = "whole numbers, 0 or above" + (
+        "" if size is None else f" and below {size}, the rows of the model's table"
+    )
+    if not _is_whole(numbers):
+        raise ValueError(f"`{name}` of the calibration data must be {allowed}. Got the type {numbers.dtype} instead.")
+    lowest, highest = int(numbers.min()), int(numbers.max())
+    if lowest >= 0 and (size is None or highest < size):
+        return numbers
+    advice = "Prepare the data with the tokenizer that the model was trained with."
+    if spec.processing_class is not None and size is not None and size < len(spec.processing_class):
+        advice += f" The one given has {len(spec.processing_class)} tokens: it is that of another model, or got more."
+    raise ValueError(
+        f"`{name}` of the calibration data must be {allowed}. Got {lowest if lowest < 0 else highest}. {advice}"
+    )

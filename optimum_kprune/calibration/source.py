@@ -1,0 +1,213 @@
+"""Where calibration data comes from: the Hub, a local folder or files -> one raw `datasets.Dataset`."""
+
+import csv
+import gzip
+import logging
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+from .columns import SEPARATORS
+
+logger = logging.getLogger(__name__)
+
+TEXT_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".txt": "text"}
+FILE_FORMATS = {**TEXT_FORMATS, ".parquet": "parquet", ".arrow": "arrow"}
+ALLOWED_TYPES = f"{', '.join(FILE_FORMATS)} (those of text also as .gz)"
+# Suffixes that no Hub repository is expected to end with: such a name is a file, readable or not.
+OTHER_FILE_SUFFIXES = {".feather", ".gz", ".pkl", ".pt", ".py", ".xlsx", ".xml", ".yaml", ".zip"}
+GZIP_MAGIC = b"\x1f\x8b"
+HEADER_BYTES = 100_000
+# Files that `datasets` does not take for data either.
+METADATA_FILES = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
+
+
+def read_split(
+    dataset_name: str | PathLike | Sequence[str | PathLike], config_name: str | None, split: str
+) -> Dataset:
+    """Reads one split of a data set.
+
+    Args:
+        dataset_name: a folder of files of one format, or one written by `save_to_disk`; a file, a glob pattern or a
+            list of these; otherwise a name on the Hugging Face Hub. What exists locally wins.
+        config_name: configuration of a Hub data set or of a folder.
+        split: split to read, such as "train" or "train[:1000]". Files form the split "train".
+
+    Raises:
+        FileNotFoundError: if a path does not exist, or the name is neither a path nor readable on the Hub.
+        ValueError: if the type of a file is unknown, or there is no such configuration, split or data.
+    """
+    if not dataset_name:
+        raise ValueError(f"`dataset_name` must name a data set, a folder or files. Got {dataset_name!r} instead.")
+    if isinstance(dataset_name, str | PathLike):
+        path = Path(dataset_name).expanduser()
+        if path.is_dir():
+            return _read_folder(path, config_name, split)
+        if not path.exists() and not looks_like_path(str(dataset_name)):
+            return _load(str(dataset_name), split, config_name)
+        dataset_name = [path]
+    _reject_config(config_name, "files")
+    files = [file for path in dataset_name for file in _expand(Path(path).expanduser())]
+    return _load(_format_of(files), split, None, files, data_files=[str(file) for file in files])
+
+
+def default_split(dataset_name: Any) -> str:
+    """Returns the split to evaluate on: "validation", but of files "train", as which all of them are read."""
+    is_name = isinstance(dataset_name, str | PathLike)
+    is_files = is_name and looks_like_path(str(dataset_name)) and not Path(dataset_name).is_dir()
+    return "train" if is_files else "validation"
+
+
+def looks_like_path(name: str) -> bool:
+    """Hub names are `name` or `owner/name`: anything else, and anything that ends like a file, is a path."""
+    is_file_like = Path(name).suffix.lower() in FILE_FORMATS.keys() | OTHER_FILE_SUFFIXES
+    return is_file_like or name.count("/") > 1 or name.startswith((".", "/", "~")) or any(c in name for c in "\\*?[")
+
+
+def _expand(path: Path) -> list[Path]:
+    """The file itself, or the files that a glob pattern matches, sorted."""
+    if path.exists():
+        return [path]
+    matches = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+    files = sorted(match for match in matches if match.is_file()) if any(c in str(path) for c in "*?[") else []
+    if not files:
+        raise FileNotFoundError(
+            "`dataset_name` must be the name of a data set on the Hugging Face Hub, or an existing folder, file, glob "
+            f"pattern or list of files. Got {str(path)!r}, which does not exist (looked in {str(Path.cwd())!r} if it "
+            "is relative). Correct the path; texts themselves are given to `prune`, in a list."
+        )
+    return files
+
+
+def _type_of(file: Path) -> str:
+    """The suffix that tells the format; of a text file that is compressed, the one before."""
+    suffix, inner = file.suffix.lower(), Path(file.stem).suffix.lower()
+    return inner if suffix == ".gz" and inner in TEXT_FORMATS else suffix
+
+
+def _format_of(files: Sequence[Path]) -> str:
+    """The one format of all files, as `datasets.load_dataset` calls it."""
+    for file in files:
+        if _type_of(file) not in FILE_FORMATS:
+            raise ValueError(
+                f"`dataset_name` must name files of the types {ALLOWED_TYPES}. Got {str(file)!r} instead. "
+                "Convert it, or load it yourself and pass the `datasets.Dataset`."
+            )
+    formats = sorted({FILE_FORMATS[_type_of(file)] for file in files})
+    if len(formats) > 1:
+        raise ValueError(
+            f"The files of `dataset_name` must all have one format (types: {ALLOWED_TYPES}). Got {', '.join(formats)} "
+            "instead. Name the files of one format, for instance with a glob pattern."
+        )
+    return formats[0]
+
+
+def _open_text(file: Path) -> Any:
+    """Opens a file of text, compressed or not, to read its bytes."""
+    with file.open("rb") as opened:
+        is_compressed = opened.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+    return gzip.open(file) if is_compressed else file.open("rb")
+
+
+def _separator_of(files: Sequence[Path]) -> str:
+    """The separator with which the headers of tables have most columns: that of the file type, if others do not."""
+    separators: dict[str, Path] = {}
+    for file in files:
+        with _open_text(file) as opened:
+            header = [opened.readline(HEADER_BYTES).decode(errors="replace")]
+        usual = "\t" if _type_of(file) == ".tsv" else ","
+        separator = max(f"{usual},{SEPARATORS}", key=lambda one: len(next(csv.reader(header, delimiter=one), ())))
+        if separator != usual:
+            logger.info("%r is read with the separator %r, which its header has.", str(file), separator)
+        separators[separator] = file
+    if len(separators) > 1:
+        found = " and ".join(f"{separator!r} in {str(file)!r}" for separator, file in separators.items())
+        raise ValueError(
+            f"The tables of `dataset_name` must all have one separator. Got {found}. Convert some of them."
+        )
+    return next(iter(separators))
+
+
+def _read_folder(folder: Path, config_name: str | None, split: str) -> Dataset:
+    is_table, is_dict = (folder / "state.json").is_file(), (folder / "dataset_dict.json").is_file()
+    if is_table or is_dict:
+        _reject_config(config_name, "a folder written by `save_to_disk`")
+        return _split_of(load_from_disk(str(folder)), folder, split)
+    # A README.md may say which files belong to which configuration and split: a copy of a Hub repository.
+    if (folder / "README.md").is_file():
+        return _load(str(folder), split, config_name)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in METADATA_FILES]
+    data_files = [path for path in files if _type_of(path) in FILE_FORMATS]
+    if not data_files:
+        found = ", ".join(repr(path.name) for path in files[:5]) or "no files"
+        raise ValueError(
+            f"The folder {str(folder)!r} must hold files of the types {ALLOWED_TYPES}, or be written by "
+            f"`save_to_disk`. Got {found} instead. Name another folder, or convert the files."
+        )
+    _format_of(data_files)
+    return _load(str(folder), split, config_name, data_files)
+
+
+def _split_of(loaded: Dataset | DatasetDict, folder: Path, split: str) -> Dataset:
+    """The split of a saved `DatasetDict`; a saved `Dataset` is one table, whatever split it once was."""
+    if isinstance(loaded, Dataset):
+        return loaded
+    if split not in loaded:
+        raise ValueError(
+            f"`dataset_split` must be one of {', '.join(map(repr, loaded))}, the splits of {str(folder)!r}. "
+            f"Got {split!r} instead."
+        )
+    return loaded[split]
+
+
+def _load(
+    source: str,
+    split: str,
+    config_name: str | None,
+    files: Sequence[Path] = (),
+    data_files: list[str] | None = None,
+) -> Dataset:
+    """Calls `datasets.load_dataset` and says which argument or which of the files to change where it fails."""
+    shown = data_files or source
+    options = {"sep": _separator_of(files)} if files and _format_of(files) == "csv" else {}
+    try:
+        return load_dataset(source, config_name, data_files=data_files, split=split, **options)
+    except (DatasetNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"{source!r} is no local folder or file, and it could not be read from the Hugging Face Hub: {error}. "
+            "Correct `dataset_name`, or pass the path of local data."
+        ) from error
+    # An empty file of JSON ends an iterator of the library.
+    except (DatasetGenerationError, ValueError, StopIteration) as error:
+        reason = "it has no rows" if "corresponds to no data" in str(error) else error.__cause__ or error
+        raise ValueError(
+            f"The split {split!r} of {shown!r} could not be read: {_broken_file(files) or reason}. Change "
+            "`dataset_split` (or `dataset_config_name`), or the data."
+        ) from error
+
+
+def _broken_file(files: Sequence[Path]) -> str | None:
+    """Says which of the files is empty or no text in UTF-8, if one is."""
+    for file in files:
+        if not file.stat().st_size:
+            return f"{str(file)!r} is empty"
+        if _type_of(file) in TEXT_FORMATS:
+            try:
+                with _open_text(file) as opened:
+                    for line in opened:
+                        line.decode()
+            except UnicodeDecodeError as error:
+                return f"{str(file)!r} is not in UTF-8 ({error}), to which `iconv -f latin1 -t utf-8` converts it"
+    return None
+
+
+def _reject_config(config_name: str | None, source: str) -> None:
+    if config_name is not None:
+        raise ValueError(
+            f"`dataset_config_name` must be None for {source}, which have no configurations. "
+            f"Got {config_name!r} instead."
+        )

@@ -1,0 +1,176 @@
+"""What is given to calibrate on -> tables of rows to draw from, or batches that are ready."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any, TypeVar
+
+import pandas
+import pyarrow
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+from .columns import TEXT_COLUMNS
+
+Item = TypeVar("Item")
+
+# Of what can only be read on and on: so many rows at a time are drawn from.
+ROWS_PER_BLOCK = 10_000
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is given to calibrate on: rows in tables, or batches.
+
+    Attributes:
+        source: what it is, in words.
+        tables: the rows, in one table, or of a stream block by block; None if batches are given.
+        batches: the batches, in a list if all of them are at hand; None if rows are given.
+        are_texts: whether the columns of the tables are the texts in the order in which they are read.
+    """
+
+    source: str
+    tables: Iterator[Dataset] | None = None
+    batches: Iterable[Any] | None = None
+    are_texts: bool = False
+
+
+def given_as(data: Any, task: str, seed: int) -> Given:
+    """Tells what is given to calibrate on; of a stream or an iterator, no more is read than is asked for.
+
+    Args:
+        data: a data set or a stream of one; a data frame, an Arrow table or a dictionary of columns; texts or tuples
+            of texts; batches.
+        task: name of the task.
+        seed: seed of the order of the parts of a stream.
+
+    Raises:
+        ValueError: if it is none of these, or empty.
+    """
+    table = table_of(data)
+    if table is not None:
+        return Given(f"{len(table):,} rows", iter([table]))
+    stream = f"a stream, {ROWS_PER_BLOCK:,} rows at a time"
+    if isinstance(data, IterableDataset):
+        # A buffer of one shuffles the files alone: rows are drawn block by block, as of any stream.
+        rows = iter(data.with_format(None).shuffle(seed=seed, buffer_size=1))
+        return Given(stream, (Dataset.from_list(block, data.features) for block in _blocks(rows, ROWS_PER_BLOCK)))
+    first, items = _first_item(data)
+    is_at_hand = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    if isinstance(first, Mapping):
+        source = f"a list of {len(data):,} batches" if is_at_hand else "batches"
+        return Given(source, batches=list(items) if is_at_hand else items)
+    blocks = _blocks(items, None if is_at_hand else ROWS_PER_BLOCK)
+    source = f"{len(data):,} rows" if is_at_hand else stream
+    return Given(source, (dataset_from_texts(block, task) for block in blocks), are_texts=True)
+
+
+def peek(items: Iterable[Item]) -> tuple[Item, Iterator[Item]]:
+    """Returns the first item of an iterable, and an iterator over all its items.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    items = iter(items)
+    for first in items:
+        return first, chain([first], items)
+    raise ValueError("`calibration_dataset` must hold samples. Got no items: it is empty, or an iterator used up.")
+
+
+def _blocks(items: Iterator[Item], size: int | None) -> Iterator[list[Item]]:
+    while block := list(islice(items, size)):
+        yield block
+
+
+def table_of(data: Any) -> Dataset | None:
+    """Returns the table that is given as one: what would otherwise be iterated over by the names of its columns."""
+    if isinstance(data, Dataset):
+        return data
+    with _failures_told():
+        if isinstance(data, pandas.DataFrame):
+            return Dataset.from_pandas(data, preserve_index=False)
+        if hasattr(data, "__arrow_c_stream__") and hasattr(data, "columns"):
+            return Dataset(pyarrow.table(data))
+    if isinstance(data, Mapping) and data and all(isinstance(values, list) for values in data.values()):
+        return _from_columns(dict(data))
+    return None
+
+
+def _from_columns(columns: dict[str, list]) -> Dataset:
+    with _failures_told():
+        return Dataset.from_dict(columns)
+
+
+@contextmanager
+def _failures_told() -> Iterator[None]:
+    """Says what cannot be put into a table."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            "The calibration data must be valid text. Got half of a surrogate pair, "
+            f"{error.object[error.start]!r}, in {error.object[:40]!r}. Read the text in its right encoding, or clean "
+            'it: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
+        ) from error
+    except (pyarrow.ArrowException, TypeError) as error:
+        raise ValueError(
+            "The calibration data must be columns with names, each of values of one type, and all of one length. Got "
+            f"something else: {error}."
+        ) from error
+
+
+def _first_item(data: Any) -> tuple[Any, Iterator[Any]]:
+    """Returns the first item of an iterable of texts or batches, and an iterator over all its items."""
+    advice = ""
+    if isinstance(data, str):
+        advice = " Load it: get_calibration_dataset(...); or, if it is a text, pass a list of texts."
+    elif isinstance(data, DatasetDict | IterableDatasetDict):
+        advice = f" Pass one of its splits: {', '.join(map(str, data))}."
+    elif isinstance(data, Mapping):
+        advice = ' Pass a list of batches, or a dictionary of lists of texts, such as {"text": [...]}.'
+    if advice or not isinstance(data, Iterable):
+        raise ValueError(
+            "`calibration_dataset` must be a `datasets.Dataset`, a list of texts or of pairs of texts, or an iterable "
+            f"of batches. Got {type(data).__name__} instead.{advice}"
+        )
+    first, items = peek(data)
+    if not isinstance(first, str | list | tuple | Mapping):
+        raise ValueError(
+            "The items of `calibration_dataset` must be texts, tuples of texts, or batches (mappings with "
+            f"`input_ids`). Got {type(first).__name__} instead."
+        )
+    return first, items
+
+
+def dataset_from_texts(items: Sequence[Any], task: str) -> Dataset:
+    """Puts a list of texts, of pairs of texts, or of (prompt, choice, choice, ...) into columns, in that order.
+
+    For token classification, lists of strings are the words of one text.
+
+    Raises:
+        ValueError: if the list mixes types, or its items hold too few or too many texts for the task.
+    """
+    are_texts = isinstance(items[0], str)
+    for item in items:
+        is_sequence = isinstance(item, list | tuple) and all(isinstance(text, str) for text in item)
+        if not (isinstance(item, str) if are_texts else is_sequence):
+            raise ValueError(
+                "A list of calibration data must hold texts only, or tuples of texts only (batches must be mappings "
+                f"with `input_ids`). Got one that begins with {_described(items[0])} and holds {_described(item)}."
+            )
+    if task == "token-classification":
+        return _from_columns({"text": [item if are_texts else list(item) for item in items]})
+    rows = [(item,) if are_texts else tuple(item) for item in items]
+    widths = {len(row) for row in rows}
+    if len(widths) > 1 or not widths <= set(TEXT_COLUMNS[task].counts):
+        raise ValueError(
+            f"The items of a list of calibration data for {task} must stand for {TEXT_COLUMNS[task].allowed}: a text "
+            f"or a tuple of texts, all of one length. Got items of {' and '.join(map(str, sorted(widths)))} texts."
+        )
+    return _from_columns({f"text_{index}": list(texts) for index, texts in enumerate(zip(*rows, strict=True))})
+
+
+def _described(item: Any) -> str:
+    if isinstance(item, list | tuple):
+        return f"a {type(item).__name__} of {', '.join(sorted({type(part).__name__ for part in item})) or 'nothing'}"
+    return f"an item of type {type(item).__name__}"

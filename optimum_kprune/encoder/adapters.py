@@ -1,0 +1,150 @@
+"""Where the prunable sublayers of an encoder live: one row of names per architecture, no code.
+
+An adapter is plain data (it is also written into the config of a pruned model, so that the saved
+folder can rebuild itself). Supporting another architecture means registering another row.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class SublayerAdapter:
+    """Names of the modules of one residual sublayer, relative to its block.
+
+    Attributes:
+        kind: `"attention"` (units are heads) or `"ffn"` (units are neurons).
+        inputs: input projections (`nn.Linear`) whose rows belong to the units, with the number of
+            projections fused in each, stacked one after the other (1 when it is not fused).
+        output: output projection (`nn.Linear`) whose columns belong to the units.
+        residual: the module whose first input is the residual stream `X` that the sublayer adds to.
+        bypass: the module that is replaced when no unit is left; it contains the unit computation.
+        returns_tuple: whether `bypass` returns a tuple that begins with the hidden states.
+        counts: attributes that hold the number of `"units"` or of `"features"` (units x unit size).
+    """
+
+    kind: Literal["attention", "ffn"]
+    inputs: dict[str, int]
+    output: str
+    residual: str
+    bypass: str
+    returns_tuple: bool = False
+    counts: dict[str, Literal["units", "features"]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EncoderAdapter:
+    """The stack of blocks of an encoder and the sublayers of each block, bottom to top.
+
+    Attributes:
+        blocks: name of the `nn.ModuleList` of blocks, relative to `model.base_model`.
+        sublayers: the sublayers of one block, in the order in which they are applied.
+    """
+
+    blocks: str
+    sublayers: tuple[SublayerAdapter, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the adapter as nested dictionaries and lists that JSON can hold."""
+        return {"blocks": self.blocks, "sublayers": [asdict(sublayer) for sublayer in self.sublayers]}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "EncoderAdapter":
+        """Returns the adapter that `to_dict` wrote."""
+        return cls(data["blocks"], tuple(SublayerAdapter(**sublayer) for sublayer in data["sublayers"]))
+
+
+BERT = EncoderAdapter(
+    blocks="encoder.layer",
+    sublayers=(
+        SublayerAdapter(
+            kind="attention",
+            inputs={"attention.self.query": 1, "attention.self.key": 1, "attention.self.value": 1},
+            output="attention.output.dense",
+            residual="attention.self.query",
+            bypass="attention.self",
+            returns_tuple=True,
+            counts={"attention.self.num_attention_heads": "units", "attention.self.all_head_size": "features"},
+        ),
+        SublayerAdapter(
+            kind="ffn",
+            inputs={"intermediate.dense": 1},
+            output="output.dense",
+            residual="intermediate.dense",
+            bypass="intermediate",
+        ),
+    ),
+)
+
+DISTILBERT = EncoderAdapter(
+    blocks="transformer.layer",
+    sublayers=(
+        SublayerAdapter(
+            kind="attention",
+            inputs={"attention.q_lin": 1, "attention.k_lin": 1, "attention.v_lin": 1},
+            output="attention.out_lin",
+            residual="attention.q_lin",
+            bypass="attention",
+            returns_tuple=True,
+            counts={"attention.n_heads": "units"},
+        ),
+        SublayerAdapter(kind="ffn", inputs={"ffn.lin1": 1}, output="ffn.lin2", residual="ffn.lin1", bypass="ffn"),
+    ),
+)
+
+_ADAPTERS: dict[str, EncoderAdapter] = {
+    "bert": BERT,
+    "camembert": BERT,
+    "distilbert": DISTILBERT,
+    "electra": BERT,
+    "roberta": BERT,
+    "xlm-roberta": BERT,
+}
+
+
+def supported_model_types() -> list[str]:
+    """Returns the model types that have an adapter, sorted."""
+    return sorted(_ADAPTERS)
+
+
+def register_adapter(model_type: str, adapter: EncoderAdapter) -> None:
+    """Makes the encoders of `model_type` (as in `config.model_type`) prunable, loadable and savable.
+
+    Raises:
+        ValueError: if `adapter` is not of the right form, or `model_type` has another adapter already.
+    """
+    if not isinstance(model_type, str) or not model_type:
+        raise ValueError(f"`model_type` must be the `config.model_type` of the encoders. Got {model_type!r}.")
+    sublayers = getattr(adapter, "sublayers", None)
+    rows = isinstance(sublayers, tuple | list) and all(isinstance(row, SublayerAdapter) for row in sublayers)
+    if not isinstance(adapter, EncoderAdapter) or not rows:
+        raise ValueError(f"`adapter` must be an EncoderAdapter with a tuple of SublayerAdapter. Got {adapter!r}.")
+    # Not at the top: adapters are read where nothing is loaded.
+    from ..kprune_map import REGISTERED, check_adapter
+    from ..modeling_kprune import CONFIG_MAPPING, register_auto_classes
+
+    check_adapter(adapter.to_dict())
+    if _ADAPTERS.get(model_type, adapter) != adapter:
+        raise ValueError(
+            f"The model type {model_type!r} has an adapter already, and it differs from the one given. "
+            "Register the new one under another model type."
+        )
+    _ADAPTERS[model_type] = adapter
+    REGISTERED[model_type] = adapter.to_dict()
+    if model_type in CONFIG_MAPPING:
+        register_auto_classes(model_type)
+
+
+def get_adapter(model_type: str) -> EncoderAdapter:
+    """Returns the adapter of `model_type`.
+
+    Raises:
+        ValueError: if there is none; the message names the supported types and how to add one.
+    """
+    if model_type not in _ADAPTERS:
+        raise ValueError(
+            f"No adapter for the model type {model_type!r}. Supported are: {', '.join(supported_model_types())}. "
+            "Describe where its sublayers are and register it with "
+            f"`optimum_kprune.register_adapter({model_type!r}, EncoderAdapter(...))`."
+        )
+    return _ADAPTERS[model_type]

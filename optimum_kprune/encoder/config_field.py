@@ -1,0 +1,43 @@
+"""The config field `kprune`: which units of the dense architecture a model has, and where its sublayers are."""
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ..kprune_map import check_map, format_units, parse_units
+from ..result import SublayerResult
+from .adapters import EncoderAdapter, get_adapter, supported_model_types
+
+
+def adapter_of(model: PreTrainedModel) -> EncoderAdapter:
+    """Returns the adapter of a model by its type, or else, of a pruned model, that in its config.
+
+    Raises:
+        ValueError: if there is none, or the map in the config of a pruned model does not fit it.
+    """
+    kprune = getattr(model.config, "kprune", None)
+    model_type = model.config.model_type.removeprefix("kprune-")
+    if kprune is None:
+        return get_adapter(model_type)
+    if isinstance(kprune, dict) and model_type in supported_model_types():
+        kprune = {**kprune, "adapter": get_adapter(model_type).to_dict()}
+    check_map(model, kprune, shrunk=True)
+    return EncoderAdapter.from_dict(kprune["adapter"])
+
+
+def kprune_field(model: PreTrainedModel, adapter: EncoderAdapter, sublayers: list[SublayerResult]) -> dict[str, Any]:
+    """Returns the config field of a model after a prune.
+
+    Args:
+        model: the model before the prune, dense or pruned itself.
+        adapter: where its sublayers are.
+        sublayers: what the prune kept, in indices of that model.
+    """
+    earlier = getattr(model.config, "kprune", None)
+    entries = []
+    for index, sublayer in enumerate(sublayers):
+        total = sublayer.total if earlier is None else earlier["kept"][index]["total"]
+        had = list(range(total)) if earlier is None else parse_units(earlier["kept"][index]["kept"], total)
+        kept = format_units([had[unit] for unit in sublayer.kept])
+        entries.append({"layer": sublayer.layer, "kind": sublayer.kind, "kept": kept, "total": total})
+    return {"adapter": adapter.to_dict(), "kept": entries}

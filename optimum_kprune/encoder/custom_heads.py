@@ -1,0 +1,171 @@
+"""Heads of one's own: what of their outputs a prune must preserve."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from ..algorithm.divergence import Prediction, at_least_float32
+from ..modeling_kprune import auto_classes, dense_class_of, is_of_transformers
+from .tasks import MASKED_LOGIT, TASKS, Task, from_logits, from_span, get_task, task_of
+
+# Maps what `forward` returns to logits, to several of them, or to a prediction.
+PredictionFunction = Callable[[Any], Any]
+
+
+def choose_task(model: nn.Module, name: str | None = None, prediction: PredictionFunction | None = None) -> Task:
+    """Returns the task of a model; for one with a head of its own, that task with what is found in its outputs.
+
+    Args:
+        model: a model with a head, or a module that holds one.
+        name: name of the task; None takes that of its class, of the class of transformers that it is derived from, or
+            "feature-extraction".
+        prediction: what to take of the outputs; see `KPruner`. None takes what the class is known for, or logits.
+
+    Raises:
+        ValueError: if there is no such task, or the model's class is known for another one.
+    """
+    if prediction is not None and not callable(prediction):
+        raise ValueError(
+            "`prediction` must be a function that maps the outputs of the model to logits, such as "
+            f"`lambda outputs: outputs['scores']`. Got {type(prediction).__name__} instead."
+        )
+    if prediction is None and is_of_transformers(dense_class_of(type(model))):
+        task = task_of(model)  # type: ignore[arg-type]
+        if name is not None and get_task(name) != task:
+            raise ValueError(
+                f"`task` must fit the model: a {type(model).__name__} is for {task.name!r}. Got {name!r} instead. "
+                "Leave `task` out, or load the checkpoint with the Auto class of the task."
+            )
+        return task
+    known = _task_of_bases(type(model)) if name is None else get_task(name)
+    embedding = TASKS["feature-extraction"]
+    if prediction is None and known == embedding:
+        return replace(embedding, predict=_predict_embedding)
+    return replace(known or embedding, predict=partial(_predict, prediction))
+
+
+def _task_of_bases(model_class: type) -> Task | None:
+    """The task of the class of transformers that a class is derived from."""
+    for base in model_class.__mro__:
+        known = auto_classes(getattr(base, "config_class", None) or PreTrainedConfig)
+        for task in TASKS.values():
+            if known.get(task.auto_class) is base:
+                return task
+    return None
+
+
+def _predict(function: PredictionFunction | None, outputs: Any, config: Any, mask: Tensor) -> Prediction:
+    found = _logits_in(outputs) if function is None else function(outputs)
+    return _prediction_of(found, config, mask)
+
+
+def _predict_embedding(outputs: Any, config: Any, mask: Tensor) -> Prediction:
+    named = _named(outputs)
+    if "last_hidden_state" not in named:
+        raise _nothing_found("`last_hidden_state`, of which the embedding is the mean", outputs)
+    embedding = TASKS["feature-extraction"]
+    return embedding.predict(SimpleNamespace(last_hidden_state=named["last_hidden_state"]), config, mask)
+
+
+def _logits_in(outputs: Any) -> Any:
+    """The logits among outputs, by their names; several are those of several heads, and a bare tensor is one."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    heads = {
+        name: value for name, value in _named(outputs).items() if name.endswith("logits") and isinstance(value, Tensor)
+    }
+    if not heads:
+        raise _nothing_found("tensors whose names end with `logits`, one for each head", outputs)
+    return heads
+
+
+def _nothing_found(wanted: str, outputs: Any) -> ValueError:
+    described = ", ".join(f"{name} ({_described(value)})" for name, value in _named(outputs).items())
+    return ValueError(
+        f"The outputs of the model must hold what a prune preserves: {wanted}. Got {described or _described(outputs)} "
+        "instead. Say what to compare: `KPruner(model, prediction=lambda outputs: ...)`, which returns logits of the "
+        "shape (samples, classes) or (samples, tokens, classes), or several in a list."
+    )
+
+
+def _named(outputs: Any) -> dict[str, Any]:
+    if isinstance(outputs, Mapping):
+        return {str(name): value for name, value in outputs.items()}
+    return dict(outputs._asdict()) if hasattr(outputs, "_asdict") else dict(getattr(outputs, "__dict__", {}))
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__} of {', '.join(map(_described, value)) or 'nothing'}"
+    return f"tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _prediction_of(found: Any, config: Any, mask: Tensor) -> Prediction:
+    """The prediction that logits make; the divergences of several heads add up."""
+    if isinstance(found, Prediction):
+        return found
+    if isinstance(found, Tensor):
+        return from_logits(_checked(found, mask), config, mask)
+    heads = dict(found) if isinstance(found, Mapping) else {}
+    if isinstance(found, list | tuple):
+        heads = dict(enumerate(found))
+    if not heads:
+        raise ValueError(
+            "`prediction` must return a tensor of logits, or a dictionary or list of them for several heads. Got "
+            f"{_described(found)} instead."
+        )
+    predictions = []
+    if {"start_logits", "end_logits"} <= heads.keys():
+        predictions.append(_span_of(heads.pop("start_logits"), heads.pop("end_logits"), mask))
+    predictions += [_prediction_of(head, config, mask) for head in heads.values()]
+    return _side_by_side(predictions)
+
+
+def _checked(logits: Tensor, mask: Tensor) -> Tensor:
+    """Logits of samples or of tokens; a sample has several rows of tokens in multiple choice."""
+    of_samples = logits.dim() == 2 and len(logits) and len(mask) % len(logits) == 0
+    of_tokens = logits.dim() == 3 and logits.shape[:2] == mask.shape
+    if not (logits.is_floating_point() and (of_samples or of_tokens)):
+        raise ValueError(
+            "Logits must be floating-point numbers of the shape (samples, classes) or (samples, tokens, classes). Got "
+            f"{logits.dtype} of the shape {tuple(logits.shape)} for {mask.shape[0]} rows of {mask.shape[1]} tokens. "
+            "Bring them into this shape with `prediction=lambda outputs: ...`."
+        )
+    return logits
+
+
+def _span_of(start: Tensor, end: Tensor, mask: Tensor) -> Prediction:
+    for logits in (start, end):
+        _checked(logits[..., None], mask)
+    return from_span(start, end, mask)
+
+
+def _side_by_side(predictions: list[Prediction]) -> Prediction:
+    """Several predictions of the same samples as one, whose positions are those of all: their divergences add up.
+
+    Classes that the narrower ones lack are of probability 0, or of the value 0, for teacher and student alike.
+    """
+    families = {prediction.family for prediction in predictions}
+    if len(families) > 1:
+        raise ValueError(
+            "All heads must be compared in one way. Got classes (categorical) together with plain values (gaussian: "
+            "a regression, or logits of one column). Choose those of one kind: `prediction=lambda outputs: ...`."
+        )
+    if len({len(prediction.values) for prediction in predictions}) > 1:
+        counts = ", ".join(str(len(prediction.values)) for prediction in predictions)
+        raise ValueError(f"All heads must predict for the same samples. Got {counts} samples.")
+    (family,) = families
+    fill = MASKED_LOGIT if family == "categorical" else 0.0
+    classes = max(prediction.values.shape[-1] for prediction in predictions)
+    values = [
+        nn.functional.pad(at_least_float32(head.values), (0, classes - head.values.shape[-1]), value=fill)
+        for head in predictions
+    ]
+    weights = [at_least_float32(head.weights) for head in predictions]
+    return Prediction(torch.cat(values, dim=1), torch.cat(weights, dim=1), family)

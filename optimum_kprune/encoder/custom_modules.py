@@ -1,0 +1,271 @@
+"""Modules of one's own that hold an encoder: where it is, how a pruned one gets in, and what is saved of the rest."""
+
+import copy
+import inspect
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+from transformers.utils import cached_file
+
+from ..modeling_kprune import dense_class_of, is_of_transformers, pruned_class
+from .adapters import supported_model_types
+from .config_field import adapter_of
+
+HEAD_NAME = "head.safetensors"
+
+
+def find_encoder(model: Any, name: str | None = None) -> str:
+    """Returns where the encoder to prune is: the name of a submodule, "" for the model itself.
+
+    Args:
+        model: a transformers model, or a module that holds one.
+        name: the submodule to take; None takes the outermost transformers model that can be pruned, if it is the only
+            one.
+
+    Raises:
+        ValueError: if there is none, or no telling which.
+    """
+    _require_module(model)
+    if isinstance(model, PreTrainedModel):
+        require_encoder_type(model.config)
+    found = _encoders_in(model)
+    if name is not None:
+        if name not in dict(model.named_modules()) or not _is_encoder(model.get_submodule(name)):
+            raise ValueError(
+                "`encoder` must name a submodule that is an encoder of transformers which can be pruned. Got "
+                f"{name!r} instead. In this {type(model).__name__} there are: {', '.join(map(repr, found)) or 'none'}."
+            )
+        return name
+    if len(found) > 1:
+        listed = ", ".join(
+            f"{found_name!r} ({type(model.get_submodule(found_name)).__name__})" for found_name in found
+        )
+        raise ValueError(
+            f"The {type(model).__name__} holds several encoders: {listed}. Choose one: "
+            f"`KPruner(model, encoder={found[0]!r})`."
+        )
+    if not found:
+        raise _nothing_to_prune(model)
+    return found[0]
+
+
+def require_encoder_type(config: Any) -> None:
+    """Raises a ValueError that says why, if a model type is that of a decoder or has one."""
+    kind = config.model_type
+    generates = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if getattr(config, "is_encoder_decoder", False) or generates:
+        kind_of_model = "a decoder" if generates else "an encoder with a decoder"
+        raise ValueError(
+            f"A model of the type {kind!r} is {kind_of_model}. K-prune is for encoders: it measures what a removed "
+            "unit costs where all tokens are there at once, and the cache of a decoder relies on every attention "
+            f"sublayer. Supported are: {', '.join(supported_model_types())}."
+        )
+
+
+def _require_module(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"`model` must be a loaded transformers model. Got {type(model).__name__} instead. "
+            "To load one, use `KPruner.from_pretrained(...)`; for a trainer, `KPruner.from_trainer(...)`."
+        )
+    if isinstance(model, DataParallel | DistributedDataParallel):
+        raise ValueError(
+            f"`model` must be the model itself. Got the {type(model).__name__} around it. Pass `model.module`, and "
+            "wrap the pruned model."
+        )
+    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
+        raise ValueError(
+            "A compiled model cannot be observed. Pass the model as it was before `torch.compile(...)` or "
+            "`model.compile()`, and compile the pruned model."
+        )
+    if _is_from(model, "sentence_transformers"):
+        raise ValueError(
+            f"`model` must be a loaded transformers model. Got {type(model).__name__} instead. Use "
+            "`KPruner.from_sentence_transformer(...)`, which takes pipelines of sentence-transformers."
+        )
+    if any(_is_from(module, "peft") for module in model.modules()):
+        raise ValueError(
+            "The model has adapters of PEFT, such as LoRA: heads and neurons are cut out of plain matrices. Merge the "
+            "adapters first, and give what comes out: `model = peft_model.merge_and_unload()`. If they were added by "
+            "`model.add_adapter(...)`, save them with `model.save_pretrained(folder)`, and merge "
+            "`PeftModel.from_pretrained(dense_model, folder)`."
+        )
+
+
+def _is_from(module: nn.Module, library: str) -> bool:
+    """Whether a module is of a class of a library, without importing it."""
+    return any(base.__module__.partition(".")[0] == library for base in type(module).__mro__)
+
+
+def _encoders_in(model: nn.Module) -> list[str]:
+    """The names of the outermost encoders in a module."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(not outer or name.startswith(f"{outer}.") for outer in found)
+        if not inside and _is_encoder(module):
+            found.append(name)
+    return found
+
+
+def _is_encoder(module: nn.Module) -> bool:
+    """Whether a module is a transformers model, with or without a head, that has blocks where its adapter says.
+
+    One that holds its encoder under another name than those of transformers do is a module of one's own: `AutoModel`
+    would not find the weights.
+    """
+    if not isinstance(module, PreTrainedModel):
+        return False
+    is_pruned = getattr(module.config, "kprune", None) is not None
+    base = module.base_model
+    if not is_pruned and module.config.model_type not in supported_model_types():
+        return False
+    if getattr(base, "base_model_prefix", None) != module.base_model_prefix:
+        return False
+    try:
+        base.get_submodule(adapter_of(module).blocks)
+    except AttributeError:
+        return False
+    return True
+
+
+def _nothing_to_prune(model: nn.Module) -> ValueError:
+    inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    if inner is None:
+        return ValueError(
+            "`model` must be a loaded transformers model, or a module that holds one. Got a "
+            f"{type(model).__name__} without any."
+        )
+    require_encoder_type(inner.config)
+    blocks = adapter_of(inner).blocks
+    return ValueError(
+        f"The {type(inner).__name__} has no module {blocks!r}, where the blocks of a model of the type "
+        f"{inner.config.model_type!r} are. Give a model of transformers' own structure, or one that holds it."
+    )
+
+
+def input_names(model: nn.Module, encoder: PreTrainedModel) -> list[str]:
+    """Returns the names of what the forward of a model reads; with `**kwargs`, the encoder's inputs are among them."""
+    parameters = inspect.signature(model.forward).parameters
+    hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return list(dict.fromkeys([*parameters, *(inspect.signature(encoder.forward).parameters if hands_on else ())]))
+
+
+def with_encoder(host: nn.Module, name: str, encoder: PreTrainedModel) -> nn.Module:
+    """Returns a copy of a module with another encoder in the place of its own, which is not copied.
+
+    Whatever else of the module refers to a part of the encoder refers to that part of the other one.
+    """
+    if not name:
+        return encoder
+    return copy.deepcopy(host, _replacements(host.get_submodule(name), encoder)).train(encoder.training)
+
+
+def _replacements(own: nn.Module, encoder: nn.Module) -> dict[int, Any]:
+    """The parts of another encoder by the identity of those of one's own; a pruned one does not have them all."""
+    modules, parameters = dict(encoder.named_modules()), dict(encoder.named_parameters())
+    replaced: dict[int, Any] = {id(part): modules[path] for path, part in own.named_modules() if path in modules}
+    return replaced | {id(part): parameters[path] for path, part in own.named_parameters() if path in parameters}
+
+
+def save_head(host: nn.Module, name: str, folder: Path) -> None:
+    """Writes the weights of a module but those of its encoder into a folder."""
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in _head_state(host, name).items()}
+    save_file(state, folder / HEAD_NAME, metadata={"format": "pt", "encoder": name})
+
+
+def load_into(module: nn.Module, folder: str | PathLike, **kwargs: Any) -> nn.Module:
+    """Puts the pruned encoder of a folder, and the head that was saved beside it, into a module of one's own.
+
+    Args:
+        module: a module like the one that was pruned; its own encoder may be of any size. It is changed in place.
+        folder: what `KPruner.save_pretrained` wrote for such a module, or its name on the Hub.
+        kwargs: where files come from, as in `from_pretrained`: `revision`, `token`, `cache_dir`, `local_files_only`.
+
+    Returns:
+        the module, in evaluation mode.
+
+    Raises:
+        OSError: if there is no such folder, or it holds no head.
+        ValueError: if the module is not like the one that was pruned; it stays as it was.
+    """
+    try:
+        file: Any = cached_file(folder, HEAD_NAME, **kwargs)
+    except OSError as error:
+        raise OSError(
+            f"{str(folder)!r} must hold {HEAD_NAME}, which is saved with the encoder of a module of your own. To load "
+            f"a transformers model, use its `from_pretrained`. {error}"
+        ) from error
+    try:
+        with safe_open(file, "pt") as opened:
+            name: Any = (opened.metadata() or {}).get("encoder")
+        state = load_file(file)
+    except SafetensorError as error:
+        raise OSError(f"{file!r} cannot be read: {error}. Take the file that was saved.") from error
+    encoder = dict(module.named_modules()).get(name)
+    if not isinstance(encoder, PreTrainedModel):
+        raise ValueError(
+            f"The module must hold its encoder as {name!r}, as the one did that was pruned. Got a "
+            f"{type(module).__name__} whose {name!r} is {type(encoder).__name__}."
+        )
+    differing = sorted({key for key, *_ in _forms(_head_state(module, name)) ^ _forms(state)})
+    if differing:
+        raise ValueError(
+            f"The head must be like the one that was saved. The {type(module).__name__} differs from {HEAD_NAME} in "
+            f"the names, shapes or kinds of number of {', '.join(differing)}. Build the module as it was when it was "
+            "pruned."
+        )
+    loaded = pruned_class(type(encoder)).from_pretrained(folder, dtype=encoder.dtype, **kwargs).to(encoder.device)
+    replaced, inside = _replacements(encoder, loaded), set(encoder.modules())
+    for part in [part for part in module.modules() if part not in inside]:
+        for held in (part._modules, part._parameters):
+            held.update({key: replaced[id(value)] for key, value in held.items() if id(value) in replaced})
+    module.load_state_dict(state, strict=False)
+    return module.eval()
+
+
+def _head_state(host: nn.Module, name: str) -> dict[str, Tensor]:
+    """The weights of a module that are not those of its encoder, under whatever name."""
+    inside = {id(value) for value in host.get_submodule(name).state_dict(keep_vars=True).values()}
+    return {key: value for key, value in host.state_dict(keep_vars=True).items() if id(value) not in inside}
+
+
+def _forms(state: dict[str, Tensor]) -> set[tuple[str, torch.Size, bool]]:
+    return {(key, value.shape, value.is_floating_point()) for key, value in state.items()}
+
+
+def how_to_load(model: nn.Module, name: str, place: str) -> str | None:
+    """Returns, in Markdown, how to load a model that no Auto class of transformers loads whole; None if one does.
+
+    Args:
+        model: the pruned model.
+        name: where its encoder is; "" for the model itself.
+        place: the folder or repository that it will be loaded from.
+    """
+    own = dense_class_of(type(model))
+    if name:
+        load = f"module = {own.__name__}(...)  # as it was built when it was pruned\n"
+        load += f"optimum_kprune.load_into(module, {place!r})"
+        rest = f"the other weights lie beside it, in `{HEAD_NAME}`"
+    elif not is_of_transformers(own):
+        load = f"model = optimum_kprune.pruned_class({own.__name__}).from_pretrained({place!r})"
+        rest = "the head needs its class"
+    else:
+        return None
+    return (
+        f"With the code of `{own.__name__}`, which is not part of this folder, and the plugin (`pip install "
+        f"optimum-kprune`):\n\n```python\nimport optimum_kprune\n\n{load}\n```\n\n"
+        f"Without the code of `{own.__name__}`, the encoder alone can be loaded; {rest}:\n\n"
+        f"```python\nimport optimum_kprune\nfrom transformers import AutoModel\n\n"
+        f"encoder = AutoModel.from_pretrained({place!r})\n```"
+    )

@@ -1,0 +1,193 @@
+"""Loading what is to be pruned: the model with the head of its task, and its tokenizer."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from json import JSONDecodeError
+from os import PathLike
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import has_file
+
+from ..modeling_kprune import auto_classes, weights_of_encoder
+from .custom_modules import require_encoder_type
+from .tasks import Task, get_task, task_of_class
+
+logger = logging.getLogger(__name__)
+
+# Arguments that say where files come from; the tokenizer and the config need them as well as the model.
+SOURCE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+
+def load_model(path: str | PathLike, task: str | None, **model_kwargs: Any) -> PreTrainedModel:
+    """Loads a checkpoint with the head of its task.
+
+    Args:
+        path: local folder or name on the Hub.
+        task: name of the task; None takes that of the architecture that the checkpoint was saved as.
+        model_kwargs: arguments of `from_pretrained`.
+
+    Raises:
+        OSError: if there is no such checkpoint, or its weights are not there, broken, or not of its config's shapes.
+        ValueError: if the task cannot be told or does not fit the checkpoint's head.
+    """
+    source = {name: model_kwargs[name] for name in SOURCE_ARGUMENTS if name in model_kwargs}
+    if "trust_remote_code" in model_kwargs:
+        source["trust_remote_code"] = model_kwargs["trust_remote_code"]
+    folder = Path(path, source.get("subfolder") or "")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise OSError(
+                f"The folder {str(path)!r} holds adapters of PEFT alone. Load them onto their model and merge them: "
+                f"`KPruner(PeftModel.from_pretrained(model, {str(path)!r}).merge_and_unload(), tokenizer)`."
+            )
+        raise OSError(
+            f"No model could be loaded from {str(path)!r}: the folder has no config.json. Give the folder that the "
+            "model's `save_pretrained` wrote."
+        )
+    with _told_of(f"No model could be loaded from {str(path)!r}."):
+        config = AutoConfig.from_pretrained(path, **source)
+    require_encoder_type(config)
+    chosen = _choose_task(path, config, task)
+    if chosen.name == "feature-extraction":
+        _warn_of_pipeline(path, source)
+    auto_class = getattr(transformers, chosen.auto_class)
+    with _told_of(
+        f"The weights of {str(path)!r} could not be loaded. They must be whole, and those that were saved with its "
+        "config.json:"
+    ):
+        model, info = auto_class.from_pretrained(path, output_loading_info=True, **model_kwargs)
+    absent = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
+    if lacking := weights_of_encoder(model, absent):
+        raise OSError(
+            f"The checkpoint {str(path)!r} lacks {len(lacking)} weights of the encoder, such as {lacking[0]!r}. They "
+            "must be whole, and those that were saved with its config.json."
+        )
+    # A pooler is no head: encoders are published without it, and embeddings are not read from it.
+    fresh = sorted(name for name in absent if "pooler" not in name)
+    if fresh:
+        logger.warning(
+            f"The checkpoint {str(path)!r} has no weights that fit the head ({', '.join(fresh)}): they were freshly "
+            "initialised, and what such a model predicts is not worth preserving. Fine-tune it on its task before you "
+            "prune it."
+        )
+    return model
+
+
+@contextmanager
+def _told_of(sentence: str) -> Iterator[None]:
+    """Turns what transformers raises of a checkpoint into an OSError of one line; a ValueError says enough itself."""
+    try:
+        yield
+    # Of files that are not as it wrote them transformers raises anything, from KeyError to ZeroDivisionError.
+    except Exception as error:
+        if isinstance(error, ValueError) and not isinstance(error, JSONDecodeError):
+            raise
+        told = " ".join([str(error), *getattr(error, "__notes__", ())])
+        if isinstance(error, UnpicklingError):
+            # What torch says is how to switch its safety off.
+            told = "they are pickled, with more in the pickle than tensors. Ask for them as safetensors."
+        elif not isinstance(error, OSError):
+            told = f"{type(error).__name__}: {told}"
+        raise OSError(f"{sentence} {' '.join(told.split())}") from error
+
+
+def load_processing_class(path: str | PathLike, **model_kwargs: Any) -> PreTrainedTokenizerBase | None:
+    """Loads the tokenizer of a checkpoint; returns None, with a warning, if there is none.
+
+    Raises:
+        ValueError: if there is one that cannot be loaded or used.
+    """
+    source = {name: model_kwargs[name] for name in SOURCE_ARGUMENTS if name in model_kwargs}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **source)
+    # Of broken files tokenizers raises this very type, and transformers any other.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    else:
+        # Without its files, transformers makes a tokenizer that knows no words.
+        if len(tokenizer) <= len(tokenizer.all_special_ids):
+            reason = "its vocabulary is empty"
+        elif not isinstance(tokenizer.model_max_length, int | float):
+            reason = f"its `model_max_length` must be a number, and is {tokenizer.model_max_length!r}"
+        else:
+            return tokenizer
+    reason = " ".join(reason.split())
+    if any(_has_file(path, name, source) for name in ("tokenizer.json", "tokenizer_config.json")):
+        raise ValueError(
+            f"The tokenizer of {str(path)!r} could not be loaded ({reason}). Mend or remove its files, or pass "
+            "`processing_class=...`."
+        )
+    logger.warning(
+        f"No tokenizer could be loaded from {str(path)!r} ({reason}). Pass `processing_class=...` to calibrate on "
+        "text and to save the tokenizer with the pruned model."
+    )
+    return None
+
+
+def _has_file(path: str | PathLike, name: str, source: dict[str, Any]) -> bool:
+    """Whether a folder or a repository has a file."""
+    where = {name: source[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in source}
+    return has_file(path, Path(source.get("subfolder") or "", name).as_posix(), **where)
+
+
+def is_pipeline(path: str | PathLike, **source: Any) -> bool:
+    """Whether a folder or a repository holds a pipeline of sentence-transformers."""
+    return _has_file(path, "modules.json", source)
+
+
+def _warn_of_pipeline(path: str | PathLike, source: dict[str, Any]) -> None:
+    if is_pipeline(path, **source):
+        logger.warning(
+            f"{str(path)!r} is a pipeline of sentence-transformers, of which only the encoder was loaded: what is "
+            "preserved is the mean over its tokens, and no pipeline will be saved. To prune the pipeline, use "
+            f"`KPruner.from_sentence_transformer(SentenceTransformer({str(path)!r}))`, or the command without a task."
+        )
+
+
+def _choose_task(path: str | PathLike, config: Any, name: str | None) -> Task:
+    """The task asked for, or else the task of the architecture that the checkpoint was saved as."""
+    architectures = getattr(config, "architectures", None) or [None]
+    if not isinstance(architectures, list) or not isinstance(architectures[0], str | None):
+        raise ValueError(
+            f"`architectures` in the config of {str(path)!r} must be a list with the name of its class. Got "
+            f"{architectures!r}."
+        )
+    architecture: Any = architectures[0]
+    if architecture is not None and name != "feature-extraction":
+        _require_known(path, config, architecture)
+    if name is None:
+        if architecture is None:
+            raise ValueError(
+                f"The config of {str(path)!r} does not say which task the model is for. Pass `task`, for example "
+                "task='text-classification'."
+            )
+        return task_of_class(architecture)
+    task = get_task(name)
+    heads = ("ForSequenceClassification", "ForQuestionAnswering", "ForTokenClassification", "ForMultipleChoice")
+    has_other_head = any(architecture.endswith(head) for head in heads) if architecture else False
+    if has_other_head and task.name != "feature-extraction" and task != task_of_class(architecture):
+        raise ValueError(
+            f"The checkpoint {str(path)!r} was fine-tuned as {architecture}, for "
+            f"{task_of_class(architecture).name!r}. Got task={name!r}. Leave `task` out, or choose a checkpoint that "
+            "was fine-tuned for it."
+        )
+    return task
+
+
+def _require_known(path: str | PathLike, config: Any, architecture: str) -> None:
+    """Raises a ValueError if a checkpoint is of a class that no Auto class can load."""
+    own = architecture.removeprefix("KPrune")
+    remote = [str(name).rpartition(".")[2] for name in (getattr(config, "auto_map", None) or {}).values()]
+    registered = [model_class.__name__ for model_class in auto_classes(config.__class__).values()]
+    if not hasattr(transformers, own) and architecture not in (*remote, *registered):
+        loaded = f"pruned_class({own})" if own != architecture else own
+        raise ValueError(
+            f"The checkpoint {str(path)!r} was saved from the class {own}, which transformers does not have. Load it "
+            f"with that class: `KPruner({loaded}.from_pretrained({str(path)!r}), tokenizer)`; or prune the encoder "
+            "alone, with task='feature-extraction'."
+        )

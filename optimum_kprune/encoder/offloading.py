@@ -1,0 +1,165 @@
+"""Models that accelerate placed: over several devices, or offloaded to CPU memory or disk between their uses.
+
+Such a module has an `AlignDevicesHook`, which moves what the module reads. Of an offloaded one the hook also holds the
+weights: they are on the meta device but in its forward. Without hooks, everything here does nothing.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.hooks import AlignDevicesHook
+from accelerate.utils import align_module_device, named_module_tensors
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+from transformers import PreTrainedModel
+
+from ..modeling_kprune import empty_pruned_model, pruned_model_from
+
+
+def require_known_hooks(model: nn.Module) -> None:
+    """Raises a ValueError if weights are moved or converted by a hook that is not known here."""
+    for name, module in model.named_modules():
+        hook = getattr(module, "_hf_hook", None)
+        # One that loads the weights of other modules too leaves nothing to be loaded one by one.
+        if hook is not None and (not isinstance(hook, AlignDevicesHook) or (hook.offload and hook.place_submodules)):
+            raise ValueError(
+                f"The weights of {name or 'the model'!r} are managed by a {hook!r}, which cannot be followed. Load "
+                "the model with a `device_map`, or take the hooks off with "
+                "`accelerate.hooks.remove_hook_from_submodules`."
+            )
+
+
+def is_placed(model: nn.Module) -> bool:
+    """Whether accelerate placed a model."""
+    return next(_hooks(model), None) is not None
+
+
+def execution_device(model: PreTrainedModel) -> torch.device:
+    """The device on which a model reads its inputs; that of its parameters if accelerate did not place it."""
+    devices = (hook.execution_device for hook in _hooks(model) if hook.execution_device is not None)
+    device = next(devices, None)
+    return model.device if device is None else torch.device(device)
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yields names and values of parameters and saved buffers; offloaded ones are loaded, but not into the model."""
+    for prefix, module in model.named_modules():
+        hook = getattr(module, "_hf_hook", None)
+        for name, tensor in _direct_tensors(module):
+            value = hook.weights_map[name] if hook is not None and tensor.is_meta else tensor
+            yield f"{prefix}.{name}" if prefix else name, value
+
+
+def weight_of(module: Any) -> Tensor:
+    """Returns the weight of a module, loaded if it is offloaded."""
+    with align_module_device(module):
+        return module.weight.detach()
+
+
+def sharing_copy(model: nn.Module) -> nn.Module:
+    """Returns a copy of a model in evaluation mode: modules of its own, which share the weights.
+
+    A prune hooks and enters the modules of such copies alone, so that other threads can use the model meanwhile, and
+    an interruption leaves nothing in it. The student is one too: a prune puts other weights in the place of those
+    that are shared, and writes into none. Where accelerate placed the model, that is to be done in `own_weights`.
+    """
+    # Kept here until the copy is made: another thread may let go of weights that it has loaded, and what it makes next
+    # could have their ids.
+    weights = list(model.parameters())
+    shared: dict[int, Any] = {id(weight): nn.Parameter(weight.detach(), False) for weight in weights}
+    for hook in _hooks(model):
+        shared[id(hook.weights_map)] = hook.weights_map
+        # It holds tied weights while they are loaded: every copy loads its own.
+        shared[id(hook.tied_params_map)] = hook.tied_params_map and {pointer: {} for pointer in hook.tied_params_map}
+    placed = [module for module in model.modules() if hasattr(module, "_hf_hook")]
+    shared |= {id(buffer): buffer for module in placed for buffer in module.buffers(recurse=False)}
+    return deepcopy(model, shared).eval().requires_grad_(False)
+
+
+@contextmanager
+def own_weights(block: nn.Module) -> Iterator[None]:
+    """Gives a block of a student weights of its own, which inside lie on its device and can be written or replaced.
+
+    Behind it they are offloaded to CPU memory, wherever they were before: a device that the teacher fills has no room
+    for a second model, not even for a pruned one.
+    """
+    placed: list[Any] = [module for module in block.modules() if hasattr(module, "_hf_hook")]
+    for module in placed:
+        with align_module_device(module):
+            own = {name: tensor.detach().clone() for name, tensor in _direct_tensors(module)}
+        _put(module, own)
+        module._hf_hook.offload = False
+    try:
+        yield
+    finally:
+        for module in placed:
+            hook = module._hf_hook
+            own = {name: tensor.detach().cpu() for name, tensor in _direct_tensors(module, hook.offload_buffers)}
+            _put(module, {name: tensor.to("meta") for name, tensor in own.items()})
+            hook.offload, hook.weights_map, hook.tied_params_map = True, own, None
+            # Every module loads its own.
+            hook.place_submodules = False
+
+
+@contextmanager
+def weights_let_go(blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """Keeps backward passes from holding the weights of offloaded blocks: they run these blocks a second time.
+
+    Whatever a backward pass needs of a block is computed again when it gets there, and only of one block at a time.
+    """
+    run_twice = [block for block in blocks if any(hook.offload for hook in _hooks(block))]
+    # What a module holds itself, as accelerate's wrapper, hides the method of its class.
+    forwards = [vars(block).get("forward") for block in run_twice]
+    try:
+        for block in run_twice:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        # Stopped early, a block would keep the weights that accelerate loaded for it.
+        with set_checkpoint_early_stop(False):
+            yield
+    finally:
+        for block, forward in zip(run_twice, forwards, strict=True):
+            del block.forward
+            if forward is not None:
+                block.forward = forward
+
+
+def pruned_model_of(student: PreTrainedModel, kprune: dict[str, Any]) -> PreTrainedModel:
+    """Returns the pruned model of a student; see `pruned_model_from`.
+
+    A student that accelerate placed is taken apart for it; the pruned model lies in CPU memory.
+    """
+    if not is_placed(student):
+        return pruned_model_from(student, kprune)
+    pruned = empty_pruned_model(student, kprune, torch.device("cpu"))
+    state = pruned.state_dict()
+    for prefix, module in list(student.named_modules()):
+        with align_module_device(module):
+            for name, tensor in _direct_tensors(module):
+                state[f"{prefix}.{name}" if prefix else name].copy_(tensor)
+        # Let go, so that the pruned model is not in memory twice.
+        module._parameters.clear()
+        vars(module).pop("_hf_hook", None)
+    return pruned
+
+
+def _hooks(model: nn.Module) -> Iterator[AlignDevicesHook]:
+    hooks: Iterator[Any] = (getattr(module, "_hf_hook", None) for module in model.modules())
+    return (hook for hook in hooks if hook is not None)
+
+
+def _direct_tensors(module: nn.Module, buffers: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """The parameters and saved buffers that a module itself holds, by name."""
+    return named_module_tensors(module, include_buffers=buffers, remove_non_persistent=True)
+
+
+def _put(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Puts tensors in the place of parameters and buffers that a module itself holds."""
+    for name, tensor in tensors.items():
+        if name in module._parameters:
+            module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+        else:
+            module._buffers[name] = tensor

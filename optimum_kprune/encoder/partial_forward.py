@@ -1,0 +1,161 @@
+"""Running a model from any sublayer on: what lies below is skipped, and no forward pass has to be known or copied."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .adapters import SublayerAdapter
+from .hooks import Stop, first_input, hooks, recorded_output
+from .sublayers import BOTTOM, Encoder, Place, Sublayer
+
+logger = logging.getLogger(__name__)
+
+Forward = Callable[..., Any]
+
+
+def run(encoder: Encoder, batch: dict[str, Tensor], place: Place = BOTTOM, hidden: Tensor | None = None) -> Any:
+    """Runs a model from a place on; returns its outputs, or None if a recorder stopped it."""
+    with entered_at(encoder, place, hidden):
+        try:
+            return encoder.model(**batch, **encoder.options)
+        except Stop:
+            return None
+
+
+@contextmanager
+def entered_at(encoder: Encoder, place: Place, hidden: Tensor | None) -> Iterator[None]:
+    """Makes the stack of blocks start at a place, on the given hidden states (rows, tokens, d).
+
+    The blocks below hand the hidden states on without computing anything; what comes before and after the stack
+    (embeddings, masks, positions, head) runs as ever. In the block that is entered, the sublayers below add nothing,
+    and what would be made of their sum (a norm that follows it) is the hidden states.
+    """
+    replacements: list[tuple[nn.Module, Forward]] = [
+        (block, _returning(hidden)) for block in encoder.blocks[: place.layer]
+    ]
+    with ExitStack() as stack:
+        if place.position and hidden is not None:
+            block = encoder.blocks[place.layer]
+            for position, adapter in enumerate(encoder.adapter.sublayers[: place.position]):
+                joint = encoder.joints.get(Place(place.layer, position + 1), "")
+                replacements += _skipping(block, adapter, joint, hidden)
+            stack.enter_context(hooks(block.register_forward_pre_hook(_entering(hidden), with_kwargs=True)))
+        stack.enter_context(_replaced_forwards(replacements))
+        yield
+
+
+@torch.no_grad()
+def find_joints(encoder: Encoder, batch: dict[str, Tensor]) -> dict[Place, str]:
+    """Finds the sublayers inside of blocks at which a model can be entered, by running it on a batch and trying.
+
+    Returns:
+        by place, the name (in the block) of the module whose output is the residual stream that enters the sublayer,
+        such as the norm behind the sublayer below; "" where the stream is a bare sum. Where entering does not give
+        what a plain forward pass gives, there is no entry.
+    """
+    inside = [sublayer for sublayer in encoder.sublayers() if sublayer.place.position and sublayer.units]
+    joints: dict[Place, str] = {}
+    entering: dict[Place, Tensor] = {}
+    with ExitStack() as stack:
+        for sublayer in inside:
+            stack.enter_context(_watched(sublayer, joints, entering))
+        leaving = [stack.enter_context(recorded_output(block)) for block in encoder.blocks]
+        run(encoder, batch)
+    trial = Encoder(encoder.model, encoder.adapter, encoder.name, joints)
+    for place, hidden in entering.items():
+        with recorded_output(encoder.blocks[place.layer], stop=True) as outputs:
+            run(trial, batch, place, hidden)
+        expected = leaving[place.layer][0]
+        # Also false where values are not finite.
+        if not bool((outputs[0] - expected).abs().max() <= 1e-3 * expected.abs().max()):
+            del joints[place]
+    if len(joints) < len(entering):
+        logger.warning(
+            f"{len(entering) - len(joints)} of {len(entering)} sublayers of this {encoder.config.model_type} "
+            "cannot be entered inside of their block: what lies below them there is computed again, which takes time."
+        )
+    return joints
+
+
+@torch.no_grad()
+def reads_below(encoder: Encoder, batch: dict[str, Tensor], predict: Callable[[Any], Tensor]) -> bool:
+    """Whether a head reads other hidden states than those behind the last block, by running a model from there."""
+    with recorded_output(encoder.blocks[-1]) as outputs:
+        expected = predict(run(encoder, batch))
+    try:
+        entered = predict(run(encoder, batch, Place(len(encoder.blocks)), outputs[0]))
+    except Exception as error:
+        error.add_note(
+            "The model was run from the hidden states behind its last block, to see what its head reads. A head that "
+            "needs the attention of the blocks below cannot be pruned for: leave it out of `forward`."
+        )
+        raise
+    return not torch.allclose(entered, expected)
+
+
+@contextmanager
+def _watched(sublayer: Sublayer, joints: dict[Place, str], entering: dict[Place, Tensor]) -> Iterator[None]:
+    """Records the residual stream that enters a sublayer, and the name of the module that it comes from."""
+    outputs: dict[int, tuple[str, Any]] = {}
+
+    def at_residual(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        entering[sublayer.place] = stream = first_input(args, kwargs)
+        joints[sublayer.place], _ = outputs.get(id(stream), ("", None))
+
+    def behind(name: str) -> Forward:
+        # The tensor is kept with its name: one that was freed could have lent its id to another.
+        return lambda module, args, output: outputs.setdefault(id(output), (name, output)) and None
+
+    modules = [(name, module) for name, module in sublayer.block.named_modules() if name]
+    with hooks(
+        sublayer.residual.register_forward_pre_hook(at_residual, with_kwargs=True),
+        *(module.register_forward_hook(behind(name)) for name, module in modules),
+    ):
+        yield
+
+
+def _skipping(
+    block: nn.Module, adapter: SublayerAdapter, joint: str, hidden: Tensor
+) -> list[tuple[nn.Module, Forward]]:
+    """What to put in the place of forward methods so that a sublayer adds nothing and hands on the hidden states."""
+    nothing = hidden.new_zeros(()).expand_as(hidden)
+    replacements = [
+        (block.get_submodule(adapter.bypass), _returning((nothing, None) if adapter.returns_tuple else nothing)),
+        (block.get_submodule(adapter.output), _returning(nothing)),
+    ]
+    return [*replacements, (block.get_submodule(joint), _returning(hidden))] if joint else replacements
+
+
+def _returning(value: Any) -> Forward:
+    return lambda *args, **kwargs: value
+
+
+def _entering(hidden: Tensor) -> Forward:
+    """A hook that gives a module the hidden states as its first input."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): hidden})
+
+    return hook
+
+
+@contextmanager
+def _replaced_forwards(replacements: list[tuple[nn.Module, Forward]]) -> Iterator[None]:
+    """Puts functions in the place of the forward methods of modules, and back what was there."""
+    replaced: list[tuple[nn.Module, Forward | None]] = []
+    try:
+        for module, forward in replacements:
+            replaced.append((module, module.__dict__.get("forward")))
+            module.__dict__["forward"] = forward
+        yield
+    finally:
+        # Backwards: a module may have been replaced twice.
+        for module, own in reversed(replaced):
+            if own is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = own

@@ -1,0 +1,166 @@
+"""The prunable sublayers of a loaded model, read through its adapter."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..algorithm.cost import unit_flops
+from ..algorithm.tuning import Projection
+from .adapters import EncoderAdapter, SublayerAdapter
+from .offloading import execution_device
+
+
+class Place(NamedTuple):
+    """Where hidden states enter an encoder: a sublayer, by the index of its block and its position in the block."""
+
+    layer: int = 0
+    position: int = 0
+
+
+BOTTOM = Place()
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """One residual sublayer X -> X + Sub(X) of a model; the model's modules are looked up when they are asked for.
+
+    Attributes:
+        block: the block of the encoder that holds the sublayer.
+        place: index of that block, and position of the sublayer in it.
+        adapter: names of the sublayer's modules in its block.
+        units: number of heads or neurons, 0 when an earlier prune took them all.
+        unit_size: features in a unit (the head dimension, or 1).
+    """
+
+    block: nn.Module
+    place: Place
+    adapter: SublayerAdapter
+    units: int
+    unit_size: int
+
+    @property
+    def layer(self) -> int:
+        """Index of the block."""
+        return self.place.layer
+
+    @property
+    def name(self) -> str:
+        """The sublayer's name in messages."""
+        return f"layer {self.layer} {self.adapter.kind}"
+
+    @property
+    def features(self) -> int:
+        """Number of columns of the output projection."""
+        return self.units * self.unit_size
+
+    @property
+    def inputs(self) -> list[Any]:
+        """The input projections, which all read the same hidden states."""
+        return [self.block.get_submodule(name) for name in self.adapter.inputs]
+
+    @property
+    def output(self) -> Any:
+        """The output projection."""
+        return self.block.get_submodule(self.adapter.output)
+
+    @property
+    def residual(self) -> nn.Module:
+        """The module whose first input is the residual stream."""
+        return self.block.get_submodule(self.adapter.residual)
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters in the sublayer's projections."""
+        names = [*self.adapter.inputs, self.adapter.output] if self.units else [self.adapter.output]
+        return sum(p.numel() for name in names for p in self.block.get_submodule(name).parameters())
+
+    def unit_flops(self, sequence_length: float) -> float:
+        """FLOPs of one unit on a sequence of that many tokens."""
+        if not self.units:
+            return 0.0
+        weights = sum(projection.weight.numel() for projection in (*self.inputs, self.output))
+        return unit_flops(self.adapter.kind, weights // self.units, self.unit_size, sequence_length)
+
+    def projection(self) -> Projection:
+        """The output projection from the features, as (features, d) and (d,) in float64."""
+        weight = self.output.weight.detach()[:, : self.features].T.double()
+        bias = self.output.bias
+        return Projection(weight, weight.new_zeros(weight.shape[1]) if bias is None else bias.detach().double())
+
+
+class Encoder:
+    """A model whose stack of blocks can be entered anywhere, with an adapter that names its sublayers.
+
+    Args:
+        model: the model, with its head.
+        adapter: where its sublayers are.
+        name: the submodule of the model that is the transformers model with the blocks; "" for the model itself.
+        joints: see `joints`.
+
+    Attributes:
+        model: the model, with its head.
+        pretrained: the transformers model in it, or the model itself.
+        options: what its forward is called with besides the inputs.
+        blocks: its blocks, bottom to top.
+        joints: the places inside of blocks at which it can be entered; see `entering.find_joints`.
+        device: the device on which the model reads its inputs.
+    """
+
+    def __init__(
+        self, model: nn.Module, adapter: EncoderAdapter, name: str = "", joints: dict[Place, str] | None = None
+    ) -> None:
+        self.model = model
+        pretrained: Any = model.get_submodule(name)
+        self.pretrained = pretrained
+        self.adapter = adapter
+        self.name = name
+        self.joints = joints or {}
+        self.options = {"return_dict": True} if _takes_return_dict(model) else {}
+        self.device = execution_device(pretrained)
+        self.blocks: Any = pretrained.base_model.get_submodule(adapter.blocks)
+
+    @property
+    def config(self) -> Any:
+        """The config of the transformers model."""
+        return self.pretrained.config
+
+    def sublayers(self) -> list[Sublayer]:
+        """Returns the sublayers as they are now, bottom to top."""
+        return [
+            self.sublayer(Place(layer, position))
+            for layer in range(len(self.blocks))
+            for position in range(len(self.adapter.sublayers))
+        ]
+
+    def sublayer(self, place: Place) -> Sublayer:
+        """Returns a sublayer as it is now."""
+        adapter, block = self.adapter.sublayers[place.position], self.blocks[place.layer]
+        unit_size = self._head_dimension if adapter.kind == "attention" else 1
+        features = getattr(block.get_submodule(adapter.output), "in_features", 0)
+        if features % unit_size:
+            raise ValueError(
+                f"The output projection of layer {place.layer} {adapter.kind} has {features} features, no multiple of "
+                f"the head dimension {unit_size}. Check the adapter of {self.config.model_type!r}."
+            )
+        return Sublayer(block, place, adapter, features // unit_size, unit_size)
+
+    @property
+    def _head_dimension(self) -> int:
+        return getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
+
+
+def _takes_return_dict(model: nn.Module) -> bool:
+    """Whether a forward can be asked for named outputs: those of transformers can, also where they do not say so."""
+    named = "return_dict" in inspect.signature(model.forward).parameters
+    return named or type(model).forward.__module__.partition(".")[0] == "transformers"
+
+
+def max_positions(model: PreTrainedModel) -> int | None:
+    """Returns the longest input of a model, in tokens; positions of the RoBERTa family start behind the padding."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    embedding = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding_index = getattr(embedding, "padding_idx", None)
+    return positions if positions is None or padding_index is None else positions - padding_index - 1

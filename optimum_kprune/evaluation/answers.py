@@ -1,0 +1,109 @@
+"""Answers to questions, as SQuAD counts them: windows of tokens -> texts -> exact match and F1 of words."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import EvalPrediction
+
+from ..calibration.tokenize import InputSpec
+
+LONGEST_ANSWER = 30
+# Tokens that neighbouring windows share, as a part of their length.
+SHARED = 0.375
+# Where a token has no place in the context.
+OUTSIDE = -1
+
+
+def encode_answers(spec: InputSpec, columns: Sequence[list[str]], labels: list[Any], indices: list[int]) -> dict:
+    """Returns the windows of the contexts, each with what `answer_scores` needs to read answers off it.
+
+    Args:
+        spec: how texts are tokenized.
+        columns: questions and contexts.
+        labels: the answers, as SQuAD has them.
+        indices: numbers of the rows.
+    """
+    questions, contexts = columns
+    # Questions may begin with blanks, which would take the place of context.
+    windows = spec.tokenizer(
+        [question.strip() for question in questions],
+        contexts,
+        truncation="only_second",
+        max_length=spec.cut_length,
+        stride=int(SHARED * spec.cut_length),
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    rows, offsets = windows.pop("overflow_to_sample_mapping"), windows.pop("offset_mapping")
+    places = [
+        [
+            place if part == 1 else (OUTSIDE, OUTSIDE)
+            for part, place in zip(windows.sequence_ids(window), row, strict=True)
+        ]
+        for window, row in enumerate(offsets)
+    ]
+    return {
+        **windows,
+        "row": [indices[row] for row in rows],
+        "context": [contexts[row] for row in rows],
+        "places": places,
+        "answers": [labels[row]["text"] for row in rows],
+        # Without labels, a Trainer computes no figures; the loss is none.
+        "start_positions": [0] * len(rows),
+        "end_positions": [0] * len(rows),
+    }
+
+
+def answer_scores(windows: Dataset, prediction: EvalPrediction) -> dict[str, float]:
+    """Returns the share of answers that are one of the references, and the mean F1 of words with the nearest one.
+
+    Args:
+        windows: what `encode_answers` returned.
+        prediction: logits of the starts and ends of answers, (windows, tokens) each.
+    """
+    logits: Any = prediction.predictions
+    starts, ends, *_ = logits
+    best: dict[int, tuple[float, str]] = {}
+    references: dict[int, list[str]] = {}
+    rows: Any = windows.to_list()
+    for window, start_logits, end_logits in zip(rows, starts, ends, strict=True):
+        score, first, last = _best_span(start_logits, end_logits, window["places"])
+        answer = window["context"][window["places"][first][0] : window["places"][last][1]]
+        best[window["row"]] = max(best.get(window["row"], (-np.inf, "")), (score, answer))
+        references[window["row"]] = window["answers"]
+    scores = [_scores(answer, references[row]) for row, (_, answer) in best.items()]
+    means = np.mean(scores, axis=0).tolist()
+    return dict(zip(("exact_match", "f1"), means, strict=True))
+
+
+def _best_span(starts: np.ndarray, ends: np.ndarray, places: list[list[int]]) -> tuple[float, int, int]:
+    """The score, the first and the last token of the likeliest answer in a window."""
+    inside = np.array([start != OUTSIDE for start, _ in places])
+    scores = starts[: len(inside), None] + ends[None, : len(inside)]
+    allowed = np.tril(np.triu(inside[:, None] & inside), LONGEST_ANSWER - 1)
+    scores = np.where(allowed, scores, -np.inf)
+    first, last = np.unravel_index(scores.argmax(), scores.shape)
+    return float(scores[first, last]), int(first), int(last)
+
+
+def _scores(answer: str, references: list[str]) -> tuple[bool, float]:
+    """Whether an answer is one of the references, and its best F1; no answer is right where there are none."""
+    words = _words(answer)
+    found = [(words == other, _f1(words, other)) for other in map(_words, references or [""])]
+    return max(same for same, _ in found), max(f1 for _, f1 in found)
+
+
+def _f1(words: list[str], others: list[str]) -> float:
+    shared = (Counter(words) & Counter(others)).total()
+    return 2 * shared / (len(words) + len(others)) if shared else float(words == others)
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text in small letters, without punctuation and articles."""
+    text = "".join(character for character in text.lower() if character not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()

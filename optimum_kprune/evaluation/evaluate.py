@@ -1,0 +1,258 @@
+"""Dense against pruned on labelled data: rows with labels -> figures by name, through `transformers.Trainer`.
+
+Labels are read here alone; a prune never sees them.
+"""
+
+import copy
+import logging
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import (
+    DataCollatorForMultipleChoice,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+)
+
+from ..calibration.columns import find_text_columns
+from ..calibration.source import default_split, read_split
+from ..calibration.tables import table_of
+from ..calibration.tokenize import InputSpec
+from ..encoder.offloading import is_placed
+from ..progress import bars_are_off
+from .answers import encode_answers
+from .metrics import IGNORED, ComputeMetrics
+
+logger = logging.getLogger(__name__)
+
+Figures = dict[str, float]
+
+LABEL_COLUMNS = ("label", "labels", "answers", "ner_tags", "tags", "score")
+# What a Trainer adds to the figures.
+NO_FIGURES = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch")
+
+
+def rows_of(dataset: Any, config_name: str | None = None, split: str | None = None) -> Dataset:
+    """Returns labelled data as a data set: a table of any kind, or what a name, a folder or a file stands for.
+
+    Raises:
+        ValueError: if it is nothing of the kind, or cannot be read.
+        FileNotFoundError: if there is no such data set.
+    """
+    table = table_of(dataset)
+    if table is not None:
+        return table
+    if not isinstance(dataset, str | PathLike):
+        raise ValueError(
+            "The evaluation data must be a `datasets.Dataset`, a data frame, a dictionary of columns, or the name of "
+            f"a data set, a folder or a file. Got {type(dataset).__name__} instead."
+        )
+    return read_split(dataset, config_name, split or default_split(dataset))
+
+
+def labelled_rows(dataset: Dataset, spec: InputSpec, model_config: Any, label_column: str | None = None) -> Dataset:
+    """Returns tokenized rows with labels, as a Trainer reads them; rows that are tokenized already stay as they are.
+
+    Args:
+        dataset: rows with texts and labels. Labels are class numbers or names, one float, a list of them for several
+            labels, a tag per word, or the answers of SQuAD.
+        spec: how texts are tokenized.
+        model_config: names the classes.
+        label_column: column of the labels; None finds it.
+
+    Raises:
+        ValueError: if there are no labels, or the task has none that can be read.
+    """
+    if "input_ids" in dataset.column_names:
+        return dataset
+    encode = _ENCODERS.get(spec.task)
+    if encode is None:
+        raise ValueError(
+            f"Rows of text cannot be evaluated on for {spec.task}: what their labels are depends on the use. Pass "
+            "tokenized rows with labels and `compute_metrics`, or a function that takes a model and returns figures; "
+            "for a head of your own, name its task: `KPruner(model, task='text-classification')`."
+        )
+    column = _label_column(dataset, label_column)
+    names = find_text_columns(dataset.features, spec.task, spec.text_columns)
+    is_regression = spec.task == "text-classification" and model_config.num_labels == 1
+    # The number of choices is not in a config.
+    classes = {} if is_regression or spec.task == "multiple-choice" else _classes(model_config)
+    missing = (None,) if is_regression else (None, -1)
+    known = dataset.filter(lambda row: row[column] not in missing and all(row[name] for name in names))
+    if not len(known):
+        raise ValueError(f"The evaluation data must have texts and labels. Its column {column!r} holds no label.")
+    if len(known) < len(dataset):
+        left_out = len(dataset) - len(known)
+        logger.warning(f"{left_out:,} of {len(dataset):,} rows lack a label or a text, and are not evaluated on.")
+    # A new name: a column that keeps its name keeps its type, too, which that of numbers need not be.
+    known = known.rename_column(column, f"given {column}")
+    return known.map(
+        lambda rows, indices: encode(
+            spec, [rows[name] for name in names], _numbered(rows[f"given {column}"], classes), indices
+        ),
+        batched=True,
+        with_indices=True,
+        remove_columns=known.column_names,
+        desc="Tokenizing evaluation data",
+    )
+
+
+def evaluate_model(
+    model: nn.Module, rows: Dataset, spec: InputSpec, metrics: ComputeMetrics, batch_size: int
+) -> Figures:
+    """Returns the figures of a model, which stays as it is, on its device."""
+    with tempfile.TemporaryDirectory() as folder:
+        args = TrainingArguments(
+            folder,
+            per_device_eval_batch_size=batch_size,
+            report_to="none",
+            use_cpu=next(model.parameters()).device.type == "cpu",
+            disable_tqdm=bars_are_off(),
+        )
+        evaluator = Trainer(
+            # A copy, because trainers move models and wrap their forward.
+            model=copy.deepcopy(model),
+            args=args,
+            data_collator=_collator(spec),
+            processing_class=spec.processing_class,
+            compute_metrics=metrics,
+        )
+        if is_placed(model):
+            # It would be moved as a whole, which offloaded weights do not allow.
+            evaluator.accelerator.device_placement = False
+        # Not `evaluate`, which logs what it finds as if it were part of a training.
+        found = evaluator.predict(rows, metric_key_prefix="eval").metrics or {}
+    return figures_of(found)
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Puts the global generators of random numbers back, which every Trainer seeds."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+
+
+def figures_from(measure: Callable[[nn.Module], Any], model: nn.Module) -> dict[str, Any]:
+    """Returns what a function finds of a model.
+
+    Raises:
+        ValueError: if it is not figures by name.
+    """
+    found = measure(model)
+    if not isinstance(found, Mapping):
+        raise ValueError(
+            "A function that evaluates a model must return figures by name, such as {'accuracy': 0.9}. Got "
+            f"{type(found).__name__} instead."
+        )
+    return dict(found)
+
+
+def figures_of(metrics: Mapping[str, Any]) -> Figures:
+    """Returns the figures among a Trainer's metrics, without the prefix."""
+    named = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+    figures = {name: value for name, value in named.items() if name not in NO_FIGURES}
+    return {name: float(value) for name, value in figures.items() if isinstance(value, int | float | np.number)}
+
+
+def pairs_of(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Returns (dense, pruned) by the name of the figure, as the model card has them."""
+    before, after = figures_of(dense), figures_of(pruned)
+    return {name: (before[name], after[name]) for name in before if name in after}
+
+
+def _label_column(dataset: Dataset, name: str | None) -> str:
+    found = [column for column in (LABEL_COLUMNS if name is None else (name,)) if column in dataset.column_names]
+    if not found:
+        raise ValueError(
+            f"The evaluation data must have a column of labels{'' if name is None else f' {name!r}'}. Got the columns "
+            f"{', '.join(map(repr, dataset.column_names))}. Name it: label_column=..."
+        )
+    return found[0]
+
+
+def _classes(model_config: Any) -> dict[str, int]:
+    return {name: index for index, name in (getattr(model_config, "id2label", None) or {}).items()}
+
+
+def _numbered(labels: list[Any], classes: Mapping[str, int]) -> list[Any]:
+    """Numbers of classes in the place of their names."""
+    return [_number(label, classes) for label in labels]
+
+
+def _number(label: Any, classes: Mapping[str, int]) -> Any:
+    if isinstance(label, list):
+        return [_number(entry, classes) for entry in label]
+    if classes and type(label) is int and label != IGNORED and not 0 <= label < len(classes):
+        raise ValueError(f"The labels must be numbers of classes, 0 or above and below {len(classes)}. Got {label}.")
+    if not isinstance(label, str):
+        return label
+    if label not in classes:
+        raise ValueError(f"The labels must be those of the model: {', '.join(map(repr, classes))}. Got {label!r}.")
+    return classes[label]
+
+
+def _collator(spec: InputSpec) -> Any:
+    if spec.processing_class is None:
+        return None
+    kinds = {
+        "token-classification": DataCollatorForTokenClassification,
+        "multiple-choice": DataCollatorForMultipleChoice,
+    }
+    return kinds.get(spec.task, DataCollatorWithPadding)(spec.processing_class)
+
+
+def _encode_texts(
+    spec: InputSpec, columns: Sequence[list[str]], labels: list[Any], indices: list[int]
+) -> dict[str, Any]:
+    texts = spec.tokenizer(*columns, truncation=True, max_length=spec.cut_length)
+    several = labels and isinstance(labels[0], list)
+    return {**texts, "labels": [list(map(float, row)) for row in labels] if several else labels}
+
+
+def _encode_words(
+    spec: InputSpec, columns: Sequence[list[Any]], labels: list[list[int]], indices: list[int]
+) -> dict[str, Any]:
+    """The tag of a word is that of its first token."""
+    (words,) = columns
+    tokens = spec.tokenizer(words, is_split_into_words=True, truncation=True, max_length=spec.cut_length)
+    tags = []
+    for row, tags_of_words in enumerate(labels):
+        word_ids = tokens.word_ids(row)
+        pairs = zip(word_ids, [None, *word_ids[:-1]], strict=True)
+        tags.append([IGNORED if word in (None, before) else tags_of_words[word] for word, before in pairs])
+    return {**tokens, "labels": tags}
+
+
+def _encode_choices(
+    spec: InputSpec, columns: Sequence[list[str]], labels: list[int], indices: list[int]
+) -> dict[str, Any]:
+    prompts, *choices = columns
+    count = len(choices)
+    pairs = [(prompt, choice) for prompt, *row in zip(prompts, *choices, strict=True) for choice in row]
+    flat = spec.tokenizer(*map(list, zip(*pairs, strict=True)), truncation=True, max_length=spec.cut_length)
+    starts = range(0, len(pairs), count)
+    nested = {name: [values[start : start + count] for start in starts] for name, values in flat.items()}
+    return nested | {"labels": labels}
+
+
+_ENCODERS: dict[str, Callable[[InputSpec, Sequence[list[Any]], list[Any], list[int]], dict[str, Any]]] = {
+    "text-classification": _encode_texts,
+    "token-classification": _encode_words,
+    "multiple-choice": _encode_choices,
+    "question-answering": encode_answers,
+}

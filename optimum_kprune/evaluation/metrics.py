@@ -1,0 +1,115 @@
+"""Figures of quality that need no network: the usual ones of each task, and those of `evaluate` by name."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+from transformers import EvalPrediction
+
+from .answers import answer_scores
+
+IGNORED = -100
+
+ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
+
+
+class Usual(NamedTuple):
+    """The usual figures of a task.
+
+    Attributes:
+        names: what they are called.
+        compute: what computes them all.
+    """
+
+    names: tuple[str, ...]
+    compute: ComputeMetrics
+
+
+def usual_metrics(task: str, config: Any, rows: Dataset) -> Usual:
+    """Returns the usual figures of a task, each between 0 and 1 (correlations from -1 to 1).
+
+    Args:
+        task: the task.
+        config: config of the model.
+        rows: the rows to evaluate on; those of questions are windows as of `encode_answers`.
+
+    Raises:
+        ValueError: if the task has none, or the rows do not hold the answers.
+    """
+    if task == "text-classification" and config.num_labels == 1:
+        return Usual(("pearson", "spearman"), _correlations)
+    if task in ("text-classification", "token-classification", "multiple-choice"):
+        return Usual(("accuracy",), _accuracy)
+    if task == "question-answering":
+        if "places" not in rows.column_names:
+            raise ValueError(
+                "Answers are texts, which cannot be told from tokenized rows. Pass rows with questions, contexts and "
+                "answers, or `compute_metrics`."
+            )
+        return Usual(("exact_match", "f1"), partial(answer_scores, rows))
+    raise ValueError(f"There are no usual figures for {task}. Pass `compute_metrics`.")
+
+
+def metric_named(name: str, task: str, config: Any, rows: Dataset) -> ComputeMetrics:
+    """Returns what computes one figure: one of the usual of the task, or a metric of the library `evaluate`.
+
+    Args:
+        name: name of the figure, or of a metric on the Hub, or the path of its script.
+        task: the task.
+        config: config of the model.
+        rows: the rows to evaluate on.
+
+    Raises:
+        ValueError: if the task has no figures, there is no such metric, or it cannot be loaded.
+    """
+    usual = usual_metrics(task, config, rows)
+    if name in usual.names:
+        return lambda prediction: {name: usual.compute(prediction)[name]}
+    try:
+        import evaluate
+
+        metric = evaluate.load(name)
+    except (ImportError, OSError) as error:
+        reason = str(error).rstrip(".")
+        raise ValueError(
+            f"The metric {name!r} is not one that is built in for {task} ({', '.join(usual.names)}), and `evaluate` "
+            f"could not load it: {reason}. Name a built-in one, give the path of a metric's script, or pass "
+            "`compute_metrics`."
+        ) from error
+    is_regression = usual.compute is _correlations
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        predicted, labels = _predicted(prediction, is_regression)
+        return metric.compute(predictions=predicted, references=labels) or {}
+
+    return compute
+
+
+def _logits(prediction: EvalPrediction) -> np.ndarray:
+    logits: Any = prediction.predictions
+    return logits[0] if isinstance(logits, tuple) else logits
+
+
+def _predicted(prediction: EvalPrediction, is_regression: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The predicted and the true values of all samples or tokens that have a label, flat."""
+    logits, labels = _logits(prediction), np.asarray(prediction.label_ids)
+    if is_regression:
+        return logits.reshape(-1), labels.reshape(-1)
+    if logits.shape == labels.shape:
+        return (logits > 0).astype(int).reshape(-1), labels.astype(int).reshape(-1)
+    known = labels != IGNORED
+    return logits.argmax(axis=-1)[known], labels[known]
+
+
+def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """Share of labels that are predicted; with several labels per sample, of all of them."""
+    predicted, labels = _predicted(prediction, is_regression=False)
+    return {"accuracy": float((predicted == labels).mean())}
+
+
+def _correlations(prediction: EvalPrediction) -> dict[str, float]:
+    predicted, labels = map(pd.Series, _predicted(prediction, is_regression=True))
+    return {"pearson": predicted.corr(labels), "spearman": predicted.rank().corr(labels.rank())}

@@ -1,0 +1,1 @@
+"""The loop of K-prune, and what it needs: hidden states, statistics, checkpoints."""

@@ -1,0 +1,178 @@
+"""The progress of a prune in a folder, written after every sublayer: a prune that was killed goes on from there.
+
+    prune.json                 what the progress belongs to: model, settings, calibration data, versions
+    sublayer-000.safetensors   a finished sublayer: its weights, what was kept and the scores that are in use
+    saving                     there when the prune is over and its model is being saved, or is
+
+Every file is written whole or not at all; the next sublayer is the first whose file is not there.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..distributed import is_main, require_same
+from ..encoder.sublayers import Place, Sublayer
+from ..folder import write_atomically
+from ..modeling_kprune import shrink_sublayer
+from ..result import SublayerResult
+
+IDENTITY_NAME = "prune.json"
+SAVING_NAME = "saving"
+SCORES = "scores"
+
+
+class Checkpoint:
+    """The finished sublayers of one prune.
+
+    Args:
+        folder: where they lie; made if it does not exist. All processes must see the same one.
+        identity: what the progress belongs to, as JSON can hold it: names that a user understands, with values, or
+            dictionaries of values, that are equal for the same prune alone.
+
+    Attributes:
+        finished: number of sublayers, from the bottom, that were finished when it was opened.
+
+    Raises:
+        ValueError: if the folder holds the progress of another prune; the message names the differences.
+        OSError: if it cannot be read or written.
+    """
+
+    def __init__(self, folder: str | PathLike, identity: dict[str, Any]) -> None:
+        self.folder = Path(folder)
+        self._identity = identity
+        self._require_own(identity)
+        self.finished = 0
+        while self._file(self.finished).exists():
+            self.finished += 1
+        require_same(f"checkpoint in {str(self.folder)!r}", [torch.tensor([self.finished])])
+
+    def write(self, index: int, sublayer: Sublayer, result: SublayerResult, scores: dict[Place, Tensor]) -> None:
+        """Writes a finished sublayer, as it is now, and the scores that the next ones may use."""
+        if not is_main():
+            return
+        tensors = {f"{SCORES}.{place.layer}.{place.position}": values for place, values in scores.items()}
+        for module in _projections(sublayer):
+            for name, parameter in sublayer.block.get_submodule(module).named_parameters():
+                tensors[f"{module}.{name}"] = parameter.detach()
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        written = json.dumps(asdict(result))
+        metadata = {"result": written, "checksum": self._checksum(index, written, tensors)}
+        write_atomically(self._file(index), safetensors.torch.save(tensors, metadata))
+
+    def restore(self, index: int, target: Sublayer) -> tuple[SublayerResult, dict[Place, Tensor]]:
+        """Puts a finished sublayer in the place of one that is not pruned yet; returns its result and the scores."""
+        try:
+            result, tensors = self._read(index, next(target.output.parameters()).device)
+            shrink_sublayer(target.block, asdict(target.adapter), result.kept, target.units)
+            for module in _projections(replace(target, units=len(result.kept))):
+                projection = target.block.get_submodule(module)
+                for name in dict(projection.named_parameters()):
+                    setattr(projection, name, nn.Parameter(tensors.pop(f"{module}.{name}"), requires_grad=False))
+            return result, {Place(*map(int, name.split(".")[1:])): scores for name, scores in tensors.items()}
+        except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
+            raise OSError(
+                f"The checkpoint {str(self._file(index))!r} cannot be read: {error}. Remove it, and those after it, "
+                "to prune from there on."
+            ) from error
+
+    def _read(self, index: int, device: torch.device) -> tuple[SublayerResult, dict[str, Tensor]]:
+        with safe_open(self._file(index), framework="pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            # Copies: how weights lie in a file can change the last bit of products in float64.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+        written = metadata.get("result", "")
+        if metadata.get("checksum") != self._checksum(index, written, tensors):
+            raise ValueError("it is not what this prune wrote for that sublayer")
+        return SublayerResult(**json.loads(written)), tensors
+
+    def _checksum(self, index: int, result: str, tensors: dict[str, Tensor]) -> str:
+        """Tells a sublayer from what other prunes write, and from what a disk or somebody made of it."""
+        content = [self._identity, index, result, digest(sorted(tensors.items()))]
+        return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+
+    def _file(self, index: int) -> Path:
+        return self.folder / f"sublayer-{index:03}.safetensors"
+
+    def _require_own(self, identity: dict[str, Any]) -> None:
+        """Writes what the progress belongs to, or compares it with what is there."""
+        file = self.folder / IDENTITY_NAME
+        if not file.exists():
+            # Hidden files may be what is left of a write that was cut off.
+            if self.folder.is_dir() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
+                raise ValueError(
+                    f"`checkpoint_dir` must be a new or empty folder, or hold the progress of a prune. "
+                    f"{str(self.folder)!r} holds something else. Choose another folder."
+                )
+            if is_main():
+                try:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    write_atomically(file, json.dumps(identity, indent=2).encode())
+                except OSError as error:
+                    raise OSError(
+                        f"`checkpoint_dir` must be a folder that can be written. Got {str(self.folder)!r}: "
+                        f"{error.strerror or error}. Choose another folder."
+                    ) from error
+            return
+        try:
+            found = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise OSError(f"The checkpoint {str(file)!r} cannot be read: {error}. Remove its folder.") from error
+        differences = _differences(json.loads(json.dumps(identity)), found)
+        if differences:
+            raise ValueError(
+                f"The checkpoint in {str(self.folder)!r} belongs to another prune: {'; '.join(differences)}. Prune "
+                "with what it was made with, choose another `checkpoint_dir`, or remove the folder to start anew."
+            )
+
+
+def begins_to_save(folder: str | PathLike) -> None:
+    """Notes that the model is saved from now on: the same prune, called again, replaces what it has saved."""
+    if is_main():
+        write_atomically(Path(folder, SAVING_NAME), b"")
+
+
+def has_begun_to_save(folder: str | PathLike | None) -> bool:
+    """Whether the prune of a checkpoint had got as far as to save its model; see `begins_to_save`."""
+    return folder is not None and Path(folder, SAVING_NAME).exists()
+
+
+def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Returns a checksum of names, shapes, types and values of tensors."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for name, tensor in tensors:
+        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        hashed.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
+
+
+def _projections(sublayer: Sublayer) -> list[str]:
+    """Names of the modules of a sublayer that a prune may change, as far as the sublayer still has them."""
+    return [*sublayer.adapter.inputs, sublayer.adapter.output] if sublayer.units else [sublayer.adapter.output]
+
+
+def _differences(given: Any, found: Any) -> list[str]:
+    """Says in which entries two identities differ."""
+    if not isinstance(found, dict):
+        return ["what it holds cannot be told"]
+    differences = []
+    for name in dict.fromkeys([*given, *found]):
+        one, other = given.get(name), found.get(name)
+        if one == other:
+            continue
+        if isinstance(one, dict) and isinstance(other, dict):
+            differences += _differences(one, other)
+        elif isinstance(one, str) and len(one) == 32:
+            differences.append(f"the {name} is another")
+        else:
+            differences.append(f"{name} is {one!r} here and was {other!r}")
+    return differences

@@ -1,0 +1,221 @@
+"""What is checked before a prune: the model, the settings, the amount of data."""
+
+import copy
+import inspect
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..calibration.prepare import Batch
+from ..configuration import KPruneConfig
+from ..encoder.hooks import hooks, recorded_output
+from ..encoder.offloading import is_placed, named_tensors, require_known_hooks
+from ..encoder.partial_forward import run
+from ..encoder.sublayers import Encoder
+from ..encoder.tasks import Task
+from ..kprune_map import check_structure
+from ..modeling_kprune import pruned_class
+from ..result import KPruneResult
+from .hidden_states import Frontier, token_mask
+
+logger = logging.getLogger(__name__)
+
+# Of calibration data, per feature of the widest sublayer: with fewer, a fit follows what is peculiar to them.
+TOKENS_PER_FEATURE = 10
+
+
+def require_prunable(encoder: Encoder) -> None:
+    """Raises a ValueError if no folder could hold the pruned model, or its sublayers cannot be observed and cut."""
+    model = encoder.pretrained
+    pruned_class(type(model))
+    _require_built_by_config(type(model))
+    if getattr(model.config, "chunk_size_feed_forward", 0):
+        raise ValueError(
+            "A model that computes its feed-forward sublayers in chunks cannot be observed. Load it with "
+            "chunk_size_feed_forward=0."
+        )
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise ValueError(
+            "Quantized weights cannot be pruned: heads and neurons are cut out of plain matrices. Load the checkpoint "
+            "without a quantization config, and quantize the pruned model."
+        )
+    if not len(encoder.blocks):
+        raise ValueError(f"The {type(model).__name__} has no layers, and nothing to prune. Start from a larger model.")
+    require_known_hooks(encoder.model)
+    if encoder.name and is_placed(encoder.model):
+        raise ValueError(
+            f"A {type(encoder.model).__name__} that accelerate placed cannot be pruned: only models of transformers "
+            "can. Load it without a `device_map`, onto one device."
+        )
+    _require_weights(encoder.model)
+    _require_plain_projections(encoder)
+    if getattr(model.config, "kprune", None) is None:
+        check_structure(model, encoder.adapter.to_dict())
+
+
+def _require_built_by_config(model_class: type) -> None:
+    """A class that asks for more cannot be built from a folder."""
+    needed = [
+        parameter.name
+        for parameter in list(inspect.signature(model_class).parameters.values())[1:]
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if needed:
+        raise ValueError(
+            f"A {model_class.__name__} must be built from its config alone, as `from_pretrained` does. It needs "
+            f"{', '.join(needed)} too: put that into the config; or prune the encoder that it holds, with "
+            "`KPruner(model, encoder=...)`, the name of that submodule."
+        )
+
+
+def _require_weights(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        is_offloaded = getattr(getattr(module, "_hf_hook", None), "offload", False)
+        if not is_offloaded and any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+            raise ValueError(
+                f"The weights of {name or 'the model'!r} are on the meta device: there are none. Load the model with "
+                "`from_pretrained(...)`, outside of `torch.device('meta')`."
+            )
+
+
+def _require_plain_projections(encoder: Encoder) -> None:
+    """Raises a ValueError if a projection that the adapter names is anything but a plain matrix."""
+    for layer, block in enumerate(encoder.blocks):
+        modules = dict(block.named_modules())
+        for adapter in encoder.adapter.sublayers:
+            # One that an earlier prune emptied has no features.
+            if getattr(modules.get(adapter.output), "in_features", None) == 0:
+                continue
+            for name in (*adapter.inputs, adapter.output):
+                module = modules.get(name)
+                weight = getattr(module, "weight", None)
+                plain = type(module) is nn.Linear and type(weight) is nn.Parameter and weight.is_floating_point()
+                if not plain:
+                    weights = f" with a weight of {_type_name(weight)}" if isinstance(weight, Tensor) else ""
+                    raise ValueError(
+                        f"The projection {name!r} of layer {layer} must be a plain `nn.Linear`, out of which heads "
+                        f"and neurons are cut. Got {_type_name(module)}{weights}. Prune first; quantize, parametrize "
+                        "or replace layers of the pruned model."
+                    )
+
+
+def _type_name(value: object) -> str:
+    kind = f"{type(value).__module__}.{type(value).__qualname__}" if value is not None else "no such module"
+    return f"{kind} of {value.dtype}" if isinstance(value, Tensor) else kind
+
+
+def require_comparable(encoder: Encoder, task: Task, batches: list[Batch]) -> None:
+    """Raises a ValueError if a model does not run its encoder once over all tokens, or its outputs say too little.
+
+    It is tried on two samples: of the shortest batch and of the longest.
+
+    Args:
+        encoder: a student, whose own weights take no gradient.
+        task: what is to be preserved.
+        batches: the calibration data.
+    """
+    shapes: dict[int, tuple[int, ...]] = {}
+    for batch in (min(batches, key=_width), max(batches, key=_width)):
+        sample = {name: values[:1].to(encoder.device) for name, values in batch.items()}
+        mask = token_mask(sample)
+        with torch.enable_grad(), recorded_output(encoder.blocks[0]) as states, _leaving_a_leaf(encoder.blocks[-1]):
+            prediction = task.predict(run(encoder, sample), encoder.config, mask)
+        seen = [tuple(state.shape[:2]) for state in states]
+        if seen != [tuple(mask.shape)]:
+            raise ValueError(
+                "The forward of the model must run its encoder once, on the rows and tokens of `input_ids`. Got "
+                f"{tuple(mask.shape)} rows and tokens, and the encoder was run on "
+                f"{' and '.join(map(str, seen)) or 'nothing'}. Prune the encoder in a module with such a forward."
+            )
+        if not prediction.values.requires_grad:
+            raise ValueError(
+                "The prediction must be differentiable in the hidden states behind the last block. Got one that does "
+                "not depend on them: the head reads something else; or `forward` or `prediction` detaches them, takes "
+                "an `argmax`, or runs under `torch.no_grad()`."
+            )
+        shapes[mask.shape[1]] = tuple(prediction.values.shape[1:])
+    if len(shapes) > 1 and all(shape == (1, tokens) for tokens, shape in shapes.items()):
+        raise ValueError(
+            "The logits must be of the shape (samples, classes) or (samples, tokens, classes). Got as many columns as "
+            "there are tokens, for every sample: one value per token. Give them a dimension of their own, as in "
+            "`prediction=lambda outputs: outputs.logits[..., None]`."
+        )
+
+
+@contextmanager
+def _leaving_a_leaf(block: nn.Module) -> Iterator[None]:
+    """Lets gradients flow into what leaves a block, and no further."""
+
+    def at_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        # A copy, because a head may write into what it reads.
+        return output.detach().requires_grad_().clone()
+
+    with hooks(block.register_forward_hook(at_output)):
+        yield
+
+
+def _width(batch: Batch) -> int:
+    return batch["input_ids"].shape[-1]
+
+
+def require_finite_weights(model: nn.Module) -> None:
+    """Raises a ValueError that names the weights that are not finite."""
+    # Buffers may hold infinities, to mask with.
+    names = {name for name, _ in model.named_parameters()}
+    broken = [name for name, weight in named_tensors(model) if name in names and not weight.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"The model has weights that are not finite: {', '.join(broken)}. Load an intact checkpoint, in a type "
+            "that is wide enough."
+        )
+
+
+def check_config(config: KPruneConfig) -> None:
+    """Raises a ValueError if these are no settings, or one of them is out of its range."""
+    if not isinstance(config, KPruneConfig):
+        raise ValueError(f"`config` must be a KPruneConfig. Got {type(config).__name__} instead.")
+    config.check()
+
+
+def configs_of(rates: Iterable[float], config: KPruneConfig) -> list[KPruneConfig]:
+    """Returns the settings with each of the rates; raises a ValueError if one is out of range or given twice."""
+    check_config(config)
+    given = list(rates) if isinstance(rates, Iterable) and not isinstance(rates, str) else rates
+    if not isinstance(given, list) or not given:
+        raise ValueError(f"`rates` must be a list of compression rates, such as [0.4, 0.6]. Got {given!r} instead.")
+    configs = []
+    for rate in given:
+        configs.append(copy.copy(config))
+        configs[-1].compression_rate = rate
+        configs[-1].check()
+    if len(set(given)) < len(given):
+        raise ValueError(f"`rates` must hold every rate once. Got {given!r} instead.")
+    return configs
+
+
+def warn_if_nothing_is_left(result: KPruneResult) -> None:
+    """Warns if a prune took every head and every neuron."""
+    if not result.flops_after:
+        logger.warning(
+            "All heads and all neurons were removed: no token sees another any more, and nothing can be computed from "
+            "the text but averages. Choose a lower `compression_rate`."
+        )
+
+
+def warn_if_few_tokens(frontier: Frontier) -> None:
+    """Warns if there are few tokens for the features to fit in the widest sublayer, or even fewer than features."""
+    widest = max(sublayer.features for sublayer in frontier.teacher.sublayers())
+    if frontier.tokens >= TOKENS_PER_FEATURE * widest:
+        return
+    consequence = "the fit is loose: more text makes a better model"
+    if frontier.tokens < widest:
+        consequence = "nothing but the pull towards the model's own weights determines the fit: expect a poor model"
+    logger.warning(
+        f"The calibration data has {frontier.tokens:,} tokens, but the widest sublayer has {widest:,} features to "
+        f"fit, so that {consequence}. Use more calibration data: {TOKENS_PER_FEATURE * widest:,} tokens or more."
+    )

@@ -1,0 +1,1 @@
+"""A pruned model as a folder or a repository: weights, report and model card."""

@@ -1,0 +1,204 @@
+"""The result of a prune: what was kept and what it cost, as data and as a table."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas
+
+    from .calibration.summary import CalibrationSummary
+
+REPORT_NAME = "kprune_report.json"
+
+
+@dataclass(frozen=True)
+class SublayerResult:
+    """What became of one sublayer.
+
+    Attributes:
+        layer: index of the block.
+        kind: `"attention"` or `"ffn"`.
+        kept: indices of the kept heads or neurons.
+        total: number of heads or neurons before.
+        flops: FLOPs of the kept units on one sequence.
+        flops_before: FLOPs of all units on one sequence.
+        parameters: parameters of the projections after the prune.
+        parameters_before: and before.
+        error: reconstruction error, the squared distance of the student's hidden states behind the sublayer from
+            the teacher's, relative to the square of what the sublayer had to add; tokens weigh as in the fit.
+        seconds: time spent on the sublayer.
+    """
+
+    layer: int
+    kind: str
+    kept: list[int] = field(repr=False)
+    total: int
+    flops: float
+    flops_before: float
+    parameters: int
+    parameters_before: int
+    error: float
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        units = "heads" if self.kind == "attention" else "neurons"
+        return (
+            f"layer {self.layer} {self.kind}: {len(self.kept):,} of {self.total:,} {units} kept, "
+            f"error {self.error:.4f}, {self.seconds:.1f} s"
+        )
+
+
+@dataclass(frozen=True)
+class HeldoutQuality:
+    """What a prune lost, measured on held-out calibration data against the dense model.
+
+    Attributes:
+        measure: what `closeness` is. `"agreement"`: the share of predictions (samples, tokens, or starts and ends of
+            spans) whose likeliest class is that of the dense model. `"correlation"`: Pearson's, of the outputs of a
+            regression. `"cosine"`: the mean cosine between vectors, such as embeddings.
+        closeness: 1 where nothing was lost.
+        closeness_error: its standard error; that of an agreement as if one more sample agreed and one did not, so that
+            it is never 0.
+        divergence: mean over the samples of KL(dense || pruned), or of the squared error of plain values.
+        divergence_error: its standard error.
+        samples: number of held-out samples.
+    """
+
+    measure: str
+    closeness: float
+    closeness_error: float
+    divergence: float
+    divergence_error: float
+    samples: int
+
+    def __str__(self) -> str:
+        return (
+            f"On {self.samples:,} held-out samples: {self.measure} with the model before {self.closeness:.1%} ± "
+            f"{self.closeness_error:.1%}, divergence {self.divergence:.3g} ± {self.divergence_error:.1g}"
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class KPruneResult:
+    """What a prune kept, sublayer by sublayer from the bottom; printing it shows a table, as does a notebook.
+
+    Attributes:
+        sublayers: one entry per sublayer.
+        sequence_length: tokens at which FLOPs are counted.
+        samples: calibration samples used.
+        tokens: calibration tokens used, padding not counted.
+        parameters_before: parameters of the model as it was given.
+        parameters_after: parameters of the pruned model.
+        seconds: time of the whole prune.
+        heldout: what was lost, on held-out calibration data; None if none was held out.
+        stages: seconds per stage: "teacher" (its predictions), "measure" (knowledge), "search", "fit" (gathering the
+            least squares, the teacher's way through the sublayers included), "solve", "advance" (the student) and
+            "other".
+        calibration: what was calibrated on.
+    """
+
+    sublayers: list[SublayerResult]
+    sequence_length: int
+    samples: int
+    tokens: int
+    parameters_before: int
+    parameters_after: int
+    seconds: float
+    heldout: HeldoutQuality | None = None
+    stages: dict[str, float] = field(default_factory=dict)
+    calibration: "CalibrationSummary | None" = None
+
+    @property
+    def kept(self) -> list[dict[str, Any]]:
+        """One entry per sublayer: its layer, its kind, the kept indices and how many units there were."""
+        return [
+            {"layer": entry.layer, "kind": entry.kind, "kept": entry.kept, "total": entry.total}
+            for entry in self.sublayers
+        ]
+
+    @property
+    def flops_before(self) -> float:
+        """FLOPs of all units on one sequence, before."""
+        return sum(entry.flops_before for entry in self.sublayers)
+
+    @property
+    def flops_after(self) -> float:
+        """FLOPs of all units on one sequence, after."""
+        return sum(entry.flops for entry in self.sublayers)
+
+    @property
+    def flops_removed(self) -> float:
+        """Share of the FLOPs that was removed."""
+        return 1 - self.flops_after / self.flops_before
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the result as JSON can hold it."""
+        totals = {
+            "flops_before": self.flops_before,
+            "flops_after": self.flops_after,
+            "flops_removed": self.flops_removed,
+        }
+        return asdict(self) | totals
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Returns a table with a row per sublayer, from the bottom; `kept` is the number of units that are left."""
+        import pandas
+
+        return pandas.DataFrame([asdict(entry) | {"kept": len(entry.kept)} for entry in self.sublayers])
+
+    def __str__(self) -> str:
+        lines = [f"{'layer':>5} {'kind':<9} {'kept':>12} {'MFLOPs':>8} {'parameters':>10} {'error':>7} {'seconds':>7}"]
+        for entry in self.sublayers:
+            kept = f"{len(entry.kept)} of {entry.total}"
+            lines.append(
+                f"{entry.layer:>5} {entry.kind:<9} {kept:>12} {entry.flops / 1e6:>8.1f} {entry.parameters:>10,} "
+                f"{entry.error:>7.4f} {entry.seconds:>7.1f}"
+            )
+        return "\n".join([*lines, *self._summary()])
+
+    def __repr__(self) -> str:
+        units = {"heads": "attention", "neurons": "ffn"}
+        kept = ", ".join(f"{self._count(kind)} {name}" for name, kind in units.items())
+        return (
+            f"KPruneResult({self.flops_removed:.1%} of the FLOPs removed, kept: {kept}, parameters: "
+            f"{self.parameters_before:,} -> {self.parameters_after:,}, {self._lost()})"
+        )
+
+    def _repr_html_(self) -> str:
+        table = self.to_pandas().to_html(index=False, float_format="{:,.4g}".format)
+        return table + "".join(f"<p>{escape(line)}</p>" for line in self._summary())
+
+    def _summary(self) -> list[str]:
+        stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.stages.items())
+        stages = f" ({stages})" if stages else ""
+        return [
+            f"FLOPs removed: {self.flops_removed:.2%} of {self.flops_before / 1e6:.1f} MFLOPs at "
+            f"{self.sequence_length} tokens; parameters: {self.parameters_before:,} -> {self.parameters_after:,}; "
+            f"{self.samples:,} samples, {self.tokens:,} tokens, {self.seconds:.1f} seconds{stages}",
+            self.loss,
+        ]
+
+    @property
+    def loss(self) -> str:
+        """What was lost, in a sentence."""
+        return str(self.heldout or "What was lost was not measured: no calibration data was held out.")
+
+    def _count(self, kind: str) -> str:
+        entries = [entry for entry in self.sublayers if entry.kind == kind]
+        return f"{sum(len(entry.kept) for entry in entries):,} of {sum(entry.total for entry in entries):,}"
+
+    def _lost(self) -> str:
+        if self.heldout is None:
+            return "nothing held out"
+        return f"held-out {self.heldout.measure}: {self.heldout.closeness:.1%} ± {self.heldout.closeness_error:.1%}"
+
+
+def write_report(folder: Path, result: KPruneResult) -> None:
+    """Writes the result of a prune as JSON, with every list of unit indices on one line."""
+    report = result.to_dict()
+    rows = ",\n".join(f"    {json.dumps(row)}" for row in report.pop("sublayers"))
+    head = json.dumps(report, indent=2).removesuffix("\n}")
+    (folder / REPORT_NAME).write_text(f'{head},\n  "sublayers": [\n{rows}\n  ]\n}}\n', encoding="utf-8")

@@ -1,0 +1,74 @@
+"""A callback that prunes what a `Trainer` has trained."""
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .configuration import KPruneConfig
+from .distributed import in_main
+from .folder import require_free
+from .prune.preconditions import check_config
+from .pruner import KPruner
+from .trainer import calibration_data, plain_model
+
+
+class KPruneCallback(TrainerCallback):
+    """Prunes the model that training ends with (the best one with `load_best_model_at_end`) and saves it.
+
+    It calibrates on the trainer's train data with its collator; labels are not looked at. The trained model stays as
+    it is. What would not work is said before training. All processes prune, each on its share of the data, and the
+    main one saves.
+
+    Args:
+        config: the settings of the prune.
+        output_dir: a new or empty folder for the pruned model; None takes "pruned" in the trainer's output folder,
+            beside the checkpoints.
+        overwrite: whether to replace a saved model that is there.
+
+    Attributes:
+        pruner: the pruner after training, with the pruned `model` and the `result`; None before.
+
+    Raises:
+        ValueError: if `config` holds no settings; before training, if the model cannot be pruned or the train data not
+            be calibrated on.
+        FileExistsError: before training, if the output folder is not empty.
+        OSError: before training, if the output folder cannot be written.
+    """
+
+    def __init__(
+        self, config: KPruneConfig, output_dir: str | PathLike | None = None, overwrite: bool = False
+    ) -> None:
+        check_config(config)
+        self.config = config
+        self.output_dir = output_dir
+        self.overwrite = overwrite
+        self.pruner: KPruner | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Checks what can be known before training."""
+        self.config.check()
+        in_main(require_free)(self._folder(args), self.overwrite)
+        KPruner(plain_model(kwargs["model"]))
+        calibration_data(kwargs["train_dataloader"].dataset)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Prunes and saves."""
+        loader = kwargs["train_dataloader"]
+        pruner = KPruner(plain_model(kwargs["model"]), kwargs["processing_class"])
+        pruner.prune(
+            self.config,
+            calibration_data(loader.dataset),
+            data_collator=loader.collate_fn,
+            save_directory=self._folder(args),
+            overwrite=self.overwrite,
+        )
+        self.pruner = pruner
+
+    def _folder(self, args: TrainingArguments) -> Path:
+        return Path(str(args.output_dir), "pruned") if self.output_dir is None else Path(self.output_dir)
