@@ -28,8 +28,8 @@ from .evaluation.evaluate import evaluate_model, figures_from, labelled_rows, pa
 from .evaluation.metrics import ComputeMetrics, metric_named, usual_metrics
 from .folder import require_free
 from .prune.checkpoint import begins_to_save, has_begun_to_save
-from .prune.preconditions import check_config, configs_of, require_finite_weights, require_prunable
-from .prune.sweep import Sweep
+from .prune.preconditions import check_config, require_finite_weights, require_prunable
+from .prune.sweep import Sweep, configs_of
 from .publish.card import CardFacts
 from .publish.recipe import LOCAL_DATA, LOCAL_MODEL, Recipe, changed, hub_name, loaded_call
 from .publish.save import Publication

@@ -1,4 +1,6 @@
-"""FLOPs of the units."""
+"""FLOPs of the units, and how many of them may stay."""
+
+import math
 
 
 def unit_flops(kind: str, unit_weights: int, unit_size: int, sequence_length: float) -> float:
@@ -15,3 +17,11 @@ def unit_flops(kind: str, unit_weights: int, unit_size: int, sequence_length: fl
     """
     mixing = 4.0 * sequence_length**2 * unit_size if kind == "attention" else 0.0
     return 2 * sequence_length * unit_weights + mixing
+
+
+def flops_budget(total: float, compression_rate: float) -> float:
+    """FLOPs tau that the units which are kept may cost in all, so that at least the rate r is removed.
+
+    tau = total - ceil(r total)
+    """
+    return total - math.ceil(compression_rate * total)

@@ -6,6 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+# The logit of what cannot be, such as an answer that starts at padding. A finite stand-in for -inf: exp() of it is 0
+# at any temperature, and its products with 0 stay finite.
+MASKED_LOGIT = -1e9
+
 
 @dataclass(frozen=True)
 class Prediction:

@@ -26,6 +26,23 @@ class Projection(NamedTuple):
     bias: Tensor
 
 
+def fold(correction: Projection, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Folds an affine map M, c of row vectors into the projection that reads what it gives. Not in the paper.
+
+        (x M + c) W^T + b  =  x (W M^T)^T + (b + W c)
+
+    Args:
+        correction: M, (d, d), and c, (d,).
+        weight: W, (outputs, d), as a linear layer holds it.
+        bias: b, (outputs,), or None.
+
+    Returns:
+        the weight and the bias of the projection of x; without a bias, c must be 0.
+    """
+    folded = None if bias is None else bias.to(weight) + weight @ correction.bias
+    return weight @ correction.weight.T, folded
+
+
 def scale_weights(stream: Tensor) -> Tensor:
     """Weights under which the error of every token counts relative to the scale of its residual stream.
 

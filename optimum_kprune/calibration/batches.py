@@ -242,3 +242,10 @@ def _looked_up(name: str, numbers: Tensor, size: int | None, spec: InputSpec) ->
     raise ValueError(
         f"`{name}` of the calibration data must be {allowed}. Got {lowest if lowest < 0 else highest}. {advice}"
     )
+
+
+def token_mask(batch: Batch) -> Tensor:
+    """Returns (rows, tokens) boolean, true at real tokens: the attention mask, all true where there is none."""
+    mask = batch.get("attention_mask")
+    mask = torch.ones_like(batch["input_ids"]) if mask is None else mask
+    return mask.reshape(-1, mask.shape[-1]).bool()

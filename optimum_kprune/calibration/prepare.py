@@ -20,6 +20,7 @@ from .batches import (
     make_batches,
     sample_tokens,
     to_tensors,
+    token_mask,
     width_of,
 )
 from .draw import Draw, draw_samples, drawn_order
@@ -67,6 +68,31 @@ class CalibrationBatches:
     measured: int
     heldout: list[Batch] = field(default_factory=list)
     summary: CalibrationSummary | None = None
+
+    @property
+    def samples(self) -> int:
+        """Number of samples that are calibrated on, |D|."""
+        return sum(len(batch["input_ids"]) for batch in self.batches)
+
+    @property
+    def rows(self) -> int:
+        """Number of their sequences: more than samples in multiple choice."""
+        return sum(len(token_mask(batch)) for batch in self.batches)
+
+    @property
+    def tokens(self) -> int:
+        """Number of their real tokens, N."""
+        return sum(int(token_mask(batch).sum()) for batch in self.batches)
+
+    @property
+    def mean_length(self) -> int:
+        """Mean number of real tokens of a sequence, rounded; at least 1."""
+        return max(1, round(self.tokens / self.rows))
+
+    @property
+    def largest_batch(self) -> int:
+        """Number of samples of the largest batch."""
+        return max(len(batch["input_ids"]) for batch in self.batches)
 
     def halved(self) -> "CalibrationBatches":
         """Returns the same samples in batches of half the size."""

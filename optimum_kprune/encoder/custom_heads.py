@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from ..algorithm.divergence import Prediction, at_least_float32
+from ..algorithm.divergence import MASKED_LOGIT, Prediction, at_least_float32
 from ..modeling_kprune import auto_classes, dense_class_of, is_of_transformers
-from .tasks import MASKED_LOGIT, TASKS, Task, from_logits, from_span, get_task, task_of
+from .tasks import TASKS, Task, from_logits, from_span, get_task, task_of
 
 # Maps what `forward` returns to logits, to several of them, or to a prediction.
 PredictionFunction = Callable[[Any], Any]

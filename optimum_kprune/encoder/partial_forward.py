@@ -41,15 +41,15 @@ def entered_at(encoder: Encoder, place: Place, hidden: Tensor | None) -> Iterato
         if place.position and hidden is not None:
             block = encoder.blocks[place.layer]
             for position, adapter in enumerate(encoder.adapter.sublayers[: place.position]):
-                joint = encoder.joints.get(Place(place.layer, position + 1), "")
-                replacements += _skipping(block, adapter, joint, hidden)
+                entry = encoder.entries.get(Place(place.layer, position + 1), "")
+                replacements += _skipping(block, adapter, entry, hidden)
             stack.enter_context(hooks(block.register_forward_pre_hook(_entering(hidden), with_kwargs=True)))
         stack.enter_context(_replaced_forwards(replacements))
         yield
 
 
 @torch.no_grad()
-def find_joints(encoder: Encoder, batch: dict[str, Tensor]) -> dict[Place, str]:
+def find_entries(encoder: Encoder, batch: dict[str, Tensor]) -> dict[Place, str]:
     """Finds the sublayers inside of blocks at which a model can be entered, by running it on a batch and trying.
 
     Returns:
@@ -58,27 +58,27 @@ def find_joints(encoder: Encoder, batch: dict[str, Tensor]) -> dict[Place, str]:
         what a plain forward pass gives, there is no entry.
     """
     inside = [sublayer for sublayer in encoder.sublayers() if sublayer.place.position and sublayer.units]
-    joints: dict[Place, str] = {}
+    entries: dict[Place, str] = {}
     entering: dict[Place, Tensor] = {}
     with ExitStack() as stack:
         for sublayer in inside:
-            stack.enter_context(_watched(sublayer, joints, entering))
+            stack.enter_context(_watched(sublayer, entries, entering))
         leaving = [stack.enter_context(recorded_output(block)) for block in encoder.blocks]
         run(encoder, batch)
-    trial = Encoder(encoder.model, encoder.adapter, encoder.name, joints)
+    trial = Encoder(encoder.model, encoder.adapter, encoder.name, entries)
     for place, hidden in entering.items():
         with recorded_output(encoder.blocks[place.layer], stop=True) as outputs:
             run(trial, batch, place, hidden)
         expected = leaving[place.layer][0]
         # Also false where values are not finite.
         if not bool((outputs[0] - expected).abs().max() <= 1e-3 * expected.abs().max()):
-            del joints[place]
-    if len(joints) < len(entering):
+            del entries[place]
+    if len(entries) < len(entering):
         logger.warning(
-            f"{len(entering) - len(joints)} of {len(entering)} sublayers of this {encoder.config.model_type} "
+            f"{len(entering) - len(entries)} of {len(entering)} sublayers of this {encoder.config.model_type} "
             "cannot be entered inside of their block: what lies below them there is computed again, which takes time."
         )
-    return joints
+    return entries
 
 
 @torch.no_grad()
@@ -98,13 +98,13 @@ def reads_below(encoder: Encoder, batch: dict[str, Tensor], predict: Callable[[A
 
 
 @contextmanager
-def _watched(sublayer: Sublayer, joints: dict[Place, str], entering: dict[Place, Tensor]) -> Iterator[None]:
+def _watched(sublayer: Sublayer, entries: dict[Place, str], entering: dict[Place, Tensor]) -> Iterator[None]:
     """Records the residual stream that enters a sublayer, and the name of the module that it comes from."""
     outputs: dict[int, tuple[str, Any]] = {}
 
     def at_residual(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         entering[sublayer.place] = stream = first_input(args, kwargs)
-        joints[sublayer.place], _ = outputs.get(id(stream), ("", None))
+        entries[sublayer.place], _ = outputs.get(id(stream), ("", None))
 
     def behind(name: str) -> Forward:
         # The tensor is kept with its name: one that was freed could have lent its id to another.
@@ -119,7 +119,7 @@ def _watched(sublayer: Sublayer, joints: dict[Place, str], entering: dict[Place,
 
 
 def _skipping(
-    block: nn.Module, adapter: SublayerAdapter, joint: str, hidden: Tensor
+    block: nn.Module, adapter: SublayerAdapter, entry: str, hidden: Tensor
 ) -> list[tuple[nn.Module, Forward]]:
     """What to put in the place of forward methods so that a sublayer adds nothing and hands on the hidden states."""
     nothing = hidden.new_zeros(()).expand_as(hidden)
@@ -127,7 +127,7 @@ def _skipping(
         (block.get_submodule(adapter.bypass), _returning((nothing, None) if adapter.returns_tuple else nothing)),
         (block.get_submodule(adapter.output), _returning(nothing)),
     ]
-    return [*replacements, (block.get_submodule(joint), _returning(hidden))] if joint else replacements
+    return [*replacements, (block.get_submodule(entry), _returning(hidden))] if entry else replacements
 
 
 def _returning(value: Any) -> Forward:

@@ -4,7 +4,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..algorithm.cost import unit_flops
@@ -98,26 +98,26 @@ class Encoder:
         model: the model, with its head.
         adapter: where its sublayers are.
         name: the submodule of the model that is the transformers model with the blocks; "" for the model itself.
-        joints: see `joints`.
+        entries: see `entries`.
 
     Attributes:
         model: the model, with its head.
         pretrained: the transformers model in it, or the model itself.
         options: what its forward is called with besides the inputs.
         blocks: its blocks, bottom to top.
-        joints: the places inside of blocks at which it can be entered; see `entering.find_joints`.
+        entries: the places inside of blocks at which it can be entered; see `partial_forward.find_entries`.
         device: the device on which the model reads its inputs.
     """
 
     def __init__(
-        self, model: nn.Module, adapter: EncoderAdapter, name: str = "", joints: dict[Place, str] | None = None
+        self, model: nn.Module, adapter: EncoderAdapter, name: str = "", entries: dict[Place, str] | None = None
     ) -> None:
         self.model = model
         pretrained: Any = model.get_submodule(name)
         self.pretrained = pretrained
         self.adapter = adapter
         self.name = name
-        self.joints = joints or {}
+        self.entries = entries or {}
         self.options = {"return_dict": True} if _takes_return_dict(model) else {}
         self.device = execution_device(pretrained)
         self.blocks: Any = pretrained.base_model.get_submodule(adapter.blocks)
@@ -126,6 +126,10 @@ class Encoder:
     def config(self) -> Any:
         """The config of the transformers model."""
         return self.pretrained.config
+
+    def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns a batch on the device on which the model reads its inputs."""
+        return {name: values.to(self.device) for name, values in batch.items()}
 
     def sublayers(self) -> list[Sublayer]:
         """Returns the sublayers as they are now, bottom to top."""

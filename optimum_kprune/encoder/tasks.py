@@ -9,10 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pipelines import TASK_ALIASES
 
-from ..algorithm.divergence import Prediction, at_least_float32
-
-# A finite stand-in for -inf: exp() of it is 0 at any temperature, and its products with 0 stay finite.
-MASKED_LOGIT = -1e9
+from ..algorithm.divergence import MASKED_LOGIT, Prediction, at_least_float32
 
 
 def same_target(prediction: Prediction) -> Prediction:

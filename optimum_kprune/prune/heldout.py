@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from ..algorithm.divergence import Prediction, agreement, divergence
-from ..calibration.prepare import Batch
+from ..calibration.batches import Batch, token_mask
 from ..distributed import gather, share
 from ..encoder.partial_forward import run
 from ..encoder.sublayers import Encoder
 from ..encoder.tasks import Task
 from ..result import HeldoutQuality
-from .hidden_states import to_device, token_mask
 
 
 @torch.no_grad()
@@ -67,7 +66,7 @@ def _compared(dense: Encoder, pruned: Encoder, batch: Batch, task: Task) -> _Com
 
 
 def _prediction(encoder: Encoder, batch: Batch, task: Task) -> Prediction:
-    batch = to_device(batch, encoder)
+    batch = encoder.to_device(batch)
     return task.predict(run(encoder, batch), encoder.config, token_mask(batch))
 
 

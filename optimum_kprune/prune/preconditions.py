@@ -1,16 +1,16 @@
 """What is checked before a prune: the model, the settings, the amount of data."""
 
-import copy
 import inspect
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..calibration.prepare import Batch
+from ..calibration.batches import Batch, token_mask
+from ..calibration.prepare import CalibrationBatches
 from ..configuration import KPruneConfig
 from ..encoder.hooks import hooks, recorded_output
 from ..encoder.offloading import is_placed, named_tensors, require_known_hooks
@@ -20,7 +20,6 @@ from ..encoder.tasks import Task
 from ..kprune_map import check_structure
 from ..modeling_kprune import pruned_class
 from ..result import KPruneResult
-from .hidden_states import Frontier, token_mask
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +120,7 @@ def require_comparable(encoder: Encoder, task: Task, batches: list[Batch]) -> No
     """
     shapes: dict[int, tuple[int, ...]] = {}
     for batch in (min(batches, key=_width), max(batches, key=_width)):
-        sample = {name: values[:1].to(encoder.device) for name, values in batch.items()}
+        sample = encoder.to_device({name: values[:1] for name, values in batch.items()})
         mask = token_mask(sample)
         with torch.enable_grad(), recorded_output(encoder.blocks[0]) as states, _leaving_a_leaf(encoder.blocks[-1]):
             prediction = task.predict(run(encoder, sample), encoder.config, mask)
@@ -182,22 +181,6 @@ def check_config(config: KPruneConfig) -> None:
     config.check()
 
 
-def configs_of(rates: Iterable[float], config: KPruneConfig) -> list[KPruneConfig]:
-    """Returns the settings with each of the rates; raises a ValueError if one is out of range or given twice."""
-    check_config(config)
-    given = list(rates) if isinstance(rates, Iterable) and not isinstance(rates, str) else rates
-    if not isinstance(given, list) or not given:
-        raise ValueError(f"`rates` must be a list of compression rates, such as [0.4, 0.6]. Got {given!r} instead.")
-    configs = []
-    for rate in given:
-        configs.append(copy.copy(config))
-        configs[-1].compression_rate = rate
-        configs[-1].check()
-    if len(set(given)) < len(given):
-        raise ValueError(f"`rates` must hold every rate once. Got {given!r} instead.")
-    return configs
-
-
 def warn_if_nothing_is_left(result: KPruneResult) -> None:
     """Warns if a prune took every head and every neuron."""
     if not result.flops_after:
@@ -207,15 +190,15 @@ def warn_if_nothing_is_left(result: KPruneResult) -> None:
         )
 
 
-def warn_if_few_tokens(frontier: Frontier) -> None:
+def warn_if_few_tokens(encoder: Encoder, calibration: CalibrationBatches) -> None:
     """Warns if there are few tokens for the features to fit in the widest sublayer, or even fewer than features."""
-    widest = max(sublayer.features for sublayer in frontier.teacher.sublayers())
-    if frontier.tokens >= TOKENS_PER_FEATURE * widest:
+    widest, tokens = max(sublayer.features for sublayer in encoder.sublayers()), calibration.tokens
+    if tokens >= TOKENS_PER_FEATURE * widest:
         return
     consequence = "the fit is loose: more text makes a better model"
-    if frontier.tokens < widest:
+    if tokens < widest:
         consequence = "nothing but the pull towards the model's own weights determines the fit: expect a poor model"
     logger.warning(
-        f"The calibration data has {frontier.tokens:,} tokens, but the widest sublayer has {widest:,} features to "
+        f"The calibration data has {tokens:,} tokens, but the widest sublayer has {widest:,} features to "
         f"fit, so that {consequence}. Use more calibration data: {TOKENS_PER_FEATURE * widest:,} tokens or more."
     )

@@ -13,12 +13,13 @@ class Stopwatch:
     """Adds up seconds per stage; on a device that runs by itself, it waits for the work of a stage to be done.
 
     Attributes:
+        device: the device that is waited for.
         seconds: seconds by stage, without `"other"`.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.seconds = dict.fromkeys(STAGES[:-1], 0.0)
-        self._device = device
+        self.device = device
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -34,6 +35,6 @@ class Stopwatch:
         return self.seconds | {"other": max(0.0, total - sum(self.seconds.values()))}
 
     def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.get_device_module(self._device).synchronize(self._device)
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
         return time.perf_counter()

@@ -1,32 +1,54 @@
 """Pruning one model to one rate after the other: what does not depend on the rate is done once."""
 
+import copy
 import logging
 import time
+from collections.abc import Iterable
 from os import PathLike
 from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from .. import __version__
+from ..calibration.batches import token_mask
 from ..calibration.prepare import CalibrationBatches
 from ..configuration import KPruneConfig
 from ..distributed import require_same, world_size
 from ..encoder.config_field import kprune_field
 from ..encoder.custom_modules import with_encoder
 from ..encoder.offloading import named_tensors, pruned_model_of, sharing_copy
+from ..encoder.partial_forward import find_entries, reads_below
 from ..encoder.sublayers import Encoder, Place
 from ..encoder.tasks import Task, with_published_targets
-from ..result import KPruneResult
+from ..result import KPruneResult, SublayerResult
 from .checkpoint import Checkpoint, digest
 from .heldout import heldout_quality
-from .hidden_states import Frontier
 from .loop import SublayerPruner
-from .preconditions import require_comparable, warn_if_few_tokens, warn_if_nothing_is_left
+from .pair import Pair
+from .preconditions import check_config, require_comparable, warn_if_few_tokens, warn_if_nothing_is_left
+from .predictions import Predictions
+from .scores import Scores
 from .state_store import StateStore
 
 logger = logging.getLogger(__name__)
+
+
+def configs_of(rates: Iterable[float], config: KPruneConfig) -> list[KPruneConfig]:
+    """Returns the settings with each of the rates; raises a ValueError if one is out of range or given twice."""
+    check_config(config)
+    given = list(rates) if isinstance(rates, Iterable) and not isinstance(rates, str) else rates
+    if not isinstance(given, list) or not given:
+        raise ValueError(f"`rates` must be a list of compression rates, such as [0.4, 0.6]. Got {given!r} instead.")
+    configs = []
+    for rate in given:
+        configs.append(copy.copy(config))
+        configs[-1].compression_rate = rate
+        configs[-1].check()
+    if len(set(given)) < len(given):
+        raise ValueError(f"`rates` must hold every rate once. Got {given!r} instead.")
+    return configs
 
 
 class Sweep:
@@ -53,8 +75,9 @@ class Sweep:
         self._given = self._calibration = calibration
         self._store = StateStore(memory_budget)
         self._teacher = self._copy()
-        self._frontier: Frontier | None = None
-        self._first_scores: dict[Place, torch.Tensor] | None = None
+        # What all rates share, once it is there.
+        self._predictions: Predictions | None = None
+        self._first_scores: dict[Place, Tensor] | None = None
 
     def __enter__(self) -> "Sweep":
         return self
@@ -87,29 +110,28 @@ class Sweep:
     def _prune(self, config: KPruneConfig, checkpoint_dir: str | PathLike | None) -> tuple[nn.Module, KPruneResult]:
         started = time.perf_counter()
         checkpoint = None if checkpoint_dir is None else Checkpoint(checkpoint_dir, self._identity(config))
-        frontier = self._frontier_at_start(config)
-        pruning = SublayerPruner(frontier, config, self._first_scores, checkpoint)
-        results = pruning.run()
-        frontier.clear()
-        self._first_scores = pruning.first_scores
+        predictions = self._predictions_at_start(config)
+        pair, length = predictions.pair, config.sequence_length or self._calibration.mean_length
+        scores = Scores(predictions, config, length, self._first_scores)
+        pruner = SublayerPruner(pair, scores, config, length, checkpoint)
+        sublayers = pruner.run()
+        pair.clear()
+        self._first_scores = scores.first
         # Before the pruned model is made: that takes apart a student that accelerate placed.
-        heldout = heldout_quality(frontier.teacher, frontier.student, self._calibration.heldout, self._task)
-        dense = self._dense
-        kprune = kprune_field(dense.pretrained, dense.adapter, results) | {"settings": config.to_dict()}
-        smaller = pruned_model_of(frontier.student.pretrained, kprune)
-        model = with_encoder(dense.model, dense.name, smaller)
+        heldout = heldout_quality(self._teacher, pair.student.encoder, self._calibration.heldout, self._task)
+        model = self._pruned_model(pair.student.encoder, sublayers, config)
         seconds = time.perf_counter() - started
         result = KPruneResult(
-            sublayers=results,
-            sequence_length=pruning.sequence_length,
-            samples=frontier.samples,
-            tokens=frontier.tokens,
-            parameters_before=_parameters_of(dense.model),
+            sublayers=sublayers,
+            sequence_length=length,
+            samples=self._calibration.samples,
+            tokens=self._calibration.tokens,
+            parameters_before=_parameters_of(self._dense.model),
             parameters_after=_parameters_of(model),
             seconds=seconds,
             calibration=self._given.summary,
             heldout=heldout,
-            stages=pruning.stopwatch.stages(seconds),
+            stages=pruner.stopwatch.stages(seconds),
         )
         logger.info(result.loss)
         warn_if_nothing_is_left(result)
@@ -118,31 +140,43 @@ class Sweep:
     def _copy(self) -> Encoder:
         return Encoder(sharing_copy(self._dense.model), self._dense.adapter, self._dense.name)
 
-    def _frontier_at_start(self, config: KPruneConfig) -> Frontier:
-        """Returns the frontier with a new student, which still equals the teacher."""
-        if self._frontier is not None:
-            self._frontier.restart(self._copy())
-            return self._frontier
-        task = with_published_targets(self._task) if config.published_targets else self._task
+    def _predictions_at_start(self, config: KPruneConfig) -> Predictions:
+        """Returns the predictions of teacher and student, with a new student, which still equals the teacher."""
         student = self._copy()
+        if self._predictions is not None:
+            self._predictions.pair.restart(student)
+            return self._predictions
+        task = with_published_targets(self._task) if config.published_targets else self._task
         require_comparable(student, task, self._calibration.batches)
-        self._frontier = Frontier(self._teacher, student, self._calibration, task, self._store)
-        warn_if_few_tokens(self._frontier)
-        return self._frontier
+        # One sample tells how the model is built.
+        sample = self._teacher.to_device({name: values[:1] for name, values in self._calibration.batches[0].items()})
+        self._teacher.entries = student.entries = find_entries(self._teacher, sample)
+        pair = Pair(self._teacher, student, self._calibration, self._store)
+        self._predictions = Predictions(pair, task, _reads_below(self._teacher, task, sample), self._store)
+        warn_if_few_tokens(self._teacher, self._calibration)
+        return self._predictions
+
+    def _pruned_model(self, student: Encoder, sublayers: list[SublayerResult], config: KPruneConfig) -> nn.Module:
+        """Returns what was given with the pruned model of a student in it."""
+        dense = self._dense
+        kprune = kprune_field(dense.pretrained, dense.adapter, sublayers) | {"settings": config.to_dict()}
+        return with_encoder(dense.model, dense.name, pruned_model_of(student.pretrained, kprune))
 
     def _can_halve(self, config: KPruneConfig) -> bool:
         """Whether halved batches would give the same; processes must go through as many meetings each."""
-        most = max(len(batch["input_ids"]) for batch in self._calibration.batches)
-        return most > 1 and config.gradient == "sample" and world_size() == 1
+        is_divisible = self._calibration.largest_batch > 1
+        return is_divisible and config.gradient == "sample" and world_size() == 1
 
     def _halve(self) -> None:
         """Halves the batches and lets go of all that was made of them."""
-        if self._frontier is not None:
-            self._frontier.clear()
-        self._frontier = None
+        if self._predictions is not None:
+            self._predictions.pair.clear()
+        self._predictions = None
         self._calibration = self._calibration.halved()
-        most = max(len(batch["input_ids"]) for batch in self._calibration.batches)
-        logger.warning(f"The device is out of memory: pruning begins again with batches of at most {most} samples.")
+        logger.warning(
+            "The device is out of memory: pruning begins again with batches of at most "
+            f"{self._calibration.largest_batch} samples."
+        )
         device = self._teacher.device
         if device.type != "cpu":
             torch.get_device_module(device).empty_cache()
@@ -168,3 +202,9 @@ class Sweep:
 
 def _parameters_of(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _reads_below(teacher: Encoder, task: Task, sample: dict[str, Tensor]) -> bool:
+    """Whether the head reads other hidden states than those after the last block."""
+    mask = token_mask(sample)
+    return reads_below(teacher, sample, lambda outputs: task.predict(outputs, teacher.config, mask).values)

@@ -1,0 +1,70 @@
+"""What teacher and student predict on the batches on which knowledge is measured."""
+
+from typing import Any
+
+from ..algorithm.divergence import Prediction
+from ..encoder.hooks import recorded_output
+from ..encoder.partial_forward import run
+from ..encoder.sublayers import Place
+from ..encoder.tasks import Task
+from .hidden_states import Step
+from .pair import Pair
+from .state_store import StateStore
+
+
+class Predictions:
+    """The teacher's predictions, made once for all sublayers and rates, and the student's at present.
+
+    Args:
+        pair: the models.
+        task: what must be preserved.
+        reads_below: whether the head reads other hidden states than those after the last block; such a model is run
+            from the bottom.
+        store: what holds the teacher's last hidden states, where those are kept; by default, memory.
+
+    Attributes:
+        pair: the models.
+    """
+
+    def __init__(self, pair: Pair, task: Task, reads_below: bool = False, store: StateStore | None = None) -> None:
+        self.pair = pair
+        self._task, self._reads_below = task, reads_below
+        self._kept: list[Prediction | None] = [None] * pair.measured
+        self._last = (store or StateStore()).states(pair.measured)
+        self._are_made = False
+
+    def make(self) -> None:
+        """Runs the teacher once over the batches on which knowledge is measured, and keeps what it predicts.
+
+        Predictions that are larger than the hidden states after the last block (over a vocabulary) are not kept, but
+        made again from those. Called again, it does nothing.
+        """
+        if self._are_made:
+            return
+        teacher = self.pair.teacher.encoder
+        for step in self.pair.measured_steps():
+            with recorded_output(teacher.blocks[-1]) as outputs:
+                prediction = self._target(run(teacher, step.batch), step)
+            if self._reads_below or prediction.values.numel() <= outputs[0].numel():
+                self._kept[step.index] = prediction
+            else:
+                self._last[step.index] = outputs[0]
+        self._are_made = True
+
+    def of_teacher(self, step: Step) -> Prediction:
+        """What the student's prediction on a measured batch is compared with."""
+        prediction = self._kept[step.index]
+        if prediction is None:
+            teacher = self.pair.teacher.encoder
+            after_all = Place(len(teacher.blocks))
+            prediction = self._target(run(teacher, step.batch, after_all, self._last[step.index]), step)
+        return prediction
+
+    def of_student(self, step: Step) -> Prediction:
+        """The student's prediction at present."""
+        states = self.pair.student
+        outputs = run(states.encoder, step.batch) if self._reads_below else states.run(step)
+        return self._task.predict(outputs, states.encoder.config, step.mask)
+
+    def _target(self, outputs: Any, step: Step) -> Prediction:
+        return self._task.target(self._task.predict(outputs, self.pair.teacher.encoder.config, step.mask))
