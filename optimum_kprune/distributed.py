@@ -29,17 +29,17 @@ ERRORS = (FileExistsError, OSError, ValueError)
 
 
 @dataclass
-class _Joint:
-    """What all processes are doing together.
+class _Together:
+    """What all processes do together.
 
     Attributes:
-        is_over: whether a meeting has failed, so that there is none left to be told of an error.
+        is_meeting: whether a meeting has begun and not ended. One that fails never ends: the others know of the error.
     """
 
-    is_over: bool = False
+    is_meeting: bool = False
 
 
-_joint: ContextVar[_Joint | None] = ContextVar("_joint", default=None)
+_together: ContextVar[_Together | None] = ContextVar("_together", default=None)
 
 
 def world_size() -> int:
@@ -110,31 +110,31 @@ def require_same(name: str, tensors: Iterable[Tensor]) -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What fails in one process inside fails in all; processes other than the main one log errors only.
+    """Raises an error of one process in all of them. Processes other than the main one log errors only.
 
-    All processes must enter it. It may be nested: the outermost counts. An interruption is left to the launcher.
+    All processes must enter it. It may be nested: the outermost counts. The launcher handles interruptions.
     """
-    if world_size() == 1 or _joint.get():
+    if world_size() == 1 or _together.get():
         yield
         return
-    logger, joint = logging.getLogger(__package__), _Joint()
-    level, token = logger.level, _joint.set(joint)
+    logger, work = logging.getLogger(__package__), _Together()
+    level, token = logger.level, _together.set(work)
     if not is_main():
         logger.setLevel(logging.ERROR)
     try:
         yield
         _meet()
     except Exception as error:
-        if not joint.is_over:
+        if not work.is_meeting:
             _meet(error=error)
         raise
     finally:
         logger.setLevel(level)
-        _joint.reset(token)
+        _together.reset(token)
 
 
 def in_main(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
-    """Has the main process alone run a function; the others wait, and get what it returns or its error."""
+    """Lets only the main process run a function; the others wait, and return or raise what it does."""
 
     @wraps(function)
     def run(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
@@ -179,8 +179,8 @@ def _carried(tensor: Tensor) -> Tensor:
 
 def _meet(brought: Any = None, error: Exception | None = None) -> list[Any]:
     """Waits for all processes; returns what each brought, or raises what one of the others has failed with."""
-    joint = _joint.get() or _Joint()
-    joint.is_over = True
+    work = _together.get() or _Together()
+    work.is_meeting = True
     failure = None
     if error is not None:
         failure = next((kind for kind in ERRORS if isinstance(error, kind)), RuntimeError), str(error)
@@ -192,5 +192,5 @@ def _meet(brought: Any = None, error: Exception | None = None) -> list[Any]:
             elsewhere = kind(message)
             elsewhere.add_note(f"Process {index} failed with this, and with it all others.")
             raise elsewhere
-    joint.is_over = False
+    work.is_meeting = False
     return [entry for entry, _ in met]

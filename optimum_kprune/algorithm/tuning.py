@@ -46,7 +46,7 @@ def fold(correction: Projection, weight: Tensor, bias: Tensor | None) -> tuple[T
 def scale_weights(stream: Tensor) -> Tensor:
     """Weights under which the error of every token counts relative to the scale of its residual stream.
 
-        D_t = 1 / (Var(x_t) + eps)      x_t: the teacher's residual stream behind the sublayer
+        D_t = 1 / (Var(x_t) + eps)      x_t: the teacher's residual stream after the sublayer
 
     What reads the stream normalises it, so that an error matters as a share of the token's standard deviation.
     Without weights, the few tokens of large scale would decide the fit. Not in the paper.

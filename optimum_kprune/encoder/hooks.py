@@ -1,4 +1,4 @@
-"""Context managers that record and stop the forward pass of a model, and always leave it as it was."""
+"""Context managers that record a forward pass, or stop it, and always take their hooks off the model again."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -46,7 +46,7 @@ class SublayerRecord:
     Attributes:
         residual: X, (rows, tokens, d): the residual stream that enters.
         features: A, (rows, tokens, features): the input of the output projection.
-        output: Sub(X), (rows, tokens, d): the output of the output projection; not where that is not reached.
+        output: Sub(X), (rows, tokens, d): the output of the output projection; not set where the pass stops before.
     """
 
     residual: Tensor
@@ -60,7 +60,8 @@ def recorded(sublayer: Sublayer, until: Literal["features", "output"] | None = N
 
     Args:
         sublayer: the sublayer.
-        until: where to stop the forward passes: before the output projection, behind it or not at all.
+        until: where to stop the forward passes: before the output projection ("features"), after it ("output"), or
+            not at all (None).
     """
     record = SublayerRecord()
 

@@ -1,7 +1,8 @@
 """Models that accelerate placed: over several devices, or offloaded to CPU memory or disk between their uses.
 
-Such a module has an `AlignDevicesHook`, which moves what the module reads. Of an offloaded one the hook also holds the
-weights: they are on the meta device but in its forward. Without hooks, everything here does nothing.
+accelerate gives such a module an `AlignDevicesHook`, which moves its inputs to its device. Where a module is offloaded,
+the hook holds its weights too: they are on the meta device, except while its forward runs. For a model without hooks,
+the functions here do nothing special.
 """
 
 from collections.abc import Iterable, Iterator
@@ -63,12 +64,11 @@ def weight_of(module: Any) -> Tensor:
 def sharing_copy(model: nn.Module) -> nn.Module:
     """Returns a copy of a model in evaluation mode: modules of its own, which share the weights.
 
-    A prune hooks and enters the modules of such copies alone, so that other threads can use the model meanwhile, and
-    an interruption leaves nothing in it. The student is one too: a prune puts other weights in the place of those
-    that are shared, and writes into none. Where accelerate placed the model, that is to be done in `own_weights`.
+    A prune puts its hooks on such copies only. Other threads can use the model meanwhile, and an interruption leaves
+    no trace in it. The student is such a copy too: a prune never writes into a shared weight, it replaces the
+    parameter. For a model that accelerate placed, this happens inside of `own_weights`.
     """
-    # Kept here until the copy is made: another thread may let go of weights that it has loaded, and what it makes next
-    # could have their ids.
+    # Held until the copy is made: the copy goes by ids, and another thread may free weights whose ids are used again.
     weights = list(model.parameters())
     shared: dict[int, Any] = {id(weight): nn.Parameter(weight.detach(), False) for weight in weights}
     for hook in _hooks(model):
@@ -82,9 +82,9 @@ def sharing_copy(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def own_weights(block: nn.Module) -> Iterator[None]:
-    """Gives a block of a student weights of its own, which inside lie on its device and can be written or replaced.
+    """Gives a block of a student weights of its own: inside, they lie on its device and can be replaced.
 
-    Behind it they are offloaded to CPU memory, wherever they were before: a device that the teacher fills has no room
+    Afterwards they are offloaded to CPU memory, wherever they were before: a device that the teacher fills has no room
     for a second model, not even for a pruned one.
     """
     placed: list[Any] = [module for module in block.modules() if hasattr(module, "_hf_hook")]
@@ -112,7 +112,7 @@ def weights_let_go(blocks: Iterable[nn.Module]) -> Iterator[None]:
     Whatever a backward pass needs of a block is computed again when it gets there, and only of one block at a time.
     """
     run_twice = [block for block in blocks if any(hook.offload for hook in _hooks(block))]
-    # What a module holds itself, as accelerate's wrapper, hides the method of its class.
+    # accelerate's wrapper is an attribute of the module, which hides the method of its class.
     forwards = [vars(block).get("forward") for block in run_twice]
     try:
         for block in run_twice:

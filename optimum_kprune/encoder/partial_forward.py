@@ -1,4 +1,4 @@
-"""Running a model from any sublayer on: what lies below is skipped, and no forward pass has to be known or copied."""
+"""Runs a model from any sublayer on. What lies below is skipped, without a copy of the model's forward method."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -30,9 +30,9 @@ def run(encoder: Encoder, batch: dict[str, Tensor], place: Place = BOTTOM, hidde
 def entered_at(encoder: Encoder, place: Place, hidden: Tensor | None) -> Iterator[None]:
     """Makes the stack of blocks start at a place, on the given hidden states (rows, tokens, d).
 
-    The blocks below hand the hidden states on without computing anything; what comes before and after the stack
-    (embeddings, masks, positions, head) runs as ever. In the block that is entered, the sublayers below add nothing,
-    and what would be made of their sum (a norm that follows it) is the hidden states.
+    The blocks below return the hidden states without computing anything. What comes before and after the stack
+    (embeddings, masks, positions, head) runs as usual. In the block that is entered, the sublayers below add 0, and a
+    norm that follows them returns the hidden states.
     """
     replacements: list[tuple[nn.Module, Forward]] = [
         (block, _returning(hidden)) for block in encoder.blocks[: place.layer]
@@ -54,8 +54,8 @@ def find_entries(encoder: Encoder, batch: dict[str, Tensor]) -> dict[Place, str]
 
     Returns:
         by place, the name (in the block) of the module whose output is the residual stream that enters the sublayer,
-        such as the norm behind the sublayer below; "" where the stream is a bare sum. Where entering does not give
-        what a plain forward pass gives, there is no entry.
+        such as the norm after the sublayer below; "" where the stream is a bare sum. A place is left out where a run
+        from it does not give what a plain forward pass gives.
     """
     inside = [sublayer for sublayer in encoder.sublayers() if sublayer.place.position and sublayer.units]
     entries: dict[Place, str] = {}
@@ -83,14 +83,14 @@ def find_entries(encoder: Encoder, batch: dict[str, Tensor]) -> dict[Place, str]
 
 @torch.no_grad()
 def reads_below(encoder: Encoder, batch: dict[str, Tensor], predict: Callable[[Any], Tensor]) -> bool:
-    """Whether a head reads other hidden states than those behind the last block, by running a model from there."""
+    """Whether a head reads other hidden states than those after the last block; a run from there shows it."""
     with recorded_output(encoder.blocks[-1]) as outputs:
         expected = predict(run(encoder, batch))
     try:
         entered = predict(run(encoder, batch, Place(len(encoder.blocks)), outputs[0]))
     except Exception as error:
         error.add_note(
-            "The model was run from the hidden states behind its last block, to see what its head reads. A head that "
+            "The model was run from the hidden states after its last block, to see what its head reads. A head that "
             "needs the attention of the blocks below cannot be pruned for: leave it out of `forward`."
         )
         raise
@@ -106,14 +106,17 @@ def _watched(sublayer: Sublayer, entries: dict[Place, str], entering: dict[Place
         entering[sublayer.place] = stream = first_input(args, kwargs)
         entries[sublayer.place], _ = outputs.get(id(stream), ("", None))
 
-    def behind(name: str) -> Forward:
-        # The tensor is kept with its name: one that was freed could have lent its id to another.
-        return lambda module, args, output: outputs.setdefault(id(output), (name, output)) and None
+    def remember(name: str) -> Forward:
+        def at_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            # The tensor is kept beside its name, so that no later tensor gets its id.
+            outputs.setdefault(id(output), (name, output))
+
+        return at_output
 
     modules = [(name, module) for name, module in sublayer.block.named_modules() if name]
     with hooks(
         sublayer.residual.register_forward_pre_hook(at_residual, with_kwargs=True),
-        *(module.register_forward_hook(behind(name)) for name, module in modules),
+        *(module.register_forward_hook(remember(name)) for name, module in modules),
     ):
         yield
 
@@ -121,7 +124,7 @@ def _watched(sublayer: Sublayer, entries: dict[Place, str], entering: dict[Place
 def _skipping(
     block: nn.Module, adapter: SublayerAdapter, entry: str, hidden: Tensor
 ) -> list[tuple[nn.Module, Forward]]:
-    """What to put in the place of forward methods so that a sublayer adds nothing and hands on the hidden states."""
+    """Pairs of a module and what its forward is to return, so that a sublayer adds 0 to the hidden states."""
     nothing = hidden.new_zeros(()).expand_as(hidden)
     replacements = [
         (block.get_submodule(adapter.bypass), _returning((nothing, None) if adapter.returns_tuple else nothing)),
@@ -145,7 +148,7 @@ def _entering(hidden: Tensor) -> Forward:
 
 @contextmanager
 def _replaced_forwards(replacements: list[tuple[nn.Module, Forward]]) -> Iterator[None]:
-    """Puts functions in the place of the forward methods of modules, and back what was there."""
+    """Replaces the forward methods of modules inside, and restores them."""
     replaced: list[tuple[nn.Module, Forward | None]] = []
     try:
         for module, forward in replacements:

@@ -133,7 +133,7 @@ def require_comparable(encoder: Encoder, task: Task, batches: list[Batch]) -> No
             )
         if not prediction.values.requires_grad:
             raise ValueError(
-                "The prediction must be differentiable in the hidden states behind the last block. Got one that does "
+                "The prediction must be differentiable in the hidden states after the last block. Got one that does "
                 "not depend on them: the head reads something else; or `forward` or `prediction` detaches them, takes "
                 "an `argmax`, or runs under `torch.no_grad()`."
             )

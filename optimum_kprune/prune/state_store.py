@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Bytes that are asked of the system at once, so many that they lie apart from smaller tensors: states that lie between
-# tensors that come and go would scatter those over ever more memory.
+# Bytes that are asked of the system at once. Hidden states stay for long; between the short-lived tensors of forward
+# passes, they would fragment the memory.
 SLAB = 64 * 2**20
 
 
