@@ -1,8 +1,8 @@
 """Models that accelerate placed: over several devices, or offloaded to CPU memory or disk between their uses.
 
-accelerate gives such a module an `AlignDevicesHook`, which moves its inputs to its device. Where a module is offloaded,
-the hook holds its weights too: they are on the meta device, except while its forward runs. For a model without hooks,
-the functions here do nothing special.
+accelerate gives such a module an `AlignDevicesHook`, which moves its inputs to its device. Where a module is
+offloaded, the hook holds its weights too: they are on the meta device, except while its forward runs. For a model
+without hooks, the functions here do nothing special.
 """
 
 from collections.abc import Iterable, Iterator

@@ -163,7 +163,7 @@ def _takes_return_dict(model: nn.Module) -> bool:
 
 
 def max_positions(model: PreTrainedModel) -> int | None:
-    """Returns the longest input of a model, in tokens; positions of the RoBERTa family start after that of the padding."""
+    """Returns the longest input of a model, in tokens; the RoBERTa family counts positions after the padding's."""
     positions = getattr(model.config, "max_position_embeddings", None)
     embedding = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     padding_index = getattr(embedding, "padding_idx", None)

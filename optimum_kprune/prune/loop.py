@@ -111,7 +111,7 @@ class SublayerPruner:
         return result
 
     def _prune_target(self, teacher: Sublayer, students: list[Sublayer]) -> tuple[list[int], float]:
-        """The method, step by step; its equations are in docs/method.md.
+        """The method on one target: correct inputs, score, select, shrink, fit, write; see docs/method.md.
 
         Args:
             teacher: the target in the teacher.
@@ -120,9 +120,10 @@ class SublayerPruner:
         Returns:
             indices of the kept units, and the relative error of the reconstruction.
         """
-        target = students[0]
-        self._correct_inputs(teacher, target)  # it reads what comes closest to what the teacher's reads
-        kept = self._select([student for student in students if student.units])  # knowledge per FLOP above nu
+        target, candidates = students[0], [student for student in students if student.units]
+        self._correct_inputs(teacher, target)  # W <- W M^T: it reads what comes closest to X_teacher
+        scores = self._score(candidates)  # S = mu (K_pred + lambda K_rep) / F
+        kept = self._select(candidates, scores)  # S > nu, the least threshold that fits the budget
         # Shrunk first, so that only kept features are computed. One without units cannot be observed any more.
         if kept:
             shrink_sublayer(target.block, asdict(target.adapter), kept, target.units)
@@ -131,11 +132,11 @@ class SublayerPruner:
         with self.stopwatch("fit"):
             for step in self.pair.steps():
                 preserved = self.pair.advance_teacher(step, teacher)  # X_teacher + Sub_teacher(X_teacher)
-                features, stream = self.pair.student.features_of(step, student)  # A, X_student
+                features, present = self.pair.student.features_of(step, student)  # A, X_student
                 weights = scale_weights(preserved) if self.config.token_weights == "scale" else None  # diagonal of D
-                fit.add(features[:, : student.features], preserved - stream.float(), weights)  # A and Y
+                fit.add(features[:, : student.features], preserved - present.float(), weights)  # A^T D A, A^T D Y
             add_up_fit(fit, student.name)
-        error = self._refit(student, fit)  # W*, b*
+        error = self._write_solution(student, fit)  # W*, b*
         if not kept:
             shrink_sublayer(target.block, asdict(target.adapter), kept, target.units)
         return kept, error
@@ -160,24 +161,26 @@ class SublayerPruner:
                 if bias is not None:
                     _replace(projection, bias=bias)
 
-    def _select(self, students: list[Sublayer]) -> list[int]:
-        """Returns the indices of the units of the target to keep: those of a score above nu; see `select_units`."""
-        number = len(self.pair.targets) - len(students)
-        if self.scores.are_due(number):
+    def _score(self, students: list[Sublayer]) -> list[Tensor]:
+        """Returns the scores (units,) of the target and of the sublayers above it, measured now or before."""
+        if self.scores.are_due(len(self.pair.targets) - len(students)):
             with self.stopwatch("teacher"):
                 self.scores.predictions.make()
             with self.stopwatch("measure"):
                 self.scores.measure(self.pair, students)
+        return [self.scores.latest[student.place] for student in students]
+
+    def _select(self, students: list[Sublayer], scores: list[Tensor]) -> list[int]:
+        """Returns the indices of the units to keep of the target, the first of the sublayers; see `select_units`."""
         with self.stopwatch("search"):
             flops = [student.unit_flops(self.sequence_length) for student in students]
-            scores = [self.scores.latest[student.place] for student in students]
             selected = select_units(scores, flops, self.budget)[0]
             if students[0].adapter.kind == "ffn" and self.config.neuron_multiple > 1:
                 selected = round_selection(selected, scores[0], self.config.neuron_multiple, self.budget / flops[0])
         return as_in_main(selected).nonzero().flatten().tolist()
 
-    def _refit(self, student: Sublayer, fit: LeastSquares) -> float:
-        """Solves the fit, writes W* and b* into the student and returns the relative error of the reconstruction."""
+    def _write_solution(self, student: Sublayer, fit: LeastSquares) -> float:
+        """Solves the fit and writes W* and b* into the student; returns the relative error of the reconstruction."""
         with self.stopwatch("solve"):
             projection = Projection(*(values.to(fit.gram) for values in student.projection()))
             has_bias = student.output.bias is not None
