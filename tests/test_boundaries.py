@@ -1,19 +1,13 @@
-"""What may know what: imports, read from the source; and the contract between adapters and models."""
+"""What may know what: imports, read from the source."""
 
 import ast
 import graphlib
-import json
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-from tiny import FAMILIES, HEAD_COUNT, HIDDEN, LAYERS, NEURONS, encoder_of, pad, samples_for, tiny_model
-from torch import nn
 
 import optimum_kprune
-from optimum_kprune.encoder.adapters import EncoderAdapter, get_adapter
-from optimum_kprune.encoder.hooks import first_input, hooks
 
 PACKAGE = Path(optimum_kprune.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -42,9 +36,6 @@ def packages_of(file):
     """The packages outside of this one that a file imports, without the standard library."""
     absolute = {name.partition(".")[0] for name in imports_of(file) if not name.startswith(".")}
     return absolute - set(sys.stdlib_module_names)
-
-
-# Boundaries
 
 
 @pytest.mark.parametrize("file", sorted((PACKAGE / "algorithm").glob("*.py")), ids=names_of)
@@ -140,96 +131,3 @@ def test_public_names_are_there():
         assert getattr(optimum_kprune, name).__name__ == name
     with pytest.raises(AttributeError, match="nothing"):
         _ = optimum_kprune.nothing
-
-
-# The contract of adapters
-
-TOTALS = {"attention": HEAD_COUNT, "ffn": NEURONS}
-
-
-@pytest.fixture(params=FAMILIES)
-def encoder(request):
-    model = tiny_model(request.param, "base model").eval()
-    return encoder_of(model.requires_grad_(False))
-
-
-def record_inputs(encoder, batch):
-    """Runs the model: every (module, first input, output) whose first input is a tensor, in the order of the calls."""
-    calls = []
-
-    def hook(module, args, kwargs, output):
-        given = first_input(args, kwargs) if args or kwargs else None
-        if isinstance(given, torch.Tensor):
-            calls.append((module, given, output))
-
-    with hooks(*(module.register_forward_hook(hook, with_kwargs=True) for module in encoder.model.modules())):
-        encoder.model(**batch)
-    return calls
-
-
-def test_every_named_module_is_there_and_of_the_right_kind(encoder):
-    sublayers = encoder.sublayers()
-    assert [(sublayer.layer, sublayer.adapter.kind) for sublayer in sublayers] == [
-        (layer, kind) for layer in range(LAYERS) for kind in ("attention", "ffn")
-    ]
-    for sublayer in sublayers:
-        assert sublayer.units == TOTALS[sublayer.adapter.kind]
-        assert (sublayer.output.in_features, sublayer.output.out_features) == (sublayer.features, HIDDEN)
-        assert sublayer.unit_size == (HIDDEN // HEAD_COUNT if sublayer.adapter.kind == "attention" else 1)
-        for name, parts in sublayer.adapter.inputs.items():
-            linear = sublayer.block.get_submodule(name)
-            assert isinstance(linear, nn.Linear) and linear.out_features == parts * sublayer.features
-        assert isinstance(sublayer.output, nn.Linear)
-        assert isinstance(sublayer.residual, nn.Module) and isinstance(
-            sublayer.block.get_submodule(sublayer.adapter.bypass), nn.Module
-        )
-
-
-def test_counts_are_those_of_the_model(encoder):
-    for sublayer in encoder.sublayers():
-        for name, unit in sublayer.adapter.counts.items():
-            module, _, attribute = name.rpartition(".")
-            expected = sublayer.units if unit == "units" else sublayer.features
-            assert getattr(sublayer.block.get_submodule(module), attribute) == expected
-
-
-def test_residual_and_output_make_what_the_next_module_gets(encoder):
-    calls = record_inputs(encoder, pad(samples_for(encoder.model, 5)))
-    modules = [module for module, _, _ in calls]
-    for sublayer in encoder.sublayers():
-        residual = calls[modules.index(sublayer.residual)][1]
-        end = modules.index(sublayer.output)
-        total = residual + calls[end][2]
-        assert any(given.shape == total.shape and torch.allclose(given, total) for _, given, _ in calls[end + 1 :])
-
-
-def test_the_module_to_bypass_holds_the_units_and_returns_what_is_told(encoder):
-    calls = {id(module): output for module, _, output in record_inputs(encoder, pad(samples_for(encoder.model, 5)))}
-    for sublayer in encoder.sublayers():
-        bypass = sublayer.block.get_submodule(sublayer.adapter.bypass)
-        assert isinstance(calls[id(bypass)], tuple) == sublayer.adapter.returns_tuple
-        for name in sublayer.adapter.inputs:
-            assert name.startswith(f"{sublayer.adapter.bypass}.")
-
-
-@pytest.mark.parametrize("unit", [0, 2, -1])
-def test_the_rows_of_a_unit_change_the_features_of_that_unit_and_no_others(unit, encoder):
-    batch = pad(samples_for(encoder.model, 5))
-    for sublayer in encoder.sublayers():
-        before = features_of(encoder, sublayer, batch)
-        for name, parts in sublayer.adapter.inputs.items():
-            linear = sublayer.block.get_submodule(name)
-            linear.weight.view(parts, sublayer.units, -1, linear.in_features)[:, unit] += 0.5
-        after = features_of(encoder, sublayer, batch)
-        changed = (after != before).flatten(0, -2).any(dim=0).view(sublayer.units, -1)
-        assert changed.any(dim=1).nonzero().flatten().tolist() == [unit % sublayer.units]
-
-
-def features_of(encoder, sublayer, batch):
-    return next(given for module, given, _ in record_inputs(encoder, batch) if module is sublayer.output)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_adapters_survive_json(family):
-    adapter = get_adapter(family)
-    assert EncoderAdapter.from_dict(json.loads(json.dumps(adapter.to_dict()))) == adapter

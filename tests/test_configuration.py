@@ -1,10 +1,14 @@
 """KPruneConfig: what is allowed, the published settings, and the file it is saved in."""
 
 import json
+import math
+import tempfile
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from optimum.configuration_utils import BaseConfig
 
 from optimum_kprune import KPruneConfig, configuration
@@ -228,3 +232,72 @@ def test_push_to_hub(tmp_path, monkeypatch):
 def test_a_percentage_is_told_as_a_share():
     with pytest.raises(ValueError, match=r"in \[0, 1\)\. Got 60 instead\. For 60%, give 0\.6\."):
         KPruneConfig(compression_rate=60)
+
+
+# Whole prunes
+
+
+def settings(**overrides):
+    """Settings that use all data, and fits that rounding hardly moves."""
+    defaults = {"num_tokens": None, "measure_tokens": None, "heldout_share": 0, "ridge": 0.1}
+    return KPruneConfig(**{**defaults, **overrides})
+
+
+# What is written
+
+
+def numbers(least, exclude=False):
+    return st.floats(least, exclude_min=exclude, allow_infinity=False) | st.integers(int(least) + exclude, 2**63)
+
+
+counts = st.integers(1, 2**63)
+NUMBERS = {
+    "compression_rate": st.floats(0, 1, exclude_max=True),
+    "temperature": st.floats(1e-6, 1e6) | st.integers(1, 10**6),
+    "lambda_rep": numbers(0),
+    "mu": st.none() | numbers(0, exclude=True),
+    "head_weight": numbers(0, exclude=True),
+    "num_tokens": st.none() | counts,
+    "heldout_share": st.floats(0, 0.5),
+    "measure_tokens": st.none() | counts,
+    "measure_every": counts,
+    "memory_budget": st.none() | st.integers(0, 2**63),
+    "sequence_length": st.none() | counts,
+    "neuron_multiple": counts,
+    "ridge": st.floats(0, 1e100),
+    "seed": st.integers(0, 2**63),
+}
+CHOICES = {
+    "knowledge": st.sampled_from(["fisher", "divergence"]),
+    "gradient": st.sampled_from(["sample", "batch"]),
+    "measure_precision": st.sampled_from(["float32", "bfloat16", "auto"]),
+    "tuning": st.booleans(),
+    "token_weights": st.sampled_from(["scale", "equal"]),
+    "correct_inputs": st.booleans(),
+    "bias": st.sampled_from(["refit", "keep", "drop"]),
+    "published_targets": st.booleans(),
+}
+below = st.floats(max_value=0, exclude_max=True) | st.integers(max_value=-1)
+never = st.text(max_size=3) | st.lists(st.integers(), max_size=2) | st.sampled_from([math.nan, math.inf, {}, b"1", 1j])
+
+
+@given(st.fixed_dictionaries({}, optional=NUMBERS | CHOICES))
+def test_legal_settings_survive_json_and_files(settings):
+    config = KPruneConfig(**settings)
+    assert {name: getattr(config, name) for name in settings} == settings
+    assert KPruneConfig.from_dict(json.loads(config.to_json_string())).to_dict() == config.to_dict()
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        assert KPruneConfig.from_pretrained(folder).to_dict() == config.to_dict()
+
+
+@given(st.sampled_from(sorted(NUMBERS)), below | never | st.booleans() | st.just(-(10**400)))
+def test_settings_out_of_range_are_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"{name!r} of KPruneConfig must be"):
+        KPruneConfig(**{name: value})
+
+
+@given(st.sampled_from(sorted(CHOICES)), below | never | st.none())
+def test_choices_that_do_not_exist_are_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"{name!r} of KPruneConfig must be"):
+        KPruneConfig(**{name: value})

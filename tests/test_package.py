@@ -1,4 +1,4 @@
-"""The package as its users' tools see it: names, types, and a source distribution whose tests can run."""
+"""The package as its users' tools see it: names, types, the wheel, and a source distribution whose tests can run."""
 
 import os
 import pydoc
@@ -6,11 +6,45 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
+
+import pytest
 
 import optimum_kprune
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+# The wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The names in the wheel, built of a copy, without the network."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+    for name in ("optimum", "optimum_kprune", "tests", "examples"):
+        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    code = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
+    process = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    with zipfile.ZipFile(next((source / "dist").glob("*.whl"))) as archive:
+        return archive.namelist()
+
+
+def test_the_wheel_registers_the_command_and_takes_nothing_of_optimum(wheel):
+    assert "optimum/commands/register/register_kprune.py" in wheel
+    assert [name for name in wheel if name.startswith("optimum/")] == ["optimum/commands/register/register_kprune.py"]
+
+
+def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel):
+    paths = [path for path in (REPOSITORY / "optimum_kprune").rglob("*.*") if path.suffix != ".pyc"]
+    files = {str(path.relative_to(REPOSITORY)) for path in paths}
+    assert {"optimum_kprune/py.typed", "optimum_kprune/publish/card_template.md"} <= files
+    assert {name for name in wheel if name.startswith("optimum_kprune/")} == files
+    assert {name.split("/")[0].split("-")[0] for name in wheel} == {"optimum", "optimum_kprune"}
 
 
 def test_the_public_names_are_listed_and_helped_with():

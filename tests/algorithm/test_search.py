@@ -1,0 +1,119 @@
+"""The mask search, against brute force over thresholds."""
+
+import math
+
+import pytest
+import torch
+from drawn import many
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optimum_kprune.algorithm.search import round_selection, select_units
+
+
+def units_above(scores, threshold):
+    return [score > threshold for score in scores]
+
+
+def cost_of(selected, costs):
+    return sum(int(mask.sum()) * cost for mask, cost in zip(selected, costs, strict=True))
+
+
+def brute_force(scores, costs, budget):
+    """Tries every score as the threshold, and one below all; takes the smallest that fits the budget."""
+    thresholds = [-math.inf, *sorted(torch.cat(scores).tolist())]
+    fitting = [nu for nu in thresholds if cost_of(units_above(scores, nu), costs) <= budget]
+    return units_above(scores, min(fitting))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.2, 0.5, 0.77, 0.999, 1.0])
+def test_selection_is_that_of_the_smallest_threshold(generator, share):
+    costs = [70.0, 3.0, 50.0, 4.0]
+    for _ in range(10):
+        scores = [torch.rand(size, generator=generator, dtype=torch.float64) for size in (4, 40, 3, 0)]
+        budget = share * sum(cost * len(score) for cost, score in zip(costs, scores, strict=True))
+        selected = select_units(scores, costs, budget)
+        assert all(map(torch.equal, selected, brute_force(scores, costs, budget)))
+        assert cost_of(selected, costs) <= budget
+
+
+def test_budget_of_everything_keeps_all_and_a_budget_of_nothing_none():
+    scores = [torch.tensor([0.0, 2.0]), torch.tensor([1.0])]
+    assert [mask.tolist() for mask in select_units(scores, [3.0, 5.0], 11.0)] == [[True, True], [True]]
+    assert [mask.tolist() for mask in select_units(scores, [3.0, 5.0], 2.9)] == [[False, False], [False]]
+    assert [mask.tolist() for mask in select_units(scores, [3.0, 5.0], 0.0)] == [[False, False], [False]]
+
+
+def test_an_expensive_unit_that_does_not_fit_ends_the_selection():
+    """A threshold leaves no room for cheaper units with lower scores."""
+    selected = select_units([torch.tensor([3.0, 1.0]), torch.tensor([2.0])], [1.0, 10.0], 5.0)
+    assert [mask.tolist() for mask in selected] == [[True, False], [False]]
+
+
+def test_of_equal_scores_the_lower_come_first_within_the_budget():
+    scores = [torch.tensor([1.0, 2.0, 1.0]), torch.tensor([1.0, 1.0, 3.0])]
+    for budget, kept in enumerate([[], [5], [1, 5], [0, 1, 5], [0, 1, 2, 5], [0, 1, 2, 3, 5], [0, 1, 2, 3, 4, 5]]):
+        selected = torch.cat(select_units(scores, [1.0, 1.0], float(budget)))
+        assert selected.nonzero().flatten().tolist() == kept
+
+
+@pytest.mark.parametrize(
+    ("wanted", "multiple", "most", "count"),
+    [
+        (7, 4, 99, 8),
+        (5, 4, 99, 4),
+        (6, 4, 99, 4),  # halfway: down
+        (7, 4, 7.9, 4),  # 8 do not fit
+        (7, 4, 8.0, 8),
+        (9, 4, 99, 8),
+        (10, 4, 99, 10),  # all, though no multiple
+        (1, 4, 99, 0),
+        (0, 4, 0.0, 0),
+        (10, 4, 10, 10),
+        (6, 100, 99, 10),
+        (5, 100, 99, 0),
+        (6, 100, 9, 0),
+        (7, 1, 7.5, 7),
+    ],
+)
+def test_a_selection_is_rounded_to_the_nearest_multiple_that_fits(generator, wanted, multiple, most, count):
+    scores = torch.randint(4, (10,), generator=generator).double()
+    order = scores.argsort(descending=True, stable=True)
+    selected = torch.zeros(10, dtype=torch.bool).index_fill(0, order[:wanted], True)
+    kept = round_selection(selected, scores, multiple, most)
+    assert torch.equal(kept, torch.zeros(10, dtype=torch.bool).index_fill(0, order[:count], True))
+
+
+# Few different values: ties are many, and sums of costs are exact.
+sublayers = st.lists(st.tuples(st.lists(st.integers(0, 4), max_size=6), st.integers(1, 9)), min_size=1, max_size=5)
+
+
+@many
+@given(sublayers, st.integers(0, 120))
+def test_the_units_above_the_smallest_threshold_that_fits_are_selected(units, budget):
+    scores, costs = [torch.tensor(values, dtype=torch.float64) for values, _ in units], [cost for _, cost in units]
+
+    def cost_above(threshold):
+        return sum(int((score > threshold).sum()) * cost for score, cost in zip(scores, costs, strict=True))
+
+    threshold = min(nu for nu in (-1, *range(5)) if cost_above(nu) <= budget)
+    left, full = budget - cost_above(threshold), False
+    selected = select_units(scores, [float(cost) for cost in costs], float(budget))
+    for score, cost, mask in zip(scores, costs, selected, strict=True):
+        for value, kept in zip(score.tolist(), mask.tolist(), strict=True):
+            if value == threshold:
+                full = full or cost > left
+                left -= 0 if full else cost
+            assert kept == (value > threshold or (value == threshold and not full))
+
+
+@many
+@given(st.lists(st.integers(0, 3), max_size=12), st.integers(1, 15), st.data())
+def test_a_selection_is_rounded_to_the_nearest_allowed_count(values, multiple, data):
+    scores = torch.tensor(values, dtype=torch.float64)
+    order = sorted(range(len(values)), key=lambda unit: (-values[unit], unit))
+    wanted, most = data.draw(st.integers(0, len(values))), data.draw(st.floats(0, 20))
+    selected = torch.tensor([unit in order[:wanted] for unit in range(len(values))], dtype=torch.bool)
+    kept = round_selection(selected, scores, multiple, most).nonzero().flatten().tolist()
+    allowed = [n for n in range(len(values) + 1) if n <= most and (n % multiple == 0 or n == len(values))]
+    assert kept == sorted(order[: min(allowed, key=lambda n: (abs(n - wanted), n))])

@@ -1,0 +1,41 @@
+"""The task of a model: from its checkpoint, as given, or refused."""
+
+import pytest
+from tiny import HEADS, same_state, save_tiny, tiny_model
+from transformers import BertForNextSentencePrediction, BertLMHeadModel
+
+from optimum_kprune import KPruner
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_the_task_comes_from_the_checkpoint(head, tmp_path):
+    tasks = {
+        "question answering": "question-answering",
+        "token classification": "token-classification",
+        "masked language model": "fill-mask",
+        "multiple choice": "multiple-choice",
+        "base model": "feature-extraction",
+    }
+    save_tiny(tmp_path, tiny_model("distilbert", head))
+    pruner = KPruner.from_pretrained(tmp_path)
+    assert pruner.task.name == tasks.get(head, "text-classification")
+    assert same_state(pruner.teacher, tiny_model("distilbert", head))
+
+
+def test_a_wrong_task_for_the_head_is_refused(tmp_path):
+    save_tiny(tmp_path)
+    for refused in (
+        lambda: KPruner(tiny_model(), task="question-answering"),
+        lambda: KPruner.from_pretrained(tiny_model(), task="question-answering"),
+        lambda: KPruner.from_pretrained(tmp_path, task="question-answering"),
+    ):
+        with pytest.raises(ValueError, match=r"BertForSequenceClassification.*'text-classification'.*Got"):
+            refused()
+    with pytest.raises(ValueError, match=r"text-classification, question-answering.*Got 'sentiment'"):
+        KPruner.from_pretrained(tmp_path, task="sentiment")
+
+
+@pytest.mark.parametrize("model_class", [BertForNextSentencePrediction, BertLMHeadModel])
+def test_a_head_without_a_task_is_refused(model_class):
+    with pytest.raises(ValueError, match=rf"{model_class.__name__}.*ForSequenceClassification"):
+        KPruner(model_class(tiny_model().config))

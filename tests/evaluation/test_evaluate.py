@@ -1,0 +1,97 @@
+"""`KPruner.evaluate`: figures of dense and pruned model, against those of single forward passes."""
+
+import random
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+from evaluated import SAMPLES, TEXTS, pruned
+from huggingface_hub import ModelCard
+from tiny import VOCABULARY, same_state, tiny_model, tiny_tokenizer
+
+from optimum_kprune import CardFacts, KPruneConfig, KPruner
+
+
+def test_data_frames_and_columns_are_rows_too_and_other_things_are_refused():
+    one = pruned("single label")
+    columns = {"text": TEXTS, "label": [index % 3 for index in range(30)]}
+    found = one.evaluate(Dataset.from_dict(columns))
+    assert one.evaluate(pd.DataFrame(columns)) == one.evaluate(columns) == found
+    with pytest.raises(ValueError, match=r"must be a `datasets.Dataset`, a data frame.*Got list"):
+        one.evaluate(TEXTS)
+
+
+def test_random_numbers_are_drawn_after_it_as_if_it_had_not_been():
+    one = pruned("single label")
+    drawn = []
+    for evaluates in (False, True):
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
+        if evaluates:
+            one.evaluate({"text": TEXTS, "label": [0] * len(TEXTS)})
+        drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))  # noqa: NPY002
+    assert drawn[0] == drawn[1]
+
+
+def test_a_negative_target_of_a_regression_is_a_label():
+    one = pruned("regression")
+    rows = {"text": TEXTS, "label": [float(index % 3 - 1) for index in range(30)]}
+    shifted = rows | {"label": [label + 5 for label in rows["label"]]}
+    assert one.evaluate(rows)["dense"] == pytest.approx(one.evaluate(shifted)["dense"])
+
+
+def test_names_of_classes_are_labels_too_and_rows_without_a_label_are_left_out(caplog):
+    one = pruned("single label", id2label={0: "bad", 1: "so so", 2: "good"})
+    names = ["bad", "so so", "good"]
+    rows = {"text": [*TEXTS, "w1"], "label": [*(names[index % 3] for index in range(30)), None]}
+    numbers = {"text": TEXTS, "label": [index % 3 for index in range(30)]}
+    assert one.evaluate(Dataset.from_dict(numbers)) == one.evaluate(Dataset.from_dict(rows))
+    left_out = [message for message in caplog.messages if "not evaluated on" in message]
+    assert left_out == ["1 of 31 rows lack a label or a text, and are not evaluated on."]
+
+
+def test_a_folder_is_read_and_the_models_stay_as_they_are(tmp_path):
+    one = pruned("single label")
+    before = tiny_model(head="single label")
+    Dataset.from_dict({"text": TEXTS, "label": [0] * len(TEXTS)}).to_csv(tmp_path / "rows.csv")
+    assert one.evaluate(tmp_path / "rows.csv").keys() == {"dense", "pruned"}
+    with pytest.raises(ValueError, match=r"must return figures by name.*Got float instead"):
+        one.evaluate(lambda model: 0.5)
+    assert same_state(one.teacher, before) and one.teacher.training
+
+
+def test_what_was_measured_is_in_the_card(tmp_path):
+    one = pruned("single label")
+    found = one.evaluate(Dataset.from_dict({"text": TEXTS, "label": [index % 3 for index in range(30)]}))
+    dense, smaller = found["dense"]["accuracy"], found["pruned"]["accuracy"]
+    one.save_pretrained(tmp_path / "one")
+    assert f"| accuracy | {dense:.4g} | {smaller:.4g} |" in ModelCard.load(tmp_path / "one" / "README.md").text
+    one.save_pretrained(tmp_path / "two", facts=CardFacts({"accuracy": (0.9, 0.8), "f1": (0.7, 0.6)}))
+    text = ModelCard.load(tmp_path / "two" / "README.md").text
+    assert "| accuracy | 0.9 | 0.8 |" in text and "| f1 | 0.7 | 0.6 |" in text
+    one.prune(KPruneConfig(num_tokens=None), Dataset.from_list([{"input_ids": ids} for ids in SAMPLES]))
+    one.save_pretrained(tmp_path / "three")
+    assert "| accuracy |" not in ModelCard.load(tmp_path / "three" / "README.md").text
+
+
+@pytest.mark.parametrize(
+    ("head", "rows", "message"),
+    [
+        ("single label", {"text": ["w1"]}, r"must have a column of labels. Got the columns 'text'"),
+        ("single label", {"text": ["w1"], "label": [-1]}, r"'label' holds no label"),
+        ("single label", {"text": ["w1"], "label": ["blue"]}, r"must be those of the model: 'LABEL_0'.*Got 'blue'"),
+        ("single label", {"text": ["w1"], "label": [3]}, r"must be numbers of classes, .* below 3. Got 3"),
+        ("single label", {"text": ["w1"], "label": [-2]}, r"must be numbers of classes, .* below 3. Got -2"),
+        ("masked language model", {"text": ["w1"]}, r"cannot be evaluated on for fill-mask.*compute_metrics"),
+        ("base model", {"text": ["w1"], "label": [0]}, r"for feature-extraction.*function that takes a model"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told(head, rows, message):
+    with pytest.raises(ValueError, match=message):
+        pruned(head).evaluate(Dataset.from_dict(rows))
+
+
+def test_nothing_is_evaluated_before_a_prune():
+    with pytest.raises(ValueError, match="Call `prune` first"):
+        KPruner(tiny_model(), tiny_tokenizer()).evaluate(Dataset.from_dict({"text": [VOCABULARY[9]], "label": [0]}))
