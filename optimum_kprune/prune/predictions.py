@@ -29,14 +29,14 @@ class Predictions:
     def __init__(self, pair: Pair, task: Task, reads_below: bool = False, store: StateStore | None = None) -> None:
         self.pair = pair
         self._task, self._reads_below = task, reads_below
-        self._kept: list[Prediction | None] = [None] * pair.measured
+        self._stored: list[Prediction | None] = [None] * pair.measured
         self._last = (store or StateStore()).states(pair.measured)
         self._are_made = False
 
     def make(self) -> None:
-        """Runs the teacher once over the batches on which knowledge is measured, and keeps what it predicts.
+        """Runs the teacher once over the batches on which knowledge is measured, and stores what it predicts.
 
-        Predictions that are larger than the hidden states after the last block (over a vocabulary) are not kept, but
+        Predictions that are larger than the hidden states after the last block (over a vocabulary) are not stored, but
         made again from those. Called again, it does nothing.
         """
         if self._are_made:
@@ -46,14 +46,14 @@ class Predictions:
             with recorded_output(teacher.blocks[-1]) as outputs:
                 prediction = self._target(run(teacher, step.batch), step)
             if self._reads_below or prediction.values.numel() <= outputs[0].numel():
-                self._kept[step.index] = prediction
+                self._stored[step.index] = prediction
             else:
                 self._last[step.index] = outputs[0]
         self._are_made = True
 
     def of_teacher(self, step: Step) -> Prediction:
         """What the student's prediction on a measured batch is compared with."""
-        prediction = self._kept[step.index]
+        prediction = self._stored[step.index]
         if prediction is None:
             teacher = self.pair.teacher.encoder
             after_all = Place(len(teacher.blocks))

@@ -18,7 +18,7 @@ from transformers import (
 from optimum_kprune import KPruner
 from optimum_kprune.algorithm.divergence import Prediction, curvature_probe, divergence
 from optimum_kprune.encoder.custom_heads import choose_task
-from optimum_kprune.prune.hidden_states import Frontier
+from optimum_kprune.prune.predictions import Predictions
 
 
 def predicted(outputs, mask=None, prediction=None, **config):
@@ -181,13 +181,13 @@ def test_a_head_may_read_the_hidden_states_behind_every_block(monkeypatch):
     """Where a student is entered, there is nothing of the blocks below: its prediction must be that of a whole run."""
     seen = []
 
-    def watched(frontier, step):
-        prediction = original(frontier, step)
-        seen.append((prediction.values[:, 0], frontier.student.model(**step.batch)))
+    def watched(predictions, step):
+        prediction = original(predictions, step)
+        seen.append((prediction.values[:, 0], predictions.pair.student.encoder.model(**step.batch)))
         return prediction
 
-    original = Frontier.student_prediction
-    monkeypatch.setattr(Frontier, "student_prediction", watched)
+    original = Predictions.of_student
+    monkeypatch.setattr(Predictions, "of_student", watched)
     torch.manual_seed(0)
     prune(Mix("hidden_states"))
     assert len(seen) > len(BATCHES)
@@ -214,5 +214,5 @@ def test_a_head_that_does_not_read_the_last_block_is_told():
             return self.classifier(outputs.pooler_output)
 
     for head in (Early, NoGradient):
-        with pytest.raises(ValueError, match="must be differentiable in the hidden states behind the last block"):
+        with pytest.raises(ValueError, match="must be differentiable in the hidden states after the last block"):
             prune(head(tiny_model()))

@@ -7,8 +7,8 @@ import torch
 from tiny import (
     batches_of,
     encoder_of,
-    frontier_of,
     outputs_of,
+    predictions_of,
     same_state,
     samples_for,
     teacher_and_student,
@@ -77,11 +77,12 @@ def test_a_forward_pass_that_fails_leaves_nothing_behind(error):
     def fail(*_):
         raise error("inside the model")
 
-    frontier = frontier_of(teacher, student, batches)
+    predictions = predictions_of(teacher, student, batches)
+    sublayers = predictions.pair.student.encoder.sublayers()
     handle = student.bert.encoder.layer[2].output.register_forward_hook(fail)
     before = traces(teacher), traces(student)
     with pytest.raises(error, match="inside the model"):
-        measure_knowledge(frontier, frontier.student.sublayers(), KPruneConfig())
+        measure_knowledge(predictions.pair, predictions, sublayers, KPruneConfig())
     assert (traces(teacher), traces(student)) == before
     handle.remove()
     assert all(map(torch.equal, outputs_of(teacher, batches[0]), expected))

@@ -7,10 +7,8 @@ from tiny import FAMILIES, LAYERS, encoder_of, pad, ragged_samples, samples_for,
 from torch import nn
 
 from optimum_kprune.encoder.hooks import recorded_states
-from optimum_kprune.encoder.partial_forward import find_joints, run
+from optimum_kprune.encoder.partial_forward import find_entries, run
 from optimum_kprune.encoder.sublayers import Place
-
-# The frontier
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -28,23 +26,20 @@ def test_a_model_entered_at_any_block_gives_the_same_outputs(family):
 def test_a_model_entered_inside_any_block_gives_the_same_outputs(family):
     model = tiny_model(family, "token classification").eval()
     encoder, batch = encoder_of(model), pad(samples_for(model, 5))
-    encoder.joints = find_joints(encoder, batch)
-    assert list(encoder.joints) == [Place(layer, 1) for layer in range(LAYERS)]
+    encoder.entries = find_entries(encoder, batch)
+    assert list(encoder.entries) == [Place(layer, 1) for layer in range(LAYERS)]
     with torch.no_grad():
         whole = model(**batch)
-        for place in encoder.joints:
+        for place in encoder.entries:
             with recorded_states(encoder, place) as states:
                 run(encoder, batch)
             entered = run(encoder, batch, place, states[0])
             assert torch.equal(entered.logits, whole.logits)
 
 
-# The frontier
-
-
 def test_where_a_block_cannot_be_entered_inside_the_result_is_the_same(monkeypatch):
     expected = prune(tiny_model(), compression_rate=0.6)
-    monkeypatch.setattr("optimum_kprune.prune.hidden_states.find_joints", lambda *_: {})
+    monkeypatch.setattr("optimum_kprune.prune.sweep.find_entries", lambda *_: {})
     found = prune(tiny_model(), compression_rate=0.6)
     assert found.result.kept == expected.result.kept
     assert [entry.error for entry in found.result.sublayers] == pytest.approx(
@@ -67,6 +62,6 @@ def test_a_way_in_that_gives_something_else_is_not_taken(caplog):
 
     model = tiny_model().eval()
     model.bert.encoder.layer[1] = Odd(model.bert.encoder.layer[1])
-    joints = find_joints(encoder_of(model), pad(ragged_samples(3)))
-    assert list(joints) == [Place(0, 1), Place(2, 1)]
+    entries = find_entries(encoder_of(model), pad(ragged_samples(3)))
+    assert list(entries) == [Place(0, 1), Place(2, 1)]
     assert "1 of 3 sublayers of this bert cannot be entered" in caplog.text

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from tiny import frontier_of
+from tiny import loop_of, predictions_of
 
 from optimum_kprune import KPruneConfig, KPruner
 from optimum_kprune.encoder.tasks import with_published_targets
 from optimum_kprune.modeling_kprune import shrink_sublayer
-from optimum_kprune.prune.loop import SublayerPruner
 
 SHARED = Path(__file__).parents[3] / "shared"
 
@@ -36,13 +35,13 @@ def test_the_lowest_block_keeps_what_the_reference_keeps():
     pruner = KPruner.from_pretrained(SHARED / "checkpoints" / "squad")
     teacher = pruner.teacher.eval()
     student = copy.deepcopy(teacher).requires_grad_(False)
-    frontier = frontier_of(
+    predictions = predictions_of(
         teacher, student, calibration_batches(pruner.processing_class, 128, 16), with_published_targets(pruner.task)
     )
     config = KPruneConfig.paper(
         compression_rate=0.5, sequence_length=int(reference["settings"]["seq_len"]), tuning=False
     )
-    assert lowest_block_kept(SublayerPruner(frontier, config)) == [
+    assert lowest_block_kept(loop_of(predictions, config, config.sequence_length)) == [
         wanted["kept_heads"][0],
         wanted["kept_neurons"][0],
     ]
@@ -53,9 +52,8 @@ def lowest_block_kept(pruning):
     """The heads and neurons kept in the lowest block; without the fit, which selects nothing."""
     kept = []
     for index in range(2):
-        students = pruning.frontier.student.sublayers()[index:]
-        units = pruning._select(students)
-        pruning.budget -= int(units.sum()) * students[0].unit_flops(pruning.sequence_length)
-        kept.append(units.nonzero().flatten().tolist())
+        students = pruning.pair.student.encoder.sublayers()[index:]
+        kept.append(pruning._select(students, pruning._score(students)))
+        pruning.budget -= len(kept[-1]) * students[0].unit_flops(pruning.sequence_length)
         shrink_sublayer(students[0].block, asdict(students[0].adapter), kept[-1], students[0].units)
     return kept

@@ -12,10 +12,14 @@ from optimum_kprune.calibration.prepare import CalibrationBatches
 from optimum_kprune.encoder.adapters import supported_model_types
 from optimum_kprune.encoder.config_field import adapter_of
 from optimum_kprune.encoder.hooks import evaluating
+from optimum_kprune.encoder.partial_forward import find_entries
 from optimum_kprune.encoder.sublayers import Encoder
 from optimum_kprune.encoder.tasks import task_of
 from optimum_kprune.kprune_map import parse_units
-from optimum_kprune.prune.hidden_states import Frontier
+from optimum_kprune.prune.loop import SublayerPruner
+from optimum_kprune.prune.pair import Pair
+from optimum_kprune.prune.predictions import Predictions
+from optimum_kprune.prune.scores import Scores
 
 FAMILIES = supported_model_types()
 # Every kind of output there is to preserve: the name of the head, and options of the config.
@@ -117,13 +121,27 @@ def save_tiny(folder, model=None, tokenizer=True):
     return folder
 
 
-def frontier_of(teacher, student, batches, task=None):
-    """A frontier at its start; teacher and student must be in evaluation mode."""
-    calibration = CalibrationBatches(batches, len(batches))
-    frontier = Frontier(encoder_of(teacher), encoder_of(student), calibration, task or task_of(teacher))
-    with torch.no_grad():
-        frontier.start()
-    return frontier
+@torch.no_grad()
+def pair_of(teacher, student, batches, entries=True):
+    """Teacher and student at the bottom; both must be in evaluation mode. Without entries, blocks are run whole."""
+    teacher, student = encoder_of(teacher), encoder_of(student)
+    if entries:
+        sample = {name: values[:1] for name, values in batches[0].items()}
+        teacher.entries = student.entries = find_entries(teacher, sample)
+    return Pair(teacher, student, CalibrationBatches(batches, len(batches)))
+
+
+@torch.no_grad()
+def predictions_of(teacher, student, batches, task=None):
+    """The predictions of such a pair, made."""
+    predictions = Predictions(pair_of(teacher, student, batches), task or task_of(teacher))
+    predictions.make()
+    return predictions
+
+
+def loop_of(predictions, config, length=10):
+    """The loop on such a pair."""
+    return SublayerPruner(predictions.pair, Scores(predictions, config, length), config, length)
 
 
 def encoder_of(model):

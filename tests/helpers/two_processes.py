@@ -99,7 +99,7 @@ def fail(rank):
     errors["not finite in one"] = error_of(KPruner(broken).prune, settings(), spoilt)
     errors["other data"] = error_of(prune, settings(), batches[rank:])
     errors["other weights"] = error_of(KPruner(tiny_model(seed=rank)).prune, settings(), batches)
-    with only_in_second(rank, pruning, "gather_fit", side_effect=OSError("the disk is full")):
+    with only_in_second(rank, pruning, "add_up_fit", side_effect=OSError("the disk is full")):
         errors["second, in work"] = error_of(prune, settings(), batches)
     with only_in_second(rank, sweeping, "KPruneResult", side_effect=KeyError("late")):
         errors["second, at the end"] = error_of(prune, settings(), batches)
@@ -154,10 +154,9 @@ def work(rank, folder, port):
     # Who waits for ever says where, and ends.
     faulthandler.dump_traceback_later(900, exit=True)
     bars = mock.patch.object(progress, "tqdm", wraps=progress.tqdm)
-    with bars as bar, mock.patch.object(sweeping, "warn_if_few_tokens") as check:
+    with bars as bar, mock.patch.object(sweeping, "Predictions", wraps=sweeping.Predictions) as pairs:
         found = {job.__name__: job(folder) for job in PRUNES}
-    frontiers = [call.args[0] for call in check.call_args_list]
-    found |= {"batches": [(len(frontier), frontier.measured) for frontier in frontiers]}
+    found |= {"batches": [(len(call.args[0]), call.args[0].measured) for call in pairs.call_args_list]}
     found |= {"hidden bars": [call.kwargs.get("disable", False) for call in bar.call_args_list]}
     found |= {"other solution": prune_with_another_solution(rank, folder)}
     found |= {"shares": [list(share(range(count))) for count in (0, 1, 5)], "is main": is_main()}

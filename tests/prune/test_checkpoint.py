@@ -21,9 +21,9 @@ from tiny import (
 from transformers import AutoModelForSequenceClassification
 
 from optimum_kprune import KPruneConfig, KPruner
-from optimum_kprune.prune import checkpoint
-from optimum_kprune.prune import loop as pruning
+from optimum_kprune.prune import checkpoint, scores
 from optimum_kprune.prune.checkpoint import IDENTITY_NAME, Checkpoint
+from optimum_kprune.prune.pair import Pair
 
 SUBLAYERS = 2 * LAYERS
 
@@ -65,8 +65,8 @@ def without_seconds(result):
 def test_a_prune_goes_on_from_every_sublayer_to_the_same_bits(finished, tmp_path, monkeypatch):
     killed_after(monkeypatch, finished, tmp_path / "progress")
     measured = []
-    measure = pruning.measure_knowledge
-    monkeypatch.setattr(pruning, "measure_knowledge", lambda *args: measured.append(args) or measure(*args))
+    measure = scores.measure_knowledge
+    monkeypatch.setattr(scores, "measure_knowledge", lambda *args: measured.append(args) or measure(*args))
     alone, resumed = prune(None), prune(tmp_path / "progress")
     assert len(measured) == SUBLAYERS + SUBLAYERS - finished
     assert same_state(alone.model, resumed.model)
@@ -95,8 +95,8 @@ def test_families_and_settings_resume_alike(family, overrides, tmp_path, monkeyp
 
 def test_a_finished_prune_is_taken_from_its_checkpoint(tmp_path, monkeypatch):
     first = prune(tmp_path / "progress")
-    monkeypatch.setattr(pruning, "measure_knowledge", pytest.fail)
-    monkeypatch.setattr(pruning, "gather_fit", pytest.fail)
+    monkeypatch.setattr(scores, "measure_knowledge", pytest.fail)
+    monkeypatch.setattr(Pair, "advance_teacher", pytest.fail)
     assert same_state(first.model, prune(tmp_path / "progress").model)
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import math
 
 import pytest
 import torch
@@ -15,9 +14,10 @@ from tiny import (
     assert_masked_dense_equals,
     assert_same_outputs,
     batches_of,
-    frontier_of,
+    loop_of,
     outputs_of,
     pad,
+    predictions_of,
     ragged_samples,
     same_state,
     samples_for,
@@ -27,9 +27,6 @@ from tiny import (
 
 from optimum_kprune import KPruneConfig
 from optimum_kprune.kprune_map import parse_units
-from optimum_kprune.prune import loop as pruning
-from optimum_kprune.prune import statistics as passes
-from optimum_kprune.prune.loop import SublayerPruner
 
 SAMPLES = ragged_samples()
 
@@ -219,7 +216,7 @@ def test_tuning_brings_the_outputs_closer_on_other_data():
     assert distances[0] < 0.5 * distances[1]
 
 
-# The frontier
+# Emptied sublayers
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.999])
@@ -233,46 +230,24 @@ def test_blocks_with_emptied_sublayers_are_passed(rate):
     assert [entry.total > 0 for entry in second.result.sublayers] == expected
 
 
-# The schedule
-
-
-@pytest.mark.parametrize("every", [1, 2, 4, 100])
-def test_knowledge_is_measured_before_every_so_manieth_sublayer(every, monkeypatch):
-    measured = []
-
-    def recording(frontier, sublayers, *args):
-        measured.append(len(sublayers))
-        return passes.measure_knowledge(frontier, sublayers, *args)
-
-    monkeypatch.setattr(pruning, "measure_knowledge", recording)
-    result = prune(tiny_model(), measure_every=every, compression_rate=0.6).result
-    assert measured == [2 * LAYERS - first for first in range(0, 2 * LAYERS, every)]
-    assert len(measured) == math.ceil(2 * LAYERS / every)
-    assert 0.6 <= result.flops_removed < 0.7
-
-
 # Inputs are corrected
-
-
-def drifted(model, gain, shift):
-    """A copy whose hidden states below the first block are an affine map of the model's."""
-    student = copy.deepcopy(model).requires_grad_(False)
-    norm = student.base_model.embeddings.LayerNorm
-    norm.weight.mul_(gain)
-    norm.bias.copy_(norm.bias * gain + shift)
-    return student
 
 
 @torch.no_grad()
 def test_a_drift_that_is_affine_is_undone():
     """The input projections read other hidden states than the teacher's, and give the same."""
     teacher = tiny_model().eval()
-    student = drifted(teacher, gain=1.7, shift=0.3)
-    frontier = frontier_of(teacher, student, batches_of(SAMPLES, 12))
-    target, pruned = frontier.targets[0], frontier.student.sublayer(frontier.targets[0].place)
-    SublayerPruner(frontier, KPruneConfig(ridge=0.0))._correct_inputs(target, pruned)
-    for step in frontier:
-        preserved, present = frontier.inputs(step, target, pruned)
+    student = copy.deepcopy(teacher).requires_grad_(False)
+    norm = student.bert.encoder.layer[0].output.LayerNorm
+    norm.weight.mul_(1.7)
+    norm.bias.copy_(norm.bias * 1.7 + 0.3)
+    predictions = predictions_of(teacher, student, batches_of(SAMPLES, 12))
+    pair, target = predictions.pair, predictions.pair.targets[2]
+    pair.advance(target)
+    pruned = pair.student.encoder.sublayer(target.place)
+    loop_of(predictions, KPruneConfig(ridge=0.0))._correct_inputs(target, pruned)
+    for step in pair.steps():
+        preserved, present = pair.teacher.input_of(step, target), pair.student.input_of(step, pruned)
         assert (preserved - present).abs().max() > 0.1
         for teachers, students in zip(target.inputs, pruned.inputs, strict=True):
             torch.testing.assert_close(students(present), teachers(preserved), rtol=1e-3, atol=1e-3)

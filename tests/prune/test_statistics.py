@@ -12,8 +12,8 @@ from tiny import (
     LAYERS,
     batches_of,
     encoder_of,
-    frontier_of,
     pad,
+    predictions_of,
     ragged_samples,
     samples_for,
     teacher_and_student,
@@ -23,8 +23,8 @@ from torch.nn import functional
 
 from optimum_kprune import KPruneConfig, KPruner
 from optimum_kprune.encoder.tasks import task_of, with_published_targets
-from optimum_kprune.prune import statistics as passes
-from optimum_kprune.prune.statistics import measure_knowledge, measuring_precision
+from optimum_kprune.prune import statistics
+from optimum_kprune.prune.statistics import measure_knowledge
 
 SAMPLES = ragged_samples(36)
 CPU = torch.device("cpu")
@@ -109,12 +109,13 @@ def importances_by_masks(teacher, student, samples, lost):
 
 
 def measured(teacher, student, batches, first=0, task=None, **settings):
-    """The importances of the sublayers from `first` on, measured with the frontier at the block of the first."""
-    frontier = frontier_of(teacher, student, batches, task)
-    sublayers = frontier.student.sublayers()[first:]
+    """The importances of the sublayers from `first` on, measured with the hidden states at the block of the first."""
+    predictions = predictions_of(teacher, student, batches, task)
+    pair = predictions.pair
     with torch.no_grad():
-        frontier.advance(frontier.targets[first])
-        return measure_knowledge(frontier, sublayers, KPruneConfig(temperature=GAMMA, **settings))
+        pair.advance(pair.targets[first])
+        sublayers = pair.student.encoder.sublayers()[first:]
+        return measure_knowledge(pair, predictions, sublayers, KPruneConfig(temperature=GAMMA, **settings))
 
 
 def assert_close(actual, expected, tolerance):
@@ -216,7 +217,9 @@ def test_fisher_is_the_curvature_of_the_divergence_on_average_over_signs(head, l
     found = [torch.zeros_like(total) for total in expected]
     for pattern in patterns:
         signs = torch.tensor(pattern).view(shape)
-        monkeypatch.setattr(passes, "draw_signs", lambda values, *_, signs=signs: signs.expand(len(samples), *shape))
+        monkeypatch.setattr(
+            statistics, "draw_signs", lambda values, *_, signs=signs: signs.expand(len(samples), *shape)
+        )
         for total, importance, sublayer in zip(
             found, measured(teacher, student, [pad(samples)], knowledge="fisher"), sublayers, strict=True
         ):
@@ -299,20 +302,6 @@ def test_published_targets_of_a_regression_are_those_of_the_whole_batch():
     assert_close([importance.predictive for importance in found], expected, 1e-5)
 
 
-def test_signs_depend_on_seed_and_tokens_and_are_zero_at_padding():
-    teacher, student = teacher_and_student("token classification")
-    samples = [[0, 7, 8, 9, 2], [0, 7, 2], [0, 7, 8, 9, 2]]
-    (step,) = frontier_of(teacher, student, [pad(samples, extra=2)])
-    prediction = task_of(teacher).predict(teacher(**step.batch), teacher.config, step.mask)
-    signs = passes.draw_signs(prediction, step, 0)
-    assert signs.shape == prediction.values.shape
-    assert torch.equal(signs.abs().amax(dim=-1), step.mask.float())
-    assert torch.equal(signs.abs().amin(dim=-1), step.mask.float())
-    assert torch.equal(signs[0], signs[2]) and not torch.equal(signs[0, :3], signs[1, :3])
-    for other in (1, 2**32, 10**30):
-        assert not torch.equal(signs, passes.draw_signs(prediction, step, other))
-
-
 # Values that are not finite, and too little data
 
 
@@ -352,35 +341,15 @@ def test_bfloat16_barely_moves_what_is_kept():
 
 def test_scores_under_bfloat16_are_sums_in_float32_and_close():
     model = tiny_model().eval()
-    frontier = frontier_of(model, copy.deepcopy(model).requires_grad_(False), batches_of(SAMPLES, 12))
-    sublayers = frontier.student.sublayers()
+    predictions = predictions_of(model, copy.deepcopy(model).requires_grad_(False), batches_of(SAMPLES, 12))
+    pair = predictions.pair
+    sublayers = pair.student.encoder.sublayers()
     with torch.no_grad():
         exact, rough = (
-            passes.measure_knowledge(frontier, sublayers, KPruneConfig(measure_precision=precision))
+            measure_knowledge(pair, predictions, sublayers, KPruneConfig(measure_precision=precision))
             for precision in ("float32", "bfloat16")
         )
     for one, other in zip(exact, rough, strict=True):
         assert not torch.equal(one.predictive, other.predictive)
         torch.testing.assert_close(other.representational, one.representational, rtol=0.1, atol=0.0)
         assert (other.predictive / one.predictive - 1).abs().median() < 0.05
-
-
-@pytest.mark.parametrize("native", [True, False])
-def test_auto_asks_the_hardware_and_leaves_other_types_alone(native, monkeypatch):
-    monkeypatch.setattr(passes, "computes_bfloat16", lambda device: native)
-
-    def is_rough(dtype, setting, **settings):
-        with measuring_precision(dtype, CPU, KPruneConfig(measure_precision=setting, **settings)):
-            return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-
-    assert is_rough(torch.float32, "auto") == native
-    assert not is_rough(torch.float32, "auto", knowledge="divergence")
-    assert is_rough(torch.float32, "bfloat16") and not is_rough(torch.float32, "float32")
-    assert not any(is_rough(dtype, "bfloat16") for dtype in (torch.float16, torch.float64, torch.bfloat16))
-
-
-def test_hardware_that_does_not_tell_is_taken_not_to_have_it(monkeypatch):
-    assert isinstance(passes.computes_bfloat16(CPU), bool)
-    for feature in ("avx512_bf16", "amx_tile"):
-        monkeypatch.delattr(torch.cpu, f"_is_{feature}_supported", raising=False)
-    assert passes.computes_bfloat16(CPU) is False
