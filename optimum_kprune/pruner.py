@@ -14,7 +14,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from .base import OptimumPruner
-from .calibration.prepare import CalibrationBatches, InputSpec, budget_of, load_calibration_dataset, prepare_batches
+from .calibration.prepare import (
+    CalibrationBatches,
+    InputSpec,
+    budget_of,
+    drawn_with,
+    load_calibration_dataset,
+    prepare_batches,
+)
 from .calibration.source import default_split
 from .configuration import KPruneConfig
 from .distributed import in_main, together
@@ -23,16 +30,18 @@ from .encoder.config_field import adapter_of
 from .encoder.custom_heads import choose_task
 from .encoder.custom_modules import find_encoder, input_names
 from .encoder.loading import load_model, load_processing_class
+from .encoder.offloading import execution_device, sharing_copy
 from .encoder.sublayers import Encoder, max_positions
 from .evaluation.evaluate import evaluate_model, figures_from, labelled_rows, pairs_of, random_state_kept, rows_of
+from .evaluation.latency import latencies, machine_of
 from .evaluation.metrics import ComputeMetrics, metric_named, usual_metrics
 from .folder import require_free
+from .names import UNKNOWN, hub_name, publishable
 from .prune.checkpoint import begins_to_save, has_begun_to_save
 from .prune.preconditions import check_config, configs_of, require_finite_weights, require_prunable
 from .prune.sweep import Sweep
-from .publish.card import CardFacts
-from .publish.recipe import LOCAL_DATA, LOCAL_MODEL, Recipe, changed, hub_name, loaded_call
-from .publish.save import Publication
+from .publish.card import CardFacts, Publication, model_card
+from .publish.save import push, save
 from .result import KPruneResult
 from .trainer import calibration_data, evaluate_like, plain_model
 
@@ -90,9 +99,9 @@ class KPruner(OptimumPruner):
         self.config: KPruneConfig | None = None
         self.result: KPruneResult | None = None
         self._evaluation = CardFacts()
-        self._recipe = Recipe(given=loaded_call(task=task, prediction=prediction, encoder=encoder))
-        # Of every data set that was drawn here, by its fingerprint: how.
-        self._draws: dict[str, dict[str, Any]] = {}
+        given = publishable(task=task, prediction=prediction, encoder=encoder)
+        # What made the pruned model, as it can be published: the arguments by the name of the call.
+        self._arguments = {"KPruner": {"model": UNKNOWN, "processing_class": UNKNOWN, **given}}
 
     def __repr__(self) -> str:
         done = f"{self.result.flops_removed:.1%} of the FLOPs removed" if self.result else "not pruned yet"
@@ -129,9 +138,14 @@ class KPruner(OptimumPruner):
         if processing_class is None:
             processing_class = load_processing_class(model_or_path, **model_kwargs)
         pruner = cls(model, processing_class, prediction=prediction)
-        told = {name: str(model_kwargs[name]) for name in ("revision", "dtype") if model_kwargs.get(name) is not None}
-        source = {"model_or_path": hub_name(str(model_or_path)) or LOCAL_MODEL, "task": pruner.task.name}
-        pruner._recipe = Recipe(load={**source, **{name: text.removeprefix("torch.") for name, text in told.items()}})
+        told = {
+            name: str(model_kwargs[name]).removeprefix("torch.")
+            for name in ("revision", "dtype")
+            if model_kwargs.get(name)
+        }
+        source = hub_name(str(model_or_path)) or UNKNOWN
+        given = publishable(model_or_path=source, task=pruner.task.name, prediction=prediction, **told)
+        pruner._arguments = {"KPruner.from_pretrained": given}
         return pruner
 
     @classmethod
@@ -174,7 +188,7 @@ class KPruner(OptimumPruner):
         pruner = cls(encoder_of(sentence_transformer), sentence_transformer.tokenizer)
         pruner.task = embedding_task(sentence_transformer)
         pruner._pipeline = sentence_transformer
-        pruner._recipe = Recipe(given="KPruner.from_sentence_transformer(model)")
+        pruner._arguments = {"KPruner.from_sentence_transformer": {"sentence_transformer": UNKNOWN}}
         return pruner
 
     @property
@@ -191,7 +205,10 @@ class KPruner(OptimumPruner):
                 "This pruner has no pipeline of sentence-transformers to put the pruned model into. Use "
                 "`KPruner.from_sentence_transformer(...)`."
             )
-        return self._publication(None, False).sentence_transformer()
+        from .sentence_transformers import with_encoder
+
+        publication = self._publication()
+        return with_encoder(self._pipeline, publication.pruned, str(model_card(publication)))
 
     def get_calibration_dataset(
         self,
@@ -225,21 +242,13 @@ class KPruner(OptimumPruner):
             FileNotFoundError: if there is no such data set.
             ValueError: if the data or an argument cannot be used; the message says why and what to do.
         """
-        drawing: dict[str, Any] = {
-            "num_tokens": num_tokens,
-            "dataset_config_name": dataset_config_name,
-            "dataset_split": dataset_split,
-        }
-        reading: dict[str, Any] = {
-            "text_columns": text_columns,
-            "preprocess_function": preprocess_function,
-            "max_length": max_length,
-            "seed": seed,
-        }
-        dataset = load_calibration_dataset(dataset_name, self._input_spec(**reading), **drawing)
-        name = {"dataset_name": hub_name(dataset_name) or LOCAL_DATA}
-        self._draws[dataset._fingerprint] = name | changed(self.get_calibration_dataset, drawing | reading)
-        return dataset
+        return load_calibration_dataset(
+            dataset_name,
+            self._input_spec(seed, text_columns, preprocess_function, max_length),
+            num_tokens=num_tokens,
+            dataset_config_name=dataset_config_name,
+            dataset_split=dataset_split,
+        )
 
     # Gradients are needed, also by those who call in inference mode.
     @together()
@@ -285,10 +294,10 @@ class KPruner(OptimumPruner):
         if save_directory is not None:
             in_main(require_free)(save_directory, overwrite)
         calibration = self._calibration(config, calibration_dataset, data_collator, batch_size)
-        recipe = self._recipe_of(calibration_dataset, data_collator, batch_size)
+        arguments = self._arguments_with(calibration_dataset, data_collator, batch_size)
         with self._sweep(config, calibration) as sweep:
             model, result = sweep.prune(config, checkpoint_dir)
-        self._keep(model, result, config, recipe)
+        self._keep(model, result, config, arguments)
         self._save_from(checkpoint_dir, save_directory, overwrite)
         return result
 
@@ -342,12 +351,12 @@ class KPruner(OptimumPruner):
             if folder is not None:
                 in_main(require_free)(folder, replace_it)
         calibration = self._calibration(configs[0], calibration_dataset, data_collator, batch_size)
-        recipe = self._recipe_of(calibration_dataset, data_collator, batch_size)
+        arguments = self._arguments_with(calibration_dataset, data_collator, batch_size)
         pruners = [copy.copy(self) for _ in configs]
         with self._sweep(config, calibration) as sweep:
             places = zip(checkpoints, folders, replaces, strict=True)
             for pruned, entry, (checkpoint, folder, replace_it) in zip(pruners, configs, places, strict=True):
-                pruned._keep(*sweep.prune(entry, checkpoint), entry, recipe)
+                pruned._keep(*sweep.prune(entry, checkpoint), entry, arguments)
                 pruned._save_from(checkpoint, folder, replace_it)
         return pruners
 
@@ -371,8 +380,10 @@ class KPruner(OptimumPruner):
     def _encoder(self, model: nn.Module) -> Encoder:
         return Encoder(model, self.adapter, self._encoder_name)
 
-    def _keep(self, model: nn.Module, result: KPruneResult, config: KPruneConfig, recipe: Recipe) -> None:
-        self.model, self.result, self.config, self._recipe = model, result, config, recipe
+    def _keep(
+        self, model: nn.Module, result: KPruneResult, config: KPruneConfig, arguments: dict[str, dict[str, Any]]
+    ) -> None:
+        self.model, self.result, self.config, self._arguments = model, result, config, arguments
         self._evaluation = CardFacts()
 
     def _calibration(
@@ -394,12 +405,10 @@ class KPruner(OptimumPruner):
             heldout_share=config.heldout_share,
         )
 
-    def _recipe_of(
-        self, dataset: Any, data_collator: Callable[[list[Any]], Any] | None = None, batch_size: int = BATCH_SIZE
-    ) -> Recipe:
-        drawn = self._draws.get(dataset._fingerprint) if isinstance(dataset, Dataset) else None
-        options = {"data_collator": data_collator, "batch_size": batch_size}
-        return replace(self._recipe, draw=drawn, prune=changed(self._recipe_of, options))
+    def _arguments_with(self, dataset: Any, data_collator: Any, batch_size: int) -> dict[str, dict[str, Any]]:
+        """What the pruned model is made by: the arguments given so far, and those of the prune and of its data."""
+        prune = publishable(data_collator=data_collator, batch_size=batch_size)
+        return {**self._arguments, "pruner.get_calibration_dataset": drawn_with(dataset), "pruner.prune": prune}
 
     def evaluate(
         self,
@@ -509,7 +518,7 @@ class KPruner(OptimumPruner):
         """
         if "push_to_hub" in kwargs:
             raise ValueError("`save_pretrained` does not upload. Call `push_to_hub(repo_id)`.")
-        self._publication(facts, measure_latency).save(save_directory, overwrite=overwrite, **kwargs)
+        save(self._publication(facts, measure_latency), save_directory, overwrite=overwrite, **kwargs)
 
     @in_main
     def push_to_hub(
@@ -541,11 +550,12 @@ class KPruner(OptimumPruner):
             PermissionError: if there is no token, or it may not write to the repository.
             OSError: if the Hub cannot be reached or fails.
         """
-        return self._publication(facts, measure_latency).push(repo_id, token, private, commit_message)
+        return push(self._publication(facts, measure_latency), repo_id, token, private, commit_message)
 
-    def _publication(self, facts: CardFacts | None, measure_latency: bool) -> Publication:
+    def _publication(self, facts: CardFacts | None = None, measure_latency: bool = False) -> Publication:
         if self.result is None or self.config is None:
             raise ValueError("There is no pruned model to save yet. Call `prune` first.")
+        facts = facts.with_evaluation(self._evaluation) if facts else self._evaluation
         return Publication(
             teacher=self.teacher,
             model=self.model,
@@ -554,11 +564,19 @@ class KPruner(OptimumPruner):
             task=self.task,
             config=self.config,
             result=self.result,
-            recipe=self._recipe,
+            arguments=self._arguments,
             pipeline=self._pipeline,
-            facts=facts.with_evaluation(self._evaluation) if facts else self._evaluation,
-            measure_latency=measure_latency,
+            facts=replace(facts, **self._latency()) if measure_latency else facts,
         )
+
+    def _latency(self) -> dict[str, Any]:
+        """What the card tells of the time that both models take for one sample."""
+        tokens = min(128, max_positions(self._dense) or 128)
+        shape = (1, 2, tokens) if self.task.name == "multiple-choice" else (1, tokens)
+        encoders = [sharing_copy(model.get_submodule(self._encoder_name)) for model in (self.teacher, self.model)]
+        name = f"batch 1, {tokens} tokens{', encoder alone' if self._encoder_name else ''}"
+        taken = latencies(encoders, shape, execution_device(self._dense))
+        return {"latency": {name: taken}, "machine": machine_of(self._dense)}
 
     def _input_spec(
         self,

@@ -1,6 +1,5 @@
 """The model card, and uploads to a Hub on this machine that sees every request."""
 
-import ast
 import copy
 import dataclasses
 import json
@@ -31,8 +30,6 @@ from optimum_kprune import CardFacts, KPruneConfig, KPruner
 from optimum_kprune.calibration.summary import CalibrationSummary
 from optimum_kprune.publish.card import BEGIN, END, merge_cards
 from optimum_kprune.publish.dense_checkpoint import HUB_SECONDS, inherited_fields
-from optimum_kprune.publish.latency import latency_of
-from optimum_kprune.publish.recipe import Recipe, hub_name, program
 from optimum_kprune.result import HeldoutQuality
 
 SAMPLES = ragged_samples()
@@ -164,14 +161,6 @@ def test_latency_is_measured_on_request_for_every_head(head, tmp_path):
     assert dense.endswith(" ms") and small.endswith(" ms") and faster.endswith("x as fast")
 
 
-def test_a_model_is_not_touched_while_its_latency_is_measured():
-    model = tiny_model().train()
-    modes = []
-    model.register_forward_pre_hook(lambda module, _: modes.append((module is model, module.training, model.training)))
-    assert latency_of(model, (1, 8), repeats=1) > 0
-    assert set(modes) == {(False, False, True)}
-
-
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
@@ -187,27 +176,6 @@ def test_facts_that_cannot_be_published_are_refused(facts, message):
 
 
 # Names and paths
-
-
-def test_names_on_the_hub_are_told_from_paths(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "here").mkdir()
-    for name in ("bert-base-uncased", "textattack/bert-base-uncased-SST-2", "glue"):
-        assert hub_name(name) == name
-    for path in (
-        "",
-        None,
-        "here",
-        "./out",
-        "/home/me/model",
-        "a/b/c",
-        "data.csv",
-        "C:\\model",
-        "~/m",
-        ["glue"],
-        tmp_path,
-    ):
-        assert hub_name(path) is None
 
 
 def test_a_model_that_was_pruned_before_is_not_called_dense(pruner, tmp_path):
@@ -322,50 +290,6 @@ def test_a_hub_that_cannot_be_asked_for_the_license_is_no_failure(stand_in, monk
     started = time.monotonic()
     assert inherited_fields("somebody/bert") == {}
     assert time.monotonic() - started < 2 * HUB_SECONDS
-
-
-# The program
-
-
-LOAD = {"model_or_path": "somebody/bert", "task": "text-classification", "revision": "v1", "dtype": "bfloat16"}
-DRAW = {"dataset_name": "nyu-mll/glue", "dataset_config_name": "sst2", "text_columns": ["a b", "c"], "max_length": 64}
-
-
-@pytest.mark.parametrize(
-    ("recipe", "settings"),
-    [
-        (Recipe(), {}),
-        (Recipe(LOAD), {}),
-        (Recipe(LOAD, DRAW), {"ridge": 0.5}),
-        (Recipe(LOAD, DRAW), {"seed": 1}),
-        (Recipe(LOAD, DRAW | {"num_tokens": None}, {"batch_size": 8}), {"num_tokens": None}),
-    ],
-)
-def test_the_program_can_be_run_and_says_what_differs_from_the_defaults(recipe, settings):
-    tree = ast.parse(program(recipe, KPruneConfig(**settings)))
-    calls = {ast.unparse(call.func): call for call in ast.walk(tree) if isinstance(call, ast.Call)}
-    given = {
-        name: {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-        for name, call in calls.items()
-    }
-    assert given.get("KPruner.from_pretrained") == recipe.load
-    assert given.get("pruner.get_calibration_dataset") == recipe.draw
-    assert given["pruner.prune"] == recipe.prune
-    assert given["KPruneConfig"] == {"compression_rate": 0.5} | settings
-
-
-def test_functions_are_called_by_their_names(tmp_path):
-    save_tiny(tmp_path / "model")
-    (tmp_path / "texts.txt").write_text("w1 w2\n" * 30)
-    pruner = KPruner.from_pretrained(tmp_path / "model", dtype="float32")
-
-    def tokenize(rows):
-        return {"input_ids": [[0, 5, 2]] * len(rows["text"])}
-
-    calibration = pruner.get_calibration_dataset(tmp_path / "texts.txt", preprocess_function=tokenize)
-    pruner.prune(KPruneConfig(), calibration)
-    text = saved_card(pruner, tmp_path / "out").text
-    assert "preprocess_function=preprocess_function" in text and "0x" not in text and "dtype='float32'" in text
 
 
 # What a person wrote

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from datasets import Dataset
 
+from ..names import UNKNOWN, hub_name, publishable
 from ..progress import progress_bar
 from .batches import (
     Batch,
@@ -34,6 +35,7 @@ __all__ = [
     "CalibrationSummary",
     "InputSpec",
     "budget_of",
+    "drawn_with",
     "load_calibration_dataset",
     "prepare_batches",
 ]
@@ -97,6 +99,12 @@ def budget_of(data: Any, num_tokens: int | None) -> int | None:
     return draw.num_tokens
 
 
+def drawn_with(data: Any) -> dict[str, Any]:
+    """Returns the arguments that a data set was drawn with, as they can be published; {} if it was not drawn."""
+    draw = Draw.of(data)
+    return {} if draw is None else draw.arguments
+
+
 def load_calibration_dataset(
     dataset_name: Any,
     spec: InputSpec,
@@ -133,8 +141,17 @@ def load_calibration_dataset(
     data = read_split(dataset_name, dataset_config_name, dataset_split) if is_name else dataset_name
     given = given_as(data, spec.task, spec.seed)
     samples, reading = _drawn(given, spec, num_tokens)
+    arguments = publishable(
+        dataset_name=hub_name(dataset_name) or UNKNOWN,
+        dataset_config_name=dataset_config_name,
+        dataset_split=dataset_split,
+        text_columns=spec.text_columns,
+        preprocess_function=spec.preprocess_function,
+        max_length=spec.max_length,
+        seed=spec.seed,
+    )
     dataset = Dataset.from_list(samples)
-    Draw(num_tokens, reading.text_columns, _how(given, spec)).note(dataset)
+    Draw(reading.text_columns, _how(given, spec), arguments | {"num_tokens": num_tokens}).note(dataset)
     return dataset
 
 
@@ -200,7 +217,7 @@ def prepare_batches(
         make = partial(make_batches, spec=spec, collate=collate, batch_size=batch_size, keep_order=keep_order)
         split = _split_samples(samples, make, measure_tokens, heldout_share, keep_order)
     measured, others, heldout = ([for_model(batch, spec) for batch in part] for part in split)
-    draw = draw or Draw(num_tokens, columns, _how(given, spec))
+    draw = draw or Draw(columns, _how(given, spec))
     summary = summary_of(split[0] + split[1], split[2], first, draw, spec)
     logger.info("%s", summary)
     return CalibrationBatches(measured + others, len(measured), heldout, summary)

@@ -1,0 +1,57 @@
+"""How long models take, and on which machine."""
+
+import platform
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.benchmark import Timer
+
+from ..encoder.offloading import execution_device
+
+# What else the machine does slows models alike that take turns.
+TURNS = 5
+
+
+@torch.inference_mode()
+def latencies(
+    models: Sequence[Any], shape: tuple[int, ...], device: torch.device, seconds: float = 0.5
+) -> tuple[float, ...]:
+    """Returns the median milliseconds of a forward pass of every model, in evaluation mode as they are.
+
+    Args:
+        models: what takes `input_ids` and `attention_mask`, with a config.
+        shape: that of the tokens.
+        device: where the models read them.
+        seconds: how long to measure each model, at least.
+    """
+    # Any token but padding, which some models do not count as a position.
+    token = next(index for index in range(3) if index != models[0].config.pad_token_id)
+    input_ids = torch.full(shape, token, device=device)
+    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    timers = [
+        Timer("model(**inputs)", globals={"model": model, "inputs": inputs}, num_threads=torch.get_num_threads())
+        for model in models
+    ]
+    turns = [[timer.blocked_autorange(min_run_time=seconds / TURNS).median for timer in timers] for _ in range(TURNS)]
+    return tuple(1000 * statistics.median(taken) for taken in zip(*turns, strict=True))
+
+
+def machine_of(model: Any) -> str:
+    """Returns the kind of processor that a model is on, and of how many threads it makes use."""
+    device = execution_device(model)
+    if device.type != "cpu":
+        name = getattr(torch.get_device_module(device), "get_device_name", lambda device: device.type)
+        return name(device)
+    threads = torch.get_num_threads()
+    return f"{processor_name()}, {threads} thread{'s' * (threads != 1)}"
+
+
+def processor_name() -> str:
+    """Returns the model of the CPU, or what the platform tells of it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (names or [platform.processor() or platform.machine()])[0]

@@ -1,0 +1,31 @@
+"""Names that can be published: those on the Hub are told from paths of a machine."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+# Stands in what is published for what is on the author's machine alone, as it would stand in a program.
+UNKNOWN = "..."
+
+# Suffixes that no Hub repository is expected to end with: such a name is a file, readable or not.
+DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt", ".parquet", ".arrow")
+OTHER_SUFFIXES = (".feather", ".gz", ".pkl", ".pt", ".py", ".xlsx", ".xml", ".yaml", ".zip")
+
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def looks_like_path(name: str) -> bool:
+    """Hub names are `name` or `owner/name`: anything else, and anything that ends like a file, is a path."""
+    is_file_like = Path(name).suffix.lower() in DATA_SUFFIXES + OTHER_SUFFIXES
+    return is_file_like or name.count("/") > 1 or name.startswith((".", "/", "~")) or any(c in name for c in "\\*?[")
+
+
+def hub_name(name: Any) -> str | None:
+    """Returns a name if it can be one on the Hub, and None for a path or what exists locally."""
+    is_name = isinstance(name, str) and HUB_NAME.fullmatch(name) and not looks_like_path(name)
+    return name if is_name and not Path(name).exists() else None
+
+
+def publishable(**arguments: Any) -> dict[str, Any]:
+    """Returns the arguments that are not None, with `UNKNOWN` in the place of functions."""
+    return {name: UNKNOWN if callable(value) else value for name, value in arguments.items() if value is not None}
