@@ -141,7 +141,7 @@ def _prune(arguments: Namespace, facts: CardFacts) -> None:
         seed=config.seed,
     )
     checkpoint = {"checkpoint_dir": arguments.checkpoint_dir}
-    result = pruner.prune(config, calibration, batch_size=arguments.batch_size, **checkpoint)
+    result = pruner.prune(config, calibration, **_given(arguments, "batch_size"), **checkpoint)
     _tell(str(result))
     card: dict[str, Any] = {"facts": facts, "measure_latency": arguments.measure_latency}
     pruner.save_pretrained(arguments.output_dir, overwrite=overwrite, **card)

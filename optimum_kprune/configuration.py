@@ -11,6 +11,8 @@ from huggingface_hub import HfApi
 from optimum.configuration_utils import BaseConfig
 from optimum.version import __version__ as optimum_version
 
+from .defaults import NUM_TOKENS
+
 SMALLEST, LARGEST = math.ulp(0.0), sys.float_info.max
 
 
@@ -82,7 +84,7 @@ class KPruneConfig(BaseConfig):
     mu: float | None = None
     head_weight: float = 3.0
     gradient: Literal["sample", "batch"] = "sample"
-    num_tokens: int | None = 100_000
+    num_tokens: int | None = NUM_TOKENS
     heldout_share: float = 0.1
     measure_tokens: int | None = 10_000
     measure_every: int = 1

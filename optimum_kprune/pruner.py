@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -24,34 +23,31 @@ from .calibration.prepare import (
 )
 from .calibration.source import default_split
 from .configuration import KPruneConfig
+from .defaults import BATCH_SIZE, NUM_TOKENS
 from .distributed import in_main, together
 from .encoder.adapters import EncoderAdapter
 from .encoder.config_field import adapter_of
 from .encoder.custom_heads import choose_task
-from .encoder.custom_modules import find_encoder, input_names
+from .encoder.custom_modules import find_encoder, input_spec
 from .encoder.loading import load_model, load_processing_class
-from .encoder.offloading import execution_device, sharing_copy
-from .encoder.sublayers import Encoder, max_positions
-from .evaluation.evaluate import evaluate_model, figures_from, labelled_rows, pairs_of, random_state_kept, rows_of
-from .evaluation.latency import latencies, machine_of
-from .evaluation.metrics import ComputeMetrics, metric_named, usual_metrics
+from .encoder.sublayers import Encoder
+from .evaluation.evaluate import evaluation_of, figures_of_both, pairs_of, rows_of
+from .evaluation.metrics import ComputeMetrics
 from .folder import require_free
 from .names import UNKNOWN, hub_name, publishable
 from .prune.checkpoint import begins_to_save, has_begun_to_save
 from .prune.preconditions import check_config, configs_of, require_finite_weights, require_prunable
 from .prune.sweep import Sweep
-from .publish.card import CardFacts, Publication, model_card
-from .publish.save import push, save
+from .publish.card import CardFacts
+from .publish.save import SavingMixin
 from .result import KPruneResult
 from .trainer import calibration_data, evaluate_like, plain_model
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-BATCH_SIZE = 32
 
-
-class KPruner(OptimumPruner):
+class KPruner(SavingMixin, OptimumPruner):
     """Prunes a fine-tuned encoder without retraining and without labels (Park, Choi and Kang, ICLR 2024).
 
     Where a launcher has started several processes, all must call `prune`, `sweep`, `save_pretrained` and
@@ -138,13 +134,13 @@ class KPruner(OptimumPruner):
         if processing_class is None:
             processing_class = load_processing_class(model_or_path, **model_kwargs)
         pruner = cls(model, processing_class, prediction=prediction)
-        told = {
-            name: str(model_kwargs[name]).removeprefix("torch.")
-            for name in ("revision", "dtype")
-            if model_kwargs.get(name)
-        }
-        source = hub_name(str(model_or_path)) or UNKNOWN
-        given = publishable(model_or_path=source, task=pruner.task.name, prediction=prediction, **told)
+        given = publishable(
+            model_or_path=hub_name(str(model_or_path)) or UNKNOWN,
+            task=pruner.task.name,
+            prediction=prediction,
+            revision=model_kwargs.get("revision"),
+            dtype=str(model.dtype).removeprefix("torch."),
+        )
         pruner._arguments = {"KPruner.from_pretrained": given}
         return pruner
 
@@ -191,29 +187,10 @@ class KPruner(OptimumPruner):
         pruner._arguments = {"KPruner.from_sentence_transformer": {"sentence_transformer": UNKNOWN}}
         return pruner
 
-    @property
-    def sentence_transformer(self) -> "SentenceTransformer":
-        """The pipeline of `from_sentence_transformer` with the pruned model, to encode with and to save.
-
-        It is a copy, but for `model`, which it holds.
-
-        Raises:
-            ValueError: if the pruner has no pipeline, or nothing was pruned yet.
-        """
-        if self._pipeline is None:
-            raise ValueError(
-                "This pruner has no pipeline of sentence-transformers to put the pruned model into. Use "
-                "`KPruner.from_sentence_transformer(...)`."
-            )
-        from .sentence_transformers import with_encoder
-
-        publication = self._publication()
-        return with_encoder(self._pipeline, publication.pruned, str(model_card(publication)))
-
     def get_calibration_dataset(
         self,
         dataset_name: str | PathLike | Sequence[str | PathLike] | Dataset,
-        num_tokens: int | None = 100_000,
+        num_tokens: int | None = NUM_TOKENS,
         dataset_config_name: str | None = None,
         dataset_split: str = "train",
         text_columns: Sequence[str] | None = None,
@@ -244,7 +221,9 @@ class KPruner(OptimumPruner):
         """
         return load_calibration_dataset(
             dataset_name,
-            self._input_spec(seed, text_columns, preprocess_function, max_length),
+            self._input_spec(
+                seed, text_columns=text_columns, preprocess_function=preprocess_function, max_length=max_length
+            ),
             num_tokens=num_tokens,
             dataset_config_name=dataset_config_name,
             dataset_split=dataset_split,
@@ -442,8 +421,7 @@ class KPruner(OptimumPruner):
             measure = dataset
         else:
             measure = self.evaluation_on(dataset, metric, compute_metrics, **reading)
-        with random_state_kept():
-            dense, pruned = (figures_from(measure, model) for model in (self.teacher, self.model))
+        dense, pruned = figures_of_both(measure, self.teacher, self.model)
         name, config_name = hub_name(dataset), reading.get("dataset_config_name")
         where = (name, config_name, reading.get("dataset_split") or default_split(dataset)) if name else ()
         self._evaluation = CardFacts(pairs_of(dense, pruned), *where)
@@ -481,123 +459,17 @@ class KPruner(OptimumPruner):
             ValueError: if the data or the metric cannot be used.
             FileNotFoundError: if there is no such data set.
         """
-        config, spec = self._dense.config, self._input_spec(0, text_columns, max_length=max_length)
-        rows = labelled_rows(rows_of(dataset, dataset_config_name, dataset_split), spec, config, label_column)
-        if metric is not None:
-            compute_metrics = metric_named(metric, self.task.name, config, rows)
-        metrics = compute_metrics or usual_metrics(self.task.name, config, rows).compute
-        return partial(evaluate_model, rows=rows, spec=spec, metrics=metrics, batch_size=batch_size)
+        rows = rows_of(dataset, dataset_config_name, dataset_split)
+        spec = self._input_spec(0, text_columns=text_columns, max_length=max_length)
+        return evaluation_of(rows, spec, self._dense.config, label_column, metric, compute_metrics, batch_size)
 
     def _need_trainer(self, reason: str) -> Trainer:
         if self.trainer is None:
             raise ValueError(f"{reason}. Got none, and no trainer to take it from: use `KPruner.from_trainer(...)`.")
         return self.trainer
 
-    @in_main
-    def save_pretrained(
-        self,
-        save_directory: str | PathLike,
-        facts: CardFacts | None = None,
-        measure_latency: bool = False,
-        overwrite: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """Saves the pruned model, its tokenizer, the settings, a report of what was kept and a model card.
-
-        Args:
-            save_directory: a new or empty folder; it appears whole or not at all.
-            facts: what the card should tell beyond the prune, such as the quality that you measured.
-            measure_latency: whether to measure latency for the card, in seconds and on the device of the models.
-            overwrite: whether to replace a saved model that is there; it stays if the saving fails.
-            kwargs: arguments of the model's `save_pretrained`, such as `max_shard_size`.
-
-        Raises:
-            ValueError: if nothing was pruned yet.
-            FileExistsError: if the folder is not empty.
-            OSError: if it cannot be written, for instance because the disk is full.
-        """
-        if "push_to_hub" in kwargs:
-            raise ValueError("`save_pretrained` does not upload. Call `push_to_hub(repo_id)`.")
-        save(self._publication(facts, measure_latency), save_directory, overwrite=overwrite, **kwargs)
-
-    @in_main
-    def push_to_hub(
-        self,
-        repo_id: str,
-        token: str | None = None,
-        private: bool | None = None,
-        commit_message: str = "Upload a model pruned by K-prune",
-        facts: CardFacts | None = None,
-        measure_latency: bool = False,
-    ) -> str:
-        """Uploads what `save_pretrained` writes to a model repository, which is made if it does not exist.
-
-        If the repository has a model card, what was written into it by hand stays.
-
-        Args:
-            repo_id: name of the repository.
-            token: token that may write; None takes that of `hf auth login` or HF_TOKEN.
-            private: whether a repository that is made is private.
-            commit_message: message of the commit.
-            facts: what the card should tell beyond the prune, such as the quality that you measured.
-            measure_latency: whether to measure latency for the card, in seconds and on the device of the models.
-
-        Returns:
-            the address of the commit.
-
-        Raises:
-            ValueError: if nothing was pruned yet, or the name or the card on the Hub cannot be used.
-            PermissionError: if there is no token, or it may not write to the repository.
-            OSError: if the Hub cannot be reached or fails.
-        """
-        return push(self._publication(facts, measure_latency), repo_id, token, private, commit_message)
-
-    def _publication(self, facts: CardFacts | None = None, measure_latency: bool = False) -> Publication:
-        if self.result is None or self.config is None:
-            raise ValueError("There is no pruned model to save yet. Call `prune` first.")
-        facts = facts.with_evaluation(self._evaluation) if facts else self._evaluation
-        return Publication(
-            teacher=self.teacher,
-            model=self.model,
-            encoder=self._encoder_name,
-            processing_class=self.processing_class,
-            task=self.task,
-            config=self.config,
-            result=self.result,
-            arguments=self._arguments,
-            pipeline=self._pipeline,
-            facts=replace(facts, **self._latency()) if measure_latency else facts,
-        )
-
-    def _latency(self) -> dict[str, Any]:
-        """What the card tells of the time that both models take for one sample."""
-        tokens = min(128, max_positions(self._dense) or 128)
-        shape = (1, 2, tokens) if self.task.name == "multiple-choice" else (1, tokens)
-        encoders = [sharing_copy(model.get_submodule(self._encoder_name)) for model in (self.teacher, self.model)]
-        name = f"batch 1, {tokens} tokens{', encoder alone' if self._encoder_name else ''}"
-        taken = latencies(encoders, shape, execution_device(self._dense))
-        return {"latency": {name: taken}, "machine": machine_of(self._dense)}
-
-    def _input_spec(
-        self,
-        seed: int,
-        text_columns: Sequence[str] | None = None,
-        preprocess_function: Callable[[dict[str, list]], dict[str, Any]] | None = None,
-        max_length: int | None = None,
-    ) -> InputSpec:
-        embeddings = self._dense.get_input_embeddings()
-        return InputSpec(
-            task=self.task.name,
-            processing_class=self.processing_class,
-            text_columns=text_columns,
-            preprocess_function=preprocess_function,
-            max_length=max_length,
-            max_positions=max_positions(self._dense),
-            vocab_size=getattr(embeddings, "num_embeddings", None),
-            type_vocab_size=getattr(self._dense.config, "type_vocab_size", None),
-            model_inputs=input_names(self.teacher, self._dense),
-            seed=seed,
-        )
+    def _input_spec(self, seed: int, **reading: Any) -> InputSpec:
+        return input_spec(self.teacher, self._dense, self.task.name, self.processing_class, seed=seed, **reading)
 
 
 def _within(root: str | PathLike | None, config: KPruneConfig) -> Path | None:

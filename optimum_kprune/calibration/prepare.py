@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from datasets import Dataset
 
+from ..defaults import BATCH_SIZE, NUM_TOKENS
 from ..names import UNKNOWN, hub_name, publishable
 from ..progress import progress_bar
 from .batches import (
@@ -46,8 +47,6 @@ Item = TypeVar("Item")
 # Batches to be measured, other ones, and those that are held out.
 Split = tuple[list[Batch], list[Batch], list[Batch]]
 
-# The budget of real tokens where none is named.
-NUM_TOKENS = 100_000
 # Samples, or ready batches, below which none is held out.
 LEAST_FOR_HELDOUT = 10
 # Samples on which something can be measured.
@@ -161,7 +160,7 @@ def prepare_batches(
     *,
     num_tokens: int | None = NUM_TOKENS,
     measure_tokens: int | None = None,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     data_collator: DataCollator | None = None,
     keep_order: bool = False,
     heldout_share: float = 0.0,

@@ -13,21 +13,22 @@ class Stopwatch:
     """Adds up seconds per stage; on a device that runs by itself, it waits for the work of a stage to be done.
 
     Attributes:
+        device: the device that is waited for.
         seconds: seconds by stage, without `"other"`.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.seconds = dict.fromkeys(STAGES[:-1], 0.0)
-        self._device = device
+        self.device = device
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         """Counts what is inside for a stage."""
-        started = now(self._device)
+        started = now(self.device)
         try:
             yield
         finally:
-            self.seconds[stage] += now(self._device) - started
+            self.seconds[stage] += now(self.device) - started
 
     def stages(self, total: float) -> dict[str, float]:
         """Returns the seconds by stage; what is left of the total is `"other"`."""

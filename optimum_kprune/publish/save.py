@@ -2,39 +2,154 @@
 
 import logging
 import tempfile
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from transformers import PreTrainedTokenizerBase
+
+from ..configuration import KPruneConfig
+from ..distributed import in_main
 from ..encoder.custom_modules import save_head
+from ..encoder.tasks import Task
+from ..evaluation.latency import compared_latency
 from ..folder import written_whole
-from ..result import write_report
+from ..result import KPruneResult, write_report
 from . import hub
-from .card import Publication, model_card
+from .card import CardFacts, Publication, model_card
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
 
-def save(
+class SavingMixin:
+    """A dense model and what a prune made of it, to be saved and uploaded."""
+
+    teacher: Any
+    model: Any
+    processing_class: PreTrainedTokenizerBase | None
+    task: Task
+    config: KPruneConfig | None
+    result: KPruneResult | None
+    _encoder_name: str
+    _arguments: dict[str, dict[str, Any]]
+    _pipeline: Any
+    _evaluation: CardFacts
+
+    @property
+    def sentence_transformer(self) -> "SentenceTransformer":
+        """The pipeline of `from_sentence_transformer` with the pruned model, to encode with and to save.
+
+        It is a copy, but for `model`, which it holds.
+
+        Raises:
+            ValueError: if the pruner has no pipeline, or nothing was pruned yet.
+        """
+        if self._pipeline is None:
+            raise ValueError(
+                "This pruner has no pipeline of sentence-transformers to put the pruned model into. Use "
+                "`KPruner.from_sentence_transformer(...)`."
+            )
+        from ..sentence_transformers import with_encoder
+
+        prune = self._publication()
+        return with_encoder(self._pipeline, prune.pruned, str(model_card(prune)))
+
+    @in_main
+    def save_pretrained(
+        self,
+        save_directory: str | PathLike,
+        facts: CardFacts | None = None,
+        measure_latency: bool = False,
+        overwrite: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Saves the pruned model, its tokenizer, the settings, a report of what was kept and a model card.
+
+        Args:
+            save_directory: a new or empty folder; it appears whole or not at all.
+            facts: what the card should tell beyond the prune, such as the quality that you measured.
+            measure_latency: whether to measure latency for the card, in seconds and on the device of the models.
+            overwrite: whether to replace a saved model that is there; it stays if the saving fails.
+            kwargs: arguments of the model's `save_pretrained`, such as `max_shard_size`.
+
+        Raises:
+            ValueError: if nothing was pruned yet.
+            FileExistsError: if the folder is not empty.
+            OSError: if it cannot be written, for instance because the disk is full.
+        """
+        if "push_to_hub" in kwargs:
+            raise ValueError("`save_pretrained` does not upload. Call `push_to_hub(repo_id)`.")
+        _save(self._publication(facts, measure_latency), save_directory, overwrite=overwrite, **kwargs)
+
+    @in_main
+    def push_to_hub(
+        self,
+        repo_id: str,
+        token: str | None = None,
+        private: bool | None = None,
+        commit_message: str = "Upload a model pruned by K-prune",
+        facts: CardFacts | None = None,
+        measure_latency: bool = False,
+    ) -> str:
+        """Uploads what `save_pretrained` writes to a model repository, which is made if it does not exist.
+
+        If the repository has a model card, what was written into it by hand stays.
+
+        Args:
+            repo_id: name of the repository.
+            token: token that may write; None takes that of `hf auth login` or HF_TOKEN.
+            private: whether a repository that is made is private.
+            commit_message: message of the commit.
+            facts: what the card should tell beyond the prune, such as the quality that you measured.
+            measure_latency: whether to measure latency for the card, in seconds and on the device of the models.
+
+        Returns:
+            the address of the commit.
+
+        Raises:
+            ValueError: if nothing was pruned yet, or the name or the card on the Hub cannot be used.
+            PermissionError: if there is no token, or it may not write to the repository.
+            OSError: if the Hub cannot be reached or fails.
+        """
+        prune = self._publication(facts, measure_latency)
+        repo_id = hub.create_repository(repo_id, token, private)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            _save(prune, folder, repo_id)
+            return hub.upload(folder, repo_id, token, commit_message)
+
+    def _publication(self, facts: CardFacts | None = None, measure_latency: bool = False) -> Publication:
+        if self.result is None or self.config is None:
+            raise ValueError("There is no pruned model to save yet. Call `prune` first.")
+        facts = facts.with_evaluation(self._evaluation) if facts else self._evaluation
+        if measure_latency:
+            facts = replace(facts, **compared_latency(self.teacher, self.model, self._encoder_name, self.task))
+        return Publication(
+            teacher=self.teacher,
+            model=self.model,
+            encoder=self._encoder_name,
+            processing_class=self.processing_class,
+            task=self.task,
+            config=self.config,
+            result=self.result,
+            arguments=self._arguments,
+            pipeline=self._pipeline,
+            facts=facts,
+        )
+
+
+def _save(
     prune: Publication,
     save_directory: str | PathLike,
     repo_id: str | None = None,
     overwrite: bool = False,
     **kwargs: Any,
 ) -> None:
-    """Writes a prune into a new or empty folder.
-
-    Args:
-        prune: what to write.
-        save_directory: the folder; it appears whole or not at all.
-        repo_id: the repository that the card is for, if any.
-        overwrite: whether to replace a saved model that is there.
-        kwargs: arguments of the model's `save_pretrained`.
-
-    Raises:
-        FileExistsError: if the folder is not empty.
-        OSError: if it cannot be written.
-    """
+    """Writes a prune into a new or empty folder; the card is for a repository, if there is one."""
     card = model_card(prune, repo_id)
     with written_whole(save_directory, overwrite) as folder:
         if prune.pipeline is not None:
@@ -56,18 +171,3 @@ def save(
             f"No Auto class loads a {type(prune.model).__name__}: what the folder holds, and how to load it whole, "
             f"stands under 'How to load' in its {hub.CARD_NAME}:\n\n{loading}"
         )
-
-
-def push(prune: Publication, repo_id: str, token: str | None, private: bool | None, commit_message: str) -> str:
-    """Uploads a prune to a repository, which is made if it does not exist; returns the commit's address.
-
-    Raises:
-        ValueError: if the name or the card on the Hub cannot be used.
-        PermissionError: if there is no token, or it may not write to the repository.
-        OSError: if the Hub cannot be reached or fails.
-    """
-    repo_id = hub.create_repository(repo_id, token, private)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "model"
-        save(prune, folder, repo_id)
-        return hub.upload(folder, repo_id, token, commit_message)
