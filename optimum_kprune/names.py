@@ -7,16 +7,18 @@ from typing import Any
 # Stands in what is published for what is on the author's machine alone, as it would stand in a program.
 UNKNOWN = "..."
 
-# Suffixes that no Hub repository is expected to end with: such a name is a file, readable or not.
-DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt", ".parquet", ".arrow")
-OTHER_SUFFIXES = (".feather", ".gz", ".pkl", ".pt", ".py", ".xlsx", ".xml", ".yaml", ".zip")
+# What reads data files, by their suffixes, as `datasets.load_dataset` calls it.
+TEXT_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".txt": "text"}
+FILE_FORMATS = {**TEXT_FORMATS, ".parquet": "parquet", ".arrow": "arrow"}
+# Suffixes that no Hub repository is expected to end with: such a name is a file that is not read.
+OTHER_SUFFIXES = {".feather", ".gz", ".pkl", ".pt", ".py", ".xlsx", ".xml", ".yaml", ".zip"}
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def looks_like_path(name: str) -> bool:
     """Hub names are `name` or `owner/name`: anything else, and anything that ends like a file, is a path."""
-    is_file_like = Path(name).suffix.lower() in DATA_SUFFIXES + OTHER_SUFFIXES
+    is_file_like = Path(name).suffix.lower() in FILE_FORMATS.keys() | OTHER_SUFFIXES
     return is_file_like or name.count("/") > 1 or name.startswith((".", "/", "~")) or any(c in name for c in "\\*?[")
 
 

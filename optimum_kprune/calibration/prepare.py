@@ -28,7 +28,7 @@ from .draw import Draw, draw_samples, drawn_order
 from .source import read_split
 from .summary import CalibrationSummary, summary_of
 from .tables import Given, given_as, peek
-from .tokenize import InputSpec, Reading, Sample, reading_of
+from .tokenize import InputSpec, Reading, Sample, reading_of, require_count
 
 __all__ = [
     "Batch",
@@ -130,7 +130,7 @@ def load_calibration_dataset(
         FileNotFoundError: if there is no such data set.
         ValueError: if the data or an argument cannot be used; the message says why and what to do.
     """
-    _check_count("num_tokens", num_tokens)
+    require_count("num_tokens", num_tokens)
     is_name = dataset_name is None or isinstance(dataset_name, str | PathLike | Sequence)
     if not is_name and (dataset_config_name is not None or dataset_split != "train"):
         raise ValueError(
@@ -197,9 +197,9 @@ def prepare_batches(
     Raises:
         ValueError: if the data or an argument cannot be used; the message says why and what to do.
     """
-    _check_count("num_tokens", num_tokens)
-    _check_count("measure_tokens", measure_tokens)
-    _check_count("batch_size", batch_size, optional=False)
+    require_count("num_tokens", num_tokens)
+    require_count("measure_tokens", measure_tokens)
+    require_count("batch_size", batch_size, optional=False)
     if not 0 <= heldout_share < 1:
         raise ValueError(f"`heldout_share` must be a share in [0, 1). Got {heldout_share!r} instead.")
     budget, draw = budget_of(calibration_dataset, num_tokens), Draw.of(calibration_dataset)
@@ -340,11 +340,3 @@ def _spread(items: list[Item], tokens_of: Callable[[Item], int], budget: int | N
     for index, item in enumerate(items):
         (measured if math.ceil((index + 1) * share) > math.ceil(index * share) else others).append(item)
     return measured, others
-
-
-def _check_count(name: str, value: int | None, optional: bool = True) -> None:
-    if value is None and optional:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        allowed = "a whole number, 1 or above" + (", or None" if optional else "")
-        raise ValueError(f"`{name}` must be {allowed}. Got {value!r} instead.")

@@ -11,13 +11,11 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from ..names import looks_like_path
+from ..names import FILE_FORMATS, TEXT_FORMATS, looks_like_path
 from .columns import SEPARATORS
 
 logger = logging.getLogger(__name__)
 
-TEXT_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".txt": "text"}
-FILE_FORMATS = {**TEXT_FORMATS, ".parquet": "parquet", ".arrow": "arrow"}
 ALLOWED_TYPES = f"{', '.join(FILE_FORMATS)} (those of text also as .gz)"
 GZIP_MAGIC = b"\x1f\x8b"
 HEADER_BYTES = 100_000
