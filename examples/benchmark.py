@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 
 from optimum_kprune import KPruneConfig
 from optimum_kprune.configuration import SETTINGS
-from optimum_kprune.publish.latency import processor_name
+from optimum_kprune.evaluation.latency import latencies, processor_name
 
 Row = dict[str, Any]
 
@@ -168,7 +168,7 @@ def run_latency(args: argparse.Namespace, cases: list[Case]) -> tuple[Row, Figur
         benchmark_models.make_uneven(pruner.teacher, args.seed)
     dense = pruner.teacher.to(args.device)
     data = benchmark_models.calibration_rows(dense.config, args.lengths, args.num_tokens, args.seed)
-    models, kept = [dense], []
+    models, kept = [dense.eval()], []
     for case in cases:
         result = pruner.prune(case.config, data, data_collator=benchmark_models.collate)
         models.append(pruner.model)
@@ -178,7 +178,7 @@ def run_latency(args: argparse.Namespace, cases: list[Case]) -> tuple[Row, Figur
     for length in args.sequence_lengths:
         flops = [benchmark_models.count_flops(model, length) for model in models]
         for batch_size in args.batch_sizes:
-            times = common.median_milliseconds(models, batch_size, length)
+            times = latencies(models, (batch_size, length), dense.device, common.SECONDS_PER_LATENCY)
             for rate, taken, cost in zip(args.rates, times[1:], flops[1:], strict=True):
                 row = {"rate": rate, "batch_size": batch_size, "length": length}
                 row |= {"dense_ms": times[0], "pruned_ms": taken}

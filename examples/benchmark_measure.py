@@ -3,7 +3,6 @@
 import resource
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -21,6 +20,7 @@ from optimum_kprune import KPruneConfig, KPruneResult
 from optimum_kprune.calibration.prepare import Batch, InputSpec, prepare_batches
 from optimum_kprune.encoder.config_field import adapter_of
 from optimum_kprune.encoder.sublayers import Encoder
+from optimum_kprune.prune.stopwatch import now
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,9 @@ def stage_seconds(result: KPruneResult, seconds: float) -> dict[str, float]:
 
 def timed(device: torch.device, function: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[float, Any]:
     """Returns the seconds that a function takes, the work of the device included, and what it returns."""
-    start = time.perf_counter()
+    start = now(device)
     value = function(*arguments, **options)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start, value
+    return now(device) - start, value
 
 
 def reset_peak(device: torch.device) -> int:

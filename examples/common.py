@@ -2,10 +2,8 @@
 
 import argparse
 import re
-import statistics
 import string
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,9 +16,10 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from optimum_kprune import KPruneConfig, KPruneResult
+from optimum_kprune.evaluation.latency import latencies
 
 FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-SECONDS_PER_LATENCY = 4.0
+SECONDS_PER_LATENCY = 2.0
 Table = dict[str, tuple[float, float]]
 
 
@@ -166,7 +165,7 @@ def measure(dense: PreTrainedModel, pruned: PreTrainedModel, result: KPruneResul
     }
     for batch_size in (1, 32):
         name = f"ms per batch of {batch_size} (threads: {torch.get_num_threads()})"
-        table[name] = median_milliseconds((dense, pruned), batch_size, length)
+        table[name] = latencies((dense.eval(), pruned.eval()), (batch_size, length), dense.device, SECONDS_PER_LATENCY)
     return table
 
 
@@ -177,33 +176,6 @@ def saved_megabytes(model: PreTrainedModel) -> float:
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) / 1e6
-
-
-def median_milliseconds(models: Sequence[PreTrainedModel], batch_size: int, length: int) -> tuple[float, ...]:
-    """Returns the median time of one batch per model.
-
-    The models take turns, so that whatever else the machine does slows all of them alike.
-    """
-    vocabulary = models[0].config.vocab_size
-    input_ids = torch.randint(vocabulary, (batch_size, length), generator=torch.Generator().manual_seed(0))
-    batch = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-    times: list[list[float]] = [[] for _ in models]
-    end = time.perf_counter() + SECONDS_PER_LATENCY
-    # The first three rounds warm up.
-    while len(times[0]) < 8 or time.perf_counter() < end:
-        for model, taken in zip(models, times, strict=True):
-            taken.append(_seconds_of_forward(model.eval(), batch))
-    return tuple(1000 * statistics.median(taken[3:]) for taken in times)
-
-
-def _seconds_of_forward(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> float:
-    batch = {name: value.to(model.device) for name, value in batch.items()}
-    start = time.perf_counter()
-    with torch.inference_mode():
-        model(**batch)
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    return time.perf_counter() - start
 
 
 def print_table(table: Table) -> None:

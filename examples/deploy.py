@@ -33,7 +33,7 @@ from transformers.exporters import (
 from transformers.utils import logging
 
 from optimum_kprune import KPruner
-from optimum_kprune.publish.latency import processor_name
+from optimum_kprune.evaluation.latency import latencies, processor_name
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 # Tokens in a row, where the model takes so many.
@@ -243,7 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table = {name: {"MB": megabytes_of(output / name)} for name in models}
     length = min(LONGEST, tokenizer.model_max_length)
     for batch_size in (1, 32):
-        times = common.median_milliseconds(list(models.values()), batch_size, length)
+        shape, seconds = (batch_size, length), common.SECONDS_PER_LATENCY
+        times = latencies(list(models.values()), shape, torch.device("cpu"), seconds)
         for measures, milliseconds in zip(table.values(), times, strict=True):
             measures[f"ms per {batch_size} x {length} tokens"] = milliseconds
     if rows is not None:

@@ -17,17 +17,17 @@ from torch import OutOfMemoryError
 from torch.distributed import DistError
 from tqdm.auto import tqdm
 
-from .calibration.source import default_split, looks_like_path, read_split
+from .calibration.source import default_split, read_split
 from .configuration import KPruneConfig
 from .distributed import in_main, is_main, leave, own_device, together, world_size
 from .encoder.loading import is_pipeline, load_processing_class
 from .evaluation.evaluate import Figures, pairs_of
 from .folder import require_free
+from .names import hub_name, looks_like_path
 from .pruner import KPruner
 from .publish import hub
 from .publish.card import CardFacts
 from .publish.card_update import add_figures
-from .publish.recipe import hub_name
 
 logger = logging.getLogger("optimum_kprune")
 
@@ -141,7 +141,7 @@ def _prune(arguments: Namespace, facts: CardFacts) -> None:
         seed=config.seed,
     )
     checkpoint = {"checkpoint_dir": arguments.checkpoint_dir}
-    result = pruner.prune(config, calibration, batch_size=arguments.batch_size, **checkpoint)
+    result = pruner.prune(config, calibration, **_given(arguments, "batch_size"), **checkpoint)
     _tell(str(result))
     card: dict[str, Any] = {"facts": facts, "measure_latency": arguments.measure_latency}
     pruner.save_pretrained(arguments.output_dir, overwrite=overwrite, **card)

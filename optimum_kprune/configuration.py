@@ -1,14 +1,19 @@
 """The settings of a prune: one validated object, saved as kprune_config.json."""
 
 import json
+import math
 import sys
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from huggingface_hub import HfApi
 from optimum.configuration_utils import BaseConfig
 from optimum.version import __version__ as optimum_version
+
+from .defaults import NUM_TOKENS
+
+SMALLEST, LARGEST = math.ulp(0.0), sys.float_info.max
 
 
 class KPruneConfig(BaseConfig):
@@ -70,8 +75,7 @@ class KPruneConfig(BaseConfig):
         ValueError: if a value is out of its range or a setting does not exist.
     """
 
-    CONFIG_NAME = "kprune_config.json"
-    FULL_CONFIGURATION_FILE = "kprune_config.json"
+    CONFIG_NAME = FULL_CONFIGURATION_FILE = "kprune_config.json"
 
     compression_rate: float = 0.5
     temperature: float = 2.0
@@ -80,7 +84,7 @@ class KPruneConfig(BaseConfig):
     mu: float | None = None
     head_weight: float = 3.0
     gradient: Literal["sample", "batch"] = "sample"
-    num_tokens: int | None = 100_000
+    num_tokens: int | None = NUM_TOKENS
     heldout_share: float = 0.1
     measure_tokens: int | None = 10_000
     measure_every: int = 1
@@ -113,28 +117,14 @@ class KPruneConfig(BaseConfig):
         Raises:
             ValueError: if a value is out of its range.
         """
-        _require_number(self, "compression_rate", "in [0, 1)", lambda value: 0 <= value < 1)
-        _require_number(self, "temperature", "in [1e-6, 1e6]", lambda value: 1e-6 <= value <= 1e6)
-        _require_number(self, "lambda_rep", "0 or above", lambda value: value >= 0)
-        _require_number(self, "mu", "above 0, or None", lambda value: value > 0, optional=True)
-        _require_number(self, "head_weight", "above 0", lambda value: value > 0)
-        _require_whole(self, "num_tokens", 1, optional=True)
-        _require_number(self, "heldout_share", "in [0, 0.5]", lambda value: 0 <= value <= 0.5)
-        _require_whole(self, "measure_tokens", 1, optional=True)
-        _require_whole(self, "measure_every", 1)
-        _require_whole(self, "memory_budget", 0, optional=True)
-        _require_whole(self, "sequence_length", 1, optional=True)
-        _require_whole(self, "neuron_multiple", 1)
-        _require_number(self, "ridge", "in [0, 1e100]", lambda value: 0 <= value <= 1e100)
-        _require_whole(self, "seed", 0)
-        _require_choice(self, "knowledge", ("fisher", "divergence"))
-        _require_choice(self, "gradient", ("sample", "batch"))
-        _require_choice(self, "measure_precision", ("float32", "bfloat16", "auto"))
-        _require_choice(self, "bias", ("refit", "keep", "drop"))
-        _require_choice(self, "tuning", (True, False))
-        _require_choice(self, "token_weights", ("scale", "equal"))
-        _require_choice(self, "correct_inputs", (True, False))
-        _require_choice(self, "published_targets", (True, False))
+        for name in SETTINGS:
+            value = getattr(self, name)
+            if not _is_allowed(name, value):
+                is_percentage = name == "compression_rate" and _is_number(value) and 1 <= value < 100
+                hint = f" For {value}%, give {value / 100:g}." if is_percentage else ""
+                raise ValueError(
+                    f"The setting {name!r} of KPruneConfig must be {allowed(name)}. Got {value!r} instead.{hint}"
+                )
 
     @classmethod
     def paper(cls, **overrides: Any) -> "KPruneConfig":
@@ -197,38 +187,56 @@ class KPruneConfig(BaseConfig):
                 path_or_fileobj=folder / self.CONFIG_NAME,
                 path_in_repo=self.CONFIG_NAME,
                 repo_id=repo.repo_id,
-                commit_message=kwargs.get("commit_message", "Upload kprune_config.json"),
+                commit_message=kwargs.get("commit_message", f"Upload {self.CONFIG_NAME}"),
             )
 
 
 SETTINGS = tuple(name for name in KPruneConfig.__annotations__ if not name.isupper())
 
-
-def _require_number(config: KPruneConfig, name: str, allowed: str, is_allowed: Any, optional: bool = False) -> None:
-    value = getattr(config, name)
-    if value is None and optional:
-        return
-    # Not by `math.isfinite`, which whole numbers can be too large for.
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if not is_number or not is_allowed(value):
-        is_percentage = name == "compression_rate" and is_number and value >= 1
-        hint = f" For {value}%, give {value / 100:g}." if is_percentage else ""
-        raise ValueError(
-            f"The setting {name!r} of KPruneConfig must be a number {allowed}. Got {value!r} instead.{hint}"
-        )
-
-
-def _require_whole(config: KPruneConfig, name: str, least: int, optional: bool = False) -> None:
-    value = getattr(config, name)
-    if value is None and optional:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        allowed = f"a whole number, {least} or above" + (", or None" if optional else "")
-        raise ValueError(f"The setting {name!r} of KPruneConfig must be {allowed}. Got {value!r} instead.")
+# What a number must be: the least, the most, and this in words. Numbers that are not here are 1 or above.
+BOUNDS: dict[str, tuple[float, float, str]] = {
+    "compression_rate": (0, math.nextafter(1, 0), "in [0, 1)"),
+    "temperature": (1e-6, 1e6, "in [1e-6, 1e6]"),
+    "lambda_rep": (0, LARGEST, "0 or above"),
+    "mu": (SMALLEST, LARGEST, "above 0"),
+    "head_weight": (SMALLEST, LARGEST, "above 0"),
+    "heldout_share": (0, 0.5, "in [0, 0.5]"),
+    "memory_budget": (0, math.inf, "0 or above"),
+    "ridge": (0, 1e100, "in [0, 1e100]"),
+    "seed": (0, math.inf, "0 or above"),
+}
+AT_LEAST_ONE = (1, math.inf, "1 or above")
 
 
-def _require_choice(config: KPruneConfig, name: str, choices: tuple[Any, ...]) -> None:
-    value = getattr(config, name)
-    if value not in choices:
-        allowed = ", ".join(map(repr, choices))
-        raise ValueError(f"The setting {name!r} of KPruneConfig must be one of {allowed}. Got {value!r} instead.")
+def allowed(name: str) -> str:
+    """Returns in words which values a setting may have, such as "a whole number, 1 or above, or None"."""
+    kinds, choices = _form_of(name)
+    if choices:
+        return f"one of {', '.join(map(repr, choices))}"
+    number = "a number" if float in kinds else "a whole number,"
+    return f"{number} {BOUNDS.get(name, AT_LEAST_ONE)[2]}" + (", or None" if type(None) in kinds else "")
+
+
+def _is_allowed(name: str, value: Any) -> bool:
+    kinds, choices = _form_of(name)
+    # By the type first: 1 equals True.
+    fits = isinstance(value, kinds)
+    if not fits or value is None:
+        return fits
+    least, most, _ = BOUNDS.get(name, AT_LEAST_ONE)
+    return value in choices if choices else _is_number(value) and least <= value <= most
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _form_of(name: str) -> tuple[tuple[type, ...], tuple[Any, ...]]:
+    """The types that the hint of a setting allows, and the choices if it has some."""
+    hint = KPruneConfig.__annotations__[name]
+    if hint is bool:
+        return (bool,), (True, False)
+    if get_origin(hint) is Literal:
+        return (str,), get_args(hint)
+    kinds = get_args(hint) or (hint,)
+    return (*kinds, int) if float in kinds else kinds, ()

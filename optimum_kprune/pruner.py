@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -14,35 +13,41 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from .base import OptimumPruner
-from .calibration.prepare import CalibrationBatches, InputSpec, budget_of, load_calibration_dataset, prepare_batches
+from .calibration.prepare import (
+    CalibrationBatches,
+    InputSpec,
+    budget_of,
+    drawn_with,
+    load_calibration_dataset,
+    prepare_batches,
+)
 from .calibration.source import default_split
 from .configuration import KPruneConfig
+from .defaults import BATCH_SIZE, NUM_TOKENS
 from .distributed import in_main, together
 from .encoder.adapters import EncoderAdapter
 from .encoder.config_field import adapter_of
 from .encoder.custom_heads import choose_task
-from .encoder.custom_modules import find_encoder, input_names
+from .encoder.custom_modules import find_encoder, input_spec
 from .encoder.loading import load_model, load_processing_class
-from .encoder.sublayers import Encoder, max_positions
-from .evaluation.evaluate import evaluate_model, figures_from, labelled_rows, pairs_of, random_state_kept, rows_of
-from .evaluation.metrics import ComputeMetrics, metric_named, usual_metrics
+from .encoder.sublayers import Encoder
+from .evaluation.evaluate import evaluation_of, figures_of_both, pairs_of, rows_of
+from .evaluation.metrics import ComputeMetrics
 from .folder import require_free
+from .names import UNKNOWN, hub_name, publishable
 from .prune.checkpoint import begins_to_save, has_begun_to_save
 from .prune.preconditions import check_config, require_finite_weights, require_prunable
 from .prune.sweep import Sweep, configs_of
 from .publish.card import CardFacts
-from .publish.recipe import LOCAL_DATA, LOCAL_MODEL, Recipe, changed, hub_name, loaded_call
-from .publish.save import Publication
+from .publish.save import SavingMixin
 from .result import KPruneResult
 from .trainer import calibration_data, evaluate_like, plain_model
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-BATCH_SIZE = 32
 
-
-class KPruner(OptimumPruner):
+class KPruner(SavingMixin, OptimumPruner):
     """Prunes a fine-tuned encoder without retraining and without labels (Park, Choi and Kang, ICLR 2024).
 
     Where a launcher has started several processes, all must call `prune`, `sweep`, `save_pretrained` and
@@ -90,9 +95,9 @@ class KPruner(OptimumPruner):
         self.config: KPruneConfig | None = None
         self.result: KPruneResult | None = None
         self._evaluation = CardFacts()
-        self._recipe = Recipe(given=loaded_call(task=task, prediction=prediction, encoder=encoder))
-        # Of every data set that was drawn here, by its fingerprint: how.
-        self._draws: dict[str, dict[str, Any]] = {}
+        given = publishable(task=task, prediction=prediction, encoder=encoder)
+        # What made the pruned model, as it can be published: the arguments by the name of the call.
+        self._arguments = {"KPruner": {"model": UNKNOWN, "processing_class": UNKNOWN, **given}}
 
     def __repr__(self) -> str:
         done = f"{self.result.flops_removed:.1%} of the FLOPs removed" if self.result else "not pruned yet"
@@ -129,9 +134,14 @@ class KPruner(OptimumPruner):
         if processing_class is None:
             processing_class = load_processing_class(model_or_path, **model_kwargs)
         pruner = cls(model, processing_class, prediction=prediction)
-        told = {name: str(model_kwargs[name]) for name in ("revision", "dtype") if model_kwargs.get(name) is not None}
-        source = {"model_or_path": hub_name(str(model_or_path)) or LOCAL_MODEL, "task": pruner.task.name}
-        pruner._recipe = Recipe(load={**source, **{name: text.removeprefix("torch.") for name, text in told.items()}})
+        given = publishable(
+            model_or_path=hub_name(str(model_or_path)) or UNKNOWN,
+            task=pruner.task.name,
+            prediction=prediction,
+            revision=model_kwargs.get("revision"),
+            dtype=str(model.dtype).removeprefix("torch."),
+        )
+        pruner._arguments = {"KPruner.from_pretrained": given}
         return pruner
 
     @classmethod
@@ -174,29 +184,13 @@ class KPruner(OptimumPruner):
         pruner = cls(encoder_of(sentence_transformer), sentence_transformer.tokenizer)
         pruner.task = embedding_task(sentence_transformer)
         pruner._pipeline = sentence_transformer
-        pruner._recipe = Recipe(given="KPruner.from_sentence_transformer(model)")
+        pruner._arguments = {"KPruner.from_sentence_transformer": {"sentence_transformer": UNKNOWN}}
         return pruner
-
-    @property
-    def sentence_transformer(self) -> "SentenceTransformer":
-        """The pipeline of `from_sentence_transformer` with the pruned model, to encode with and to save.
-
-        It is a copy, but for `model`, which it holds.
-
-        Raises:
-            ValueError: if the pruner has no pipeline, or nothing was pruned yet.
-        """
-        if self._pipeline is None:
-            raise ValueError(
-                "This pruner has no pipeline of sentence-transformers to put the pruned model into. Use "
-                "`KPruner.from_sentence_transformer(...)`."
-            )
-        return self._publication(None, False).sentence_transformer()
 
     def get_calibration_dataset(
         self,
         dataset_name: str | PathLike | Sequence[str | PathLike] | Dataset,
-        num_tokens: int | None = 100_000,
+        num_tokens: int | None = NUM_TOKENS,
         dataset_config_name: str | None = None,
         dataset_split: str = "train",
         text_columns: Sequence[str] | None = None,
@@ -225,21 +219,15 @@ class KPruner(OptimumPruner):
             FileNotFoundError: if there is no such data set.
             ValueError: if the data or an argument cannot be used; the message says why and what to do.
         """
-        drawing: dict[str, Any] = {
-            "num_tokens": num_tokens,
-            "dataset_config_name": dataset_config_name,
-            "dataset_split": dataset_split,
-        }
-        reading: dict[str, Any] = {
-            "text_columns": text_columns,
-            "preprocess_function": preprocess_function,
-            "max_length": max_length,
-            "seed": seed,
-        }
-        dataset = load_calibration_dataset(dataset_name, self._input_spec(**reading), **drawing)
-        name = {"dataset_name": hub_name(dataset_name) or LOCAL_DATA}
-        self._draws[dataset._fingerprint] = name | changed(self.get_calibration_dataset, drawing | reading)
-        return dataset
+        return load_calibration_dataset(
+            dataset_name,
+            self._input_spec(
+                seed, text_columns=text_columns, preprocess_function=preprocess_function, max_length=max_length
+            ),
+            num_tokens=num_tokens,
+            dataset_config_name=dataset_config_name,
+            dataset_split=dataset_split,
+        )
 
     # Gradients are needed, also by those who call in inference mode.
     @together()
@@ -285,10 +273,10 @@ class KPruner(OptimumPruner):
         if save_directory is not None:
             in_main(require_free)(save_directory, overwrite)
         calibration = self._calibration(config, calibration_dataset, data_collator, batch_size)
-        recipe = self._recipe_of(calibration_dataset, data_collator, batch_size)
+        arguments = self._arguments_with(calibration_dataset, data_collator, batch_size)
         with self._sweep(config, calibration) as sweep:
             model, result = sweep.prune(config, checkpoint_dir)
-        self._keep(model, result, config, recipe)
+        self._keep(model, result, config, arguments)
         self._save_from(checkpoint_dir, save_directory, overwrite)
         return result
 
@@ -342,12 +330,12 @@ class KPruner(OptimumPruner):
             if folder is not None:
                 in_main(require_free)(folder, replace_it)
         calibration = self._calibration(configs[0], calibration_dataset, data_collator, batch_size)
-        recipe = self._recipe_of(calibration_dataset, data_collator, batch_size)
+        arguments = self._arguments_with(calibration_dataset, data_collator, batch_size)
         pruners = [copy.copy(self) for _ in configs]
         with self._sweep(config, calibration) as sweep:
             places = zip(checkpoints, folders, replaces, strict=True)
             for pruned, entry, (checkpoint, folder, replace_it) in zip(pruners, configs, places, strict=True):
-                pruned._keep(*sweep.prune(entry, checkpoint), entry, recipe)
+                pruned._keep(*sweep.prune(entry, checkpoint), entry, arguments)
                 pruned._save_from(checkpoint, folder, replace_it)
         return pruners
 
@@ -371,8 +359,10 @@ class KPruner(OptimumPruner):
     def _encoder(self, model: nn.Module) -> Encoder:
         return Encoder(model, self.adapter, self._encoder_name)
 
-    def _keep(self, model: nn.Module, result: KPruneResult, config: KPruneConfig, recipe: Recipe) -> None:
-        self.model, self.result, self.config, self._recipe = model, result, config, recipe
+    def _keep(
+        self, model: nn.Module, result: KPruneResult, config: KPruneConfig, arguments: dict[str, dict[str, Any]]
+    ) -> None:
+        self.model, self.result, self.config, self._arguments = model, result, config, arguments
         self._evaluation = CardFacts()
 
     def _calibration(
@@ -394,12 +384,10 @@ class KPruner(OptimumPruner):
             heldout_share=config.heldout_share,
         )
 
-    def _recipe_of(
-        self, dataset: Any, data_collator: Callable[[list[Any]], Any] | None = None, batch_size: int = BATCH_SIZE
-    ) -> Recipe:
-        drawn = self._draws.get(dataset._fingerprint) if isinstance(dataset, Dataset) else None
-        options = {"data_collator": data_collator, "batch_size": batch_size}
-        return replace(self._recipe, draw=drawn, prune=changed(self._recipe_of, options))
+    def _arguments_with(self, dataset: Any, data_collator: Any, batch_size: int) -> dict[str, dict[str, Any]]:
+        """What the pruned model is made by: the arguments given so far, and those of the prune and of its data."""
+        prune = publishable(data_collator=data_collator, batch_size=batch_size)
+        return {**self._arguments, "pruner.get_calibration_dataset": drawn_with(dataset), "pruner.prune": prune}
 
     def evaluate(
         self,
@@ -433,8 +421,7 @@ class KPruner(OptimumPruner):
             measure = dataset
         else:
             measure = self.evaluation_on(dataset, metric, compute_metrics, **reading)
-        with random_state_kept():
-            dense, pruned = (figures_from(measure, model) for model in (self.teacher, self.model))
+        dense, pruned = figures_of_both(measure, self.teacher, self.model)
         name, config_name = hub_name(dataset), reading.get("dataset_config_name")
         where = (name, config_name, reading.get("dataset_split") or default_split(dataset)) if name else ()
         self._evaluation = CardFacts(pairs_of(dense, pruned), *where)
@@ -472,114 +459,17 @@ class KPruner(OptimumPruner):
             ValueError: if the data or the metric cannot be used.
             FileNotFoundError: if there is no such data set.
         """
-        config, spec = self._dense.config, self._input_spec(0, text_columns, max_length=max_length)
-        rows = labelled_rows(rows_of(dataset, dataset_config_name, dataset_split), spec, config, label_column)
-        if metric is not None:
-            compute_metrics = metric_named(metric, self.task.name, config, rows)
-        metrics = compute_metrics or usual_metrics(self.task.name, config, rows).compute
-        return partial(evaluate_model, rows=rows, spec=spec, metrics=metrics, batch_size=batch_size)
+        rows = rows_of(dataset, dataset_config_name, dataset_split)
+        spec = self._input_spec(0, text_columns=text_columns, max_length=max_length)
+        return evaluation_of(rows, spec, self._dense.config, label_column, metric, compute_metrics, batch_size)
 
     def _need_trainer(self, reason: str) -> Trainer:
         if self.trainer is None:
             raise ValueError(f"{reason}. Got none, and no trainer to take it from: use `KPruner.from_trainer(...)`.")
         return self.trainer
 
-    @in_main
-    def save_pretrained(
-        self,
-        save_directory: str | PathLike,
-        facts: CardFacts | None = None,
-        measure_latency: bool = False,
-        overwrite: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """Saves the pruned model, its tokenizer, the settings, a report of what was kept and a model card.
-
-        Args:
-            save_directory: a new or empty folder; it appears whole or not at all.
-            facts: what the card should tell beyond the prune, such as the quality that you measured.
-            measure_latency: whether to measure latency for the card, in seconds and on the device of the models.
-            overwrite: whether to replace a saved model that is there; it stays if the saving fails.
-            kwargs: arguments of the model's `save_pretrained`, such as `max_shard_size`.
-
-        Raises:
-            ValueError: if nothing was pruned yet.
-            FileExistsError: if the folder is not empty.
-            OSError: if it cannot be written, for instance because the disk is full.
-        """
-        if "push_to_hub" in kwargs:
-            raise ValueError("`save_pretrained` does not upload. Call `push_to_hub(repo_id)`.")
-        self._publication(facts, measure_latency).save(save_directory, overwrite=overwrite, **kwargs)
-
-    @in_main
-    def push_to_hub(
-        self,
-        repo_id: str,
-        token: str | None = None,
-        private: bool | None = None,
-        commit_message: str = "Upload a model pruned by K-prune",
-        facts: CardFacts | None = None,
-        measure_latency: bool = False,
-    ) -> str:
-        """Uploads what `save_pretrained` writes to a model repository, which is made if it does not exist.
-
-        If the repository has a model card, what was written into it by hand stays.
-
-        Args:
-            repo_id: name of the repository.
-            token: token that may write; None takes that of `hf auth login` or HF_TOKEN.
-            private: whether a repository that is made is private.
-            commit_message: message of the commit.
-            facts: what the card should tell beyond the prune, such as the quality that you measured.
-            measure_latency: whether to measure latency for the card, in seconds and on the device of the models.
-
-        Returns:
-            the address of the commit.
-
-        Raises:
-            ValueError: if nothing was pruned yet, or the name or the card on the Hub cannot be used.
-            PermissionError: if there is no token, or it may not write to the repository.
-            OSError: if the Hub cannot be reached or fails.
-        """
-        return self._publication(facts, measure_latency).push(repo_id, token, private, commit_message)
-
-    def _publication(self, facts: CardFacts | None, measure_latency: bool) -> Publication:
-        if self.result is None or self.config is None:
-            raise ValueError("There is no pruned model to save yet. Call `prune` first.")
-        return Publication(
-            teacher=self.teacher,
-            model=self.model,
-            encoder=self._encoder_name,
-            processing_class=self.processing_class,
-            task=self.task,
-            config=self.config,
-            result=self.result,
-            recipe=self._recipe,
-            pipeline=self._pipeline,
-            facts=facts.with_evaluation(self._evaluation) if facts else self._evaluation,
-            measure_latency=measure_latency,
-        )
-
-    def _input_spec(
-        self,
-        seed: int,
-        text_columns: Sequence[str] | None = None,
-        preprocess_function: Callable[[dict[str, list]], dict[str, Any]] | None = None,
-        max_length: int | None = None,
-    ) -> InputSpec:
-        embeddings = self._dense.get_input_embeddings()
-        return InputSpec(
-            task=self.task.name,
-            processing_class=self.processing_class,
-            text_columns=text_columns,
-            preprocess_function=preprocess_function,
-            max_length=max_length,
-            max_positions=max_positions(self._dense),
-            vocab_size=getattr(embeddings, "num_embeddings", None),
-            type_vocab_size=getattr(self._dense.config, "type_vocab_size", None),
-            model_inputs=input_names(self.teacher, self._dense),
-            seed=seed,
-        )
+    def _input_spec(self, seed: int, **reading: Any) -> InputSpec:
+        return input_spec(self.teacher, self._dense, self.task.name, self.processing_class, seed=seed, **reading)
 
 
 def _within(root: str | PathLike | None, config: KPruneConfig) -> Path | None:

@@ -1,6 +1,7 @@
 """The result of a prune: what was kept and what it cost, as data and as a table."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
@@ -196,9 +197,15 @@ class KPruneResult:
         return f"held-out {self.heldout.measure}: {self.heldout.closeness:.1%} ± {self.heldout.closeness_error:.1%}"
 
 
-def write_report(folder: Path, result: KPruneResult) -> None:
-    """Writes the result of a prune as JSON, with every list of unit indices on one line."""
-    report = result.to_dict()
+def write_report(folder: Path, result: KPruneResult, arguments: Mapping[str, Any]) -> None:
+    """Writes the result of a prune as JSON, with every list of unit indices on one line.
+
+    Args:
+        folder: where to write it.
+        result: what was kept.
+        arguments: by the name of a call, the arguments that were given to it.
+    """
+    report = result.to_dict() | {"arguments": arguments}
     rows = ",\n".join(f"    {json.dumps(row)}" for row in report.pop("sublayers"))
     head = json.dumps(report, indent=2).removesuffix("\n}")
     (folder / REPORT_NAME).write_text(f'{head},\n  "sublayers": [\n{rows}\n  ]\n}}\n', encoding="utf-8")

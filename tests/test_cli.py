@@ -23,7 +23,6 @@ from transformers import AutoModelForSequenceClassification
 
 from optimum.commands.register.register_kprune import KPruneCommand
 from optimum_kprune import CardFacts, KPruneConfig, KPruner
-from optimum_kprune import pruner as pruner_module
 from optimum_kprune.cli import _BesideBars, _facts
 from optimum_kprune.evaluation import evaluate as evaluation
 from optimum_kprune.prune.sweep import Sweep
@@ -166,7 +165,7 @@ def test_an_evaluation_that_fails_does_not_cost_the_model(place, labelled, tmp_p
             raise OSError("the evaluation failed")
         return evaluate(*args, **options)
 
-    monkeypatch.setattr(pruner_module, "evaluate_model", fails_on_the_pruned_one)
+    monkeypatch.setattr(evaluation, "evaluate_model", fails_on_the_pruned_one)
     assert "the evaluation failed" in command(*arguments_of(place, tmp_path / "out", eval_dataset=labelled))
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").config.kprune
 

@@ -32,10 +32,10 @@ WRONG = {
     "knowledge": (["entropy", None, 1], "'divergence'"),
     "gradient": (["mean", None, 1], "'sample', 'batch'"),
     "bias": (["fit", None, True], "'refit', 'keep', 'drop'"),
-    "tuning": (["yes", None, 2], "True, False"),
+    "tuning": (["yes", None, 2, 1, 0, 1.0], "True, False"),
     "token_weights": (["norm", None, True], "'scale', 'equal'"),
-    "correct_inputs": (["yes", None, 2], "True, False"),
-    "published_targets": (["no", None, 2], "True, False"),
+    "correct_inputs": (["yes", None, 2, 1], "True, False"),
+    "published_targets": (["no", None, 2, 0.0, 0], "True, False"),
 }
 ALLOWED = {
     "compression_rate": [0, 0.0, 0.999, np.float64(0.5)],

@@ -183,7 +183,7 @@ def test_the_card_is_that_of_the_pruned_pipeline(encoder, tmp_path, trained):
         "library_name: sentence-transformers",
         "from sentence_transformers import SentenceTransformer",
         'model = SentenceTransformer("path/to/this/folder", trust_remote_code=True)',
-        "pruner = KPruner.from_sentence_transformer(model)",
+        "pruner = KPruner.from_sentence_transformer(sentence_transformer=...)",
     ):
         assert expected in cards[0]
     assert {"kprune_config.json", "kprune_report.json", "modules.json"} <= set(

@@ -5,7 +5,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
@@ -80,18 +80,25 @@ class Draw:
     Copies, pickles and saved folders keep the description; a selection of samples is a data set like any other.
 
     Attributes:
-        num_tokens: the budget of tokens that was asked for; None took all.
         columns: the columns that held the texts, if they are known.
         how: how the samples were chosen, in words.
+        arguments: those of `load_calibration_dataset`, as they can be published; {} if it was not called.
     """
 
-    num_tokens: int | None
     columns: tuple[str, ...] | None
     how: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_tokens(self) -> int | None:
+        """The budget of tokens that was asked for; None took all."""
+        return self.arguments.get("num_tokens")
 
     def note(self, dataset: Dataset) -> None:
         """Writes this into the description of a data set that holds the samples, and nothing else."""
-        dataset.info.description = NOTE + json.dumps([len(dataset), self.num_tokens, self.columns, self.how])
+        dataset.info.description = NOTE + json.dumps(
+            [len(dataset), self.columns, self.how, self.arguments], default=str
+        )
 
     @classmethod
     def of(cls, data: Any) -> "Draw | None":
@@ -100,8 +107,8 @@ class Draw:
         if not description or not description.startswith(NOTE):
             return None
         try:
-            samples, num_tokens, columns, how = json.loads(description.removeprefix(NOTE))
-            draw = cls(num_tokens, columns and tuple(columns), how)
+            samples, columns, how, arguments = json.loads(description.removeprefix(NOTE))
+            draw = cls(columns and tuple(columns), how, dict(arguments))
         # Several data sets were put together, and with them their descriptions; or it is no note of ours.
         except (ValueError, TypeError, RecursionError):
             return None

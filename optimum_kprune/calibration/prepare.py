@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 from datasets import Dataset
 
+from ..defaults import BATCH_SIZE, NUM_TOKENS
+from ..names import UNKNOWN, hub_name, publishable
 from ..progress import progress_bar
 from .batches import (
     Batch,
@@ -27,7 +29,7 @@ from .draw import Draw, draw_samples, drawn_order
 from .source import read_split
 from .summary import CalibrationSummary, summary_of
 from .tables import Given, given_as, peek
-from .tokenize import InputSpec, Reading, Sample, reading_of
+from .tokenize import InputSpec, Reading, Sample, reading_of, require_count
 
 __all__ = [
     "Batch",
@@ -35,6 +37,7 @@ __all__ = [
     "CalibrationSummary",
     "InputSpec",
     "budget_of",
+    "drawn_with",
     "load_calibration_dataset",
     "prepare_batches",
 ]
@@ -45,8 +48,6 @@ Item = TypeVar("Item")
 # Batches to be measured, other ones, and those that are held out.
 Split = tuple[list[Batch], list[Batch], list[Batch]]
 
-# The budget of real tokens where none is named.
-NUM_TOKENS = 100_000
 # Samples, or ready batches, below which none is held out.
 LEAST_FOR_HELDOUT = 10
 # Samples on which something can be measured.
@@ -123,6 +124,12 @@ def budget_of(data: Any, num_tokens: int | None) -> int | None:
     return draw.num_tokens
 
 
+def drawn_with(data: Any) -> dict[str, Any]:
+    """Returns the arguments that a data set was drawn with, as they can be published; {} if it was not drawn."""
+    draw = Draw.of(data)
+    return {} if draw is None else draw.arguments
+
+
 def load_calibration_dataset(
     dataset_name: Any,
     spec: InputSpec,
@@ -149,7 +156,7 @@ def load_calibration_dataset(
         FileNotFoundError: if there is no such data set.
         ValueError: if the data or an argument cannot be used; the message says why and what to do.
     """
-    _check_count("num_tokens", num_tokens)
+    require_count("num_tokens", num_tokens)
     is_name = dataset_name is None or isinstance(dataset_name, str | PathLike | Sequence)
     if not is_name and (dataset_config_name is not None or dataset_split != "train"):
         raise ValueError(
@@ -159,8 +166,17 @@ def load_calibration_dataset(
     data = read_split(dataset_name, dataset_config_name, dataset_split) if is_name else dataset_name
     given = given_as(data, spec.task, spec.seed)
     samples, reading = _drawn(given, spec, num_tokens)
+    arguments = publishable(
+        dataset_name=hub_name(dataset_name) or UNKNOWN,
+        dataset_config_name=dataset_config_name,
+        dataset_split=dataset_split,
+        text_columns=spec.text_columns,
+        preprocess_function=spec.preprocess_function,
+        max_length=spec.max_length,
+        seed=spec.seed,
+    )
     dataset = Dataset.from_list(samples)
-    Draw(num_tokens, reading.text_columns, _how(given, spec)).note(dataset)
+    Draw(reading.text_columns, _how(given, spec), arguments | {"num_tokens": num_tokens}).note(dataset)
     return dataset
 
 
@@ -170,7 +186,7 @@ def prepare_batches(
     *,
     num_tokens: int | None = NUM_TOKENS,
     measure_tokens: int | None = None,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     data_collator: DataCollator | None = None,
     keep_order: bool = False,
     heldout_share: float = 0.0,
@@ -207,9 +223,9 @@ def prepare_batches(
     Raises:
         ValueError: if the data or an argument cannot be used; the message says why and what to do.
     """
-    _check_count("num_tokens", num_tokens)
-    _check_count("measure_tokens", measure_tokens)
-    _check_count("batch_size", batch_size, optional=False)
+    require_count("num_tokens", num_tokens)
+    require_count("measure_tokens", measure_tokens)
+    require_count("batch_size", batch_size, optional=False)
     if not 0 <= heldout_share < 1:
         raise ValueError(f"`heldout_share` must be a share in [0, 1). Got {heldout_share!r} instead.")
     budget, draw = budget_of(calibration_dataset, num_tokens), Draw.of(calibration_dataset)
@@ -226,7 +242,7 @@ def prepare_batches(
         make = partial(make_batches, spec=spec, collate=collate, batch_size=batch_size, keep_order=keep_order)
         split = _split_samples(samples, make, measure_tokens, heldout_share, keep_order)
     measured, others, heldout = ([for_model(batch, spec) for batch in part] for part in split)
-    draw = draw or Draw(num_tokens, columns, _how(given, spec))
+    draw = draw or Draw(columns, _how(given, spec))
     summary = summary_of(split[0] + split[1], split[2], first, draw, spec)
     logger.info("%s", summary)
     return CalibrationBatches(measured + others, len(measured), heldout, summary)
@@ -350,11 +366,3 @@ def _spread(items: list[Item], tokens_of: Callable[[Item], int], budget: int | N
     for index, item in enumerate(items):
         (measured if math.ceil((index + 1) * share) > math.ceil(index * share) else others).append(item)
     return measured, others
-
-
-def _check_count(name: str, value: int | None, optional: bool = True) -> None:
-    if value is None and optional:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        allowed = "a whole number, 1 or above" + (", or None" if optional else "")
-        raise ValueError(f"`{name}` must be {allowed}. Got {value!r} instead.")

@@ -11,15 +11,12 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
+from ..names import FILE_FORMATS, TEXT_FORMATS, looks_like_path
 from .columns import SEPARATORS
 
 logger = logging.getLogger(__name__)
 
-TEXT_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".txt": "text"}
-FILE_FORMATS = {**TEXT_FORMATS, ".parquet": "parquet", ".arrow": "arrow"}
 ALLOWED_TYPES = f"{', '.join(FILE_FORMATS)} (those of text also as .gz)"
-# Suffixes that no Hub repository is expected to end with: such a name is a file, readable or not.
-OTHER_FILE_SUFFIXES = {".feather", ".gz", ".pkl", ".pt", ".py", ".xlsx", ".xml", ".yaml", ".zip"}
 GZIP_MAGIC = b"\x1f\x8b"
 HEADER_BYTES = 100_000
 # Files that `datasets` does not take for data either.
@@ -60,12 +57,6 @@ def default_split(dataset_name: Any) -> str:
     is_name = isinstance(dataset_name, str | PathLike)
     is_files = is_name and looks_like_path(str(dataset_name)) and not Path(dataset_name).is_dir()
     return "train" if is_files else "validation"
-
-
-def looks_like_path(name: str) -> bool:
-    """Hub names are `name` or `owner/name`: anything else, and anything that ends like a file, is a path."""
-    is_file_like = Path(name).suffix.lower() in FILE_FORMATS.keys() | OTHER_FILE_SUFFIXES
-    return is_file_like or name.count("/") > 1 or name.startswith((".", "/", "~")) or any(c in name for c in "\\*?[")
 
 
 def _expand(path: Path) -> list[Path]:

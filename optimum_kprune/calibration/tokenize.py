@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from typing import Any
 
 from datasets import Dataset
@@ -77,7 +78,13 @@ class InputSpec:
                 "The model must read `input_ids`: only text encoders are supported. Got a model that reads "
                 f"{', '.join(self.model_inputs)} instead."
             )
-        _check_lengths(self.max_length, self.max_positions)
+        require_count("max_length", self.max_length)
+        require_count("max_positions", self.max_positions)
+        if self.max_length and self.max_positions and self.max_length > self.max_positions:
+            raise ValueError(
+                f"`max_length` must be at most {self.max_positions}, the longest input of the model. Got "
+                f"{self.max_length} instead."
+            )
 
     @property
     def kept_names(self) -> frozenset[str]:
@@ -110,14 +117,13 @@ class InputSpec:
         return self.max_length or min(limits)
 
 
-def _check_lengths(max_length: int | None, max_positions: int | None) -> None:
-    for name, value in {"max_length": max_length, "max_positions": max_positions}.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"`{name}` must be a number of tokens, 1 or above, or None. Got {value!r} instead.")
-    if max_length and max_positions and max_length > max_positions:
-        raise ValueError(
-            f"`max_length` must be at most {max_positions}, the longest input of the model. Got {max_length} instead."
-        )
+def require_count(name: str, value: Any, optional: bool = True) -> None:
+    """Raises a ValueError if an argument is no whole number, 1 or above, nor None where it is optional."""
+    if value is None and optional:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        allowed = "a whole number, 1 or above" + (", or None" if optional else "")
+        raise ValueError(f"`{name}` must be {allowed}. Got {value!r} instead.")
 
 
 @dataclass(frozen=True)
@@ -187,17 +193,19 @@ def _lists(values: Any) -> list:
 
 def _encode(spec: InputSpec, names: tuple[str, ...], columns: dict[str, list]) -> list[Sample]:
     """Leaves out rows that miss a text or hold nothing but blanks; a text may also be a list of words."""
-    rows = [
-        row
-        for row in zip(*(columns[name] for name in names), strict=True)
-        if all(text is not None for text in row) and any("".join(text).strip() for text in row)
+    texts = [columns[name] for name in names]
+    is_full = [
+        all(text is not None for text in row) and any("".join(text).strip() for text in row)
+        for row in zip(*texts, strict=True)
     ]
+    texts = [list(compress(column, is_full)) for column in texts]
     if names == SWAG:  # `sent2` is the beginning of every ending
-        rows = [(first, *(f"{second} {ending}" for ending in endings)) for first, second, *endings in rows]
-    return _ENCODERS[spec.task](rows, spec) if rows else []
+        first, second, *endings = texts
+        texts = [first, *([f"{one} {other}" for one, other in zip(second, ending, strict=True)] for ending in endings)]
+    return _ENCODERS[spec.task](spec, *texts) if any(is_full) else []
 
 
-def _tokenize(spec: InputSpec, *texts: Sequence[Any], **arguments: Any) -> list[Sample]:
+def _tokenize(spec: InputSpec, *texts: list, **arguments: Any) -> list[Sample]:
     """Tokenizes texts, or pairs given as two lists, without padding."""
     length, special = spec.cut_length, spec.tokenizer.num_special_tokens_to_add(pair=len(texts) > 1)
     if length <= special:
@@ -206,27 +214,21 @@ def _tokenize(spec: InputSpec, *texts: Sequence[Any], **arguments: Any) -> list[
             f"Got {length} instead."
         )
     arguments = {"truncation": True, "max_length": length, "return_attention_mask": True, **arguments}
-    return _split_rows(spec.tokenizer(*map(list, texts), **arguments))
+    return _split_rows(spec.tokenizer(*texts, **arguments))
 
 
-def _encode_texts(rows: list[tuple], spec: InputSpec) -> list[Sample]:
-    return _tokenize(spec, *zip(*rows, strict=True))
-
-
-def _encode_singly(rows: list[tuple], spec: InputSpec) -> list[Sample]:
+def _encode_singly(spec: InputSpec, *texts: list) -> list[Sample]:
     """An embedding model reads one text at a time, also where the data has pairs to compare."""
-    return _tokenize(spec, [text for row in rows for text in row if text.strip()])
+    return _tokenize(spec, [text for row in zip(*texts, strict=True) for text in row if text.strip()])
 
 
-def _encode_words(rows: list[tuple], spec: InputSpec) -> list[Sample]:
-    texts = [text for (text,) in rows]
+def _encode_words(spec: InputSpec, texts: list) -> list[Sample]:
     return _tokenize(spec, texts, is_split_into_words=not isinstance(texts[0], str))
 
 
-def _encode_questions(rows: list[tuple], spec: InputSpec) -> list[Sample]:
+def _encode_questions(spec: InputSpec, questions: list[str], contexts: list[str]) -> list[Sample]:
     """The question and the first window of its context: as much of it as fits."""
-    questions, contexts = zip(*rows, strict=True)
-    ids = spec.tokenizer(list(questions), add_special_tokens=False)["input_ids"]
+    ids = spec.tokenizer(questions, add_special_tokens=False)["input_ids"]
     longest = max(map(len, ids)) + spec.tokenizer.num_special_tokens_to_add(pair=True)
     if longest >= spec.cut_length:
         raise ValueError(
@@ -237,23 +239,23 @@ def _encode_questions(rows: list[tuple], spec: InputSpec) -> list[Sample]:
     return _tokenize(spec, questions, contexts, truncation="only_second")
 
 
-def _encode_choices(rows: list[tuple], spec: InputSpec) -> list[Sample]:
+def _encode_choices(spec: InputSpec, prompts: list[str], *choices: list[str]) -> list[Sample]:
     """Each choice is a pair with the prompt; samples are nested (choices, tokens)."""
-    count = len(rows[0]) - 1
-    prompts = [row[0] for row in rows for _ in range(count)]
-    pairs = _tokenize(spec, prompts, [choice for row in rows for choice in row[1:]])
+    count = len(choices)
+    repeated = [prompt for prompt in prompts for _ in range(count)]
+    pairs = _tokenize(spec, repeated, [choice for row in zip(*choices, strict=True) for choice in row])
     groups = [pairs[start : start + count] for start in range(0, len(pairs), count)]
     return [{name: [pair[name] for pair in group] for name in group[0]} for group in groups]
 
 
-def _encode_masked(rows: list[tuple], spec: InputSpec) -> list[Sample]:
+def _encode_masked(spec: InputSpec, *texts: list[str]) -> list[Sample]:
     mask_token_id = spec.tokenizer.mask_token_id
     if mask_token_id is None:
         raise ValueError(
             "The tokenizer of a fill-mask model must have a mask token. Got a tokenizer without one instead. "
             "Set `processing_class.mask_token`, or pass tokenized data."
         )
-    samples = _tokenize(spec, *zip(*rows, strict=True), return_special_tokens_mask=True)
+    samples = _tokenize(spec, *texts, return_special_tokens_mask=True)
     return [_mask_tokens(sample, mask_token_id, spec.seed) for sample in samples]
 
 
@@ -268,8 +270,9 @@ def _mask_tokens(sample: Sample, mask_token_id: int, seed: int) -> Sample:
     return {**sample, "input_ids": [mask_token_id if place in masked else token for place, token in enumerate(ids)]}
 
 
-_ENCODERS: dict[str, Callable[[list[tuple], InputSpec], list[Sample]]] = {
-    "text-classification": _encode_texts,
+# Columns of texts, without empty rows -> samples.
+_ENCODERS: dict[str, Callable[..., list[Sample]]] = {
+    "text-classification": _tokenize,
     "question-answering": _encode_questions,
     "token-classification": _encode_words,
     "fill-mask": _encode_masked,

@@ -11,16 +11,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 from transformers.utils import cached_file
 
+from ..calibration.tokenize import InputSpec
 from ..modeling_kprune import dense_class_of, is_of_transformers, pruned_class
 from .adapters import supported_model_types
 from .config_field import adapter_of
+from .sublayers import max_positions
 
 HEAD_NAME = "head.safetensors"
 
@@ -159,6 +161,29 @@ def input_names(model: nn.Module, encoder: PreTrainedModel) -> list[str]:
     parameters = inspect.signature(model.forward).parameters
     hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return list(dict.fromkeys([*parameters, *(inspect.signature(encoder.forward).parameters if hands_on else ())]))
+
+
+def input_spec(
+    model: nn.Module, encoder: Any, task: str, processing_class: PreTrainedTokenizerBase | None, **reading: Any
+) -> InputSpec:
+    """Returns what a model reads.
+
+    Args:
+        model: a module that holds an encoder, or the encoder itself.
+        encoder: the transformers model in it.
+        task: the name of its task.
+        processing_class: its tokenizer, if any.
+        reading: the other fields of `InputSpec` that say how texts are read.
+    """
+    return InputSpec(
+        task=task,
+        processing_class=processing_class,
+        max_positions=max_positions(encoder),
+        vocab_size=getattr(encoder.get_input_embeddings(), "num_embeddings", None),
+        type_vocab_size=getattr(encoder.config, "type_vocab_size", None),
+        model_inputs=input_names(model, encoder),
+        **reading,
+    )
 
 
 def with_encoder(host: nn.Module, name: str, encoder: PreTrainedModel) -> nn.Module:

@@ -9,6 +9,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -28,10 +29,11 @@ from ..calibration.columns import find_text_columns
 from ..calibration.source import default_split, read_split
 from ..calibration.tables import table_of
 from ..calibration.tokenize import InputSpec
+from ..defaults import BATCH_SIZE
 from ..encoder.offloading import is_placed
 from ..progress import bars_are_off
 from .answers import encode_answers
-from .metrics import IGNORED, ComputeMetrics
+from .metrics import IGNORED, ComputeMetrics, metric_named, usual_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +109,36 @@ def labelled_rows(dataset: Dataset, spec: InputSpec, model_config: Any, label_co
     )
 
 
+def evaluation_of(
+    dataset: Dataset,
+    spec: InputSpec,
+    model_config: Any,
+    label_column: str | None = None,
+    metric: str | None = None,
+    compute_metrics: ComputeMetrics | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Callable[[nn.Module], Figures]:
+    """Returns a function that evaluates a model on labelled data, which is tokenized, and checked, at once.
+
+    Args:
+        dataset: labelled data; see `labelled_rows`.
+        spec: how texts are tokenized.
+        model_config: names the classes.
+        label_column: column of the labels; None finds it.
+        metric: name of a metric; None computes all usual ones of the task.
+        compute_metrics: what computes the figures instead.
+        batch_size: samples in a batch.
+
+    Raises:
+        ValueError: if the data or the metric cannot be used.
+    """
+    rows = labelled_rows(dataset, spec, model_config, label_column)
+    if metric is not None:
+        compute_metrics = metric_named(metric, spec.task, model_config, rows)
+    metrics = compute_metrics or usual_metrics(spec.task, model_config, rows).compute
+    return partial(evaluate_model, rows=rows, spec=spec, metrics=metrics, batch_size=batch_size)
+
+
 def evaluate_model(
     model: nn.Module, rows: Dataset, spec: InputSpec, metrics: ComputeMetrics, batch_size: int
 ) -> Figures:
@@ -145,6 +177,18 @@ def random_state_kept() -> Iterator[None]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
+
+
+def figures_of_both(
+    measure: Callable[[nn.Module], Any], dense: nn.Module, pruned: nn.Module
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns what a function finds of the dense and of the pruned model.
+
+    Raises:
+        ValueError: if it is not figures by name.
+    """
+    with random_state_kept():
+        return figures_from(measure, dense), figures_from(measure, pruned)
 
 
 def figures_from(measure: Callable[[nn.Module], Any], model: nn.Module) -> dict[str, Any]:

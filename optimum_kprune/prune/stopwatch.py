@@ -24,17 +24,19 @@ class Stopwatch:
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         """Counts what is inside for a stage."""
-        started = self._now()
+        started = now(self.device)
         try:
             yield
         finally:
-            self.seconds[stage] += self._now() - started
+            self.seconds[stage] += now(self.device) - started
 
     def stages(self, total: float) -> dict[str, float]:
         """Returns the seconds by stage; what is left of the total is `"other"`."""
         return self.seconds | {"other": max(0.0, total - sum(self.seconds.values()))}
 
-    def _now(self) -> float:
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-        return time.perf_counter()
+
+def now(device: torch.device) -> float:
+    """Returns the seconds of a clock when a device has done the work that it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()

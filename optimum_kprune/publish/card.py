@@ -12,14 +12,18 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+from transformers.pipelines import SUPPORTED_TASKS
 
 from .. import __version__
-from ..calibration.source import looks_like_path
 from ..configuration import KPruneConfig
+from ..encoder.custom_modules import how_to_load
+from ..encoder.tasks import Task
 from ..modeling_kprune import TAGS
+from ..names import UNKNOWN, hub_name, looks_like_path
 from ..result import KPruneResult, SublayerResult
-from .dense_checkpoint import INHERITED
-from .recipe import Recipe, hub_name, program
+from .dense_checkpoint import INHERITED, dtype_on_disk, inherited_fields
 
 BEGIN = "<!-- optimum-kprune: what lies between these two marks is written anew with every upload -->"
 END = "<!-- optimum-kprune: end -->"
@@ -86,72 +90,93 @@ class CardFacts:
 
 
 @dataclass(frozen=True)
-class ModelFacts:
-    """What the pruner knows about the two models.
+class Publication:
+    """A prune that is to be saved or uploaded.
 
     Attributes:
-        task: name of the task in pipelines.
-        auto_class: name of the Auto class that loads the pruned model.
-        library: name of the library that loads the pruned model.
-        tokenizer_class: name of the class of its tokenizer; None if it has none.
-        name: what the dense model is called: its name on the Hub, or its class.
-        before: what the model before the prune is called, `"dense"` unless it was pruned itself.
-        base_model: name on the Hub of the dense model; None if it has none.
-        inherited: fields in the metadata of the dense model's card that hold for the pruned model too.
-        bytes_before: bytes of the parameters of the dense model.
-        bytes_after: and of the pruned model.
-        dtype_before: dtype of the dense model.
-        dtype_after: and of the pruned model.
-        dtype_on_disk: dtype in the files that the dense model was loaded from, if they are here.
-        recipe: the calls that made the pruned model.
-        repo_id: the repository that the card is for; None if there is none yet.
-        loading: how to load the pruned model, if it is one that no Auto class loads.
+        teacher: the dense model.
+        model: the pruned model.
+        encoder: the name of the submodule of both that is the transformers model; "" for the models themselves.
+        processing_class: the tokenizer to save with it, if any.
+        task: the task of both.
+        config: the settings of the prune.
+        result: what was kept.
+        arguments: what was given to make it, as it can be published: the arguments by the name of the call, the one
+            that takes the dense model first.
+        pipeline: the pipeline of sentence-transformers that the teacher is from, if any.
+        facts: what the card should tell beyond that.
     """
 
-    task: str
-    auto_class: str
-    library: str
-    tokenizer_class: str | None
-    name: str
-    before: str
-    base_model: str | None
-    inherited: Mapping[str, Any]
-    bytes_before: int
-    bytes_after: int
-    dtype_before: str
-    dtype_after: str
-    dtype_on_disk: str | None
-    recipe: Recipe
-    repo_id: str | None = None
-    loading: str | None = None
+    teacher: nn.Module
+    model: nn.Module
+    encoder: str
+    processing_class: PreTrainedTokenizerBase | None
+    task: Task
+    config: KPruneConfig
+    result: KPruneResult
+    arguments: Mapping[str, Mapping[str, Any]]
+    pipeline: Any
+    facts: CardFacts
 
     @property
-    def has_pipeline(self) -> bool:
-        """Whether `transformers.pipeline` runs the pruned model."""
-        from transformers.pipelines import SUPPORTED_TASKS
-
-        return self.tokenizer_class is not None and self.task in SUPPORTED_TASKS
+    def dense(self) -> Any:
+        """The transformers model in the teacher."""
+        return self.teacher.get_submodule(self.encoder)
 
     @property
-    def has_plain_tokenizer(self) -> bool:
-        """Whether the class of the tokenizer is one of transformers."""
-        return self.tokenizer_class is not None and hasattr(transformers, self.tokenizer_class)
+    def pruned(self) -> Any:
+        """The transformers model in the pruned model."""
+        return self.model.get_submodule(self.encoder)
+
+    @property
+    def base_model(self) -> str | None:
+        """The name on the Hub of the dense model; None if it has none."""
+        return hub_name(self.dense.config._name_or_path)
+
+    @property
+    def name(self) -> str:
+        """What the dense model is called: its name on the Hub, or its class."""
+        return self.base_model or type(self.dense).__name__
+
+    @property
+    def dataset_name(self) -> str | None:
+        """The name on the Hub of the calibration data; None if it has none."""
+        return hub_name(self.arguments["pruner.get_calibration_dataset"].get("dataset_name"))
+
+    @property
+    def tokenizer_class(self) -> str | None:
+        """The name of the class of the tokenizer; None without one."""
+        return None if self.processing_class is None else type(self.processing_class).__name__
+
+    def how_to_load(self, place: str) -> str | None:
+        """Returns how to load the pruned model from a place, if it is one that no Auto class loads."""
+        return how_to_load(self.model, self.encoder, place)
 
 
-def model_card(result: KPruneResult, config: KPruneConfig, model: ModelFacts, facts: CardFacts) -> ModelCard:
-    """Returns the card of a pruned model, which `card_template.md` shows."""
+def model_card(prune: Publication, repo_id: str | None = None) -> ModelCard:
+    """Returns the card of a pruned model for a repository, if there is one yet; `card_template.md` shows it."""
+    place = repo_id or "path/to/this/folder"
+    loading = prune.how_to_load(place)
     return ModelCard.from_template(
-        _metadata(model, facts),
+        _metadata(prune, repo_id, loads=loading is None),
         template_path=str(TEMPLATE),
-        result=result,
-        calibration=getattr(result, "calibration", None),
-        config=config,
-        model=model,
-        facts=facts,
-        program=program(model.recipe, config),
+        prune=prune,
+        result=prune.result,
+        config=prune.config,
+        facts=prune.facts,
+        place=place,
+        loading=loading,
+        before="dense" if getattr(prune.dense.config, "kprune", None) is None else "pruned before",
+        auto_class=prune.pruned._auto_class or "AutoModel",
+        has_pipeline=prune.tokenizer_class is not None and prune.task.name in SUPPORTED_TASKS,
+        has_plain_tokenizer=hasattr(transformers, prune.tokenizer_class or ""),
+        bytes=[_bytes_of(model) for model in (prune.teacher, prune.model)],
+        dtypes=[str(model.dtype).removeprefix("torch.") for model in (prune.dense, prune.pruned)],
+        dtype_on_disk=dtype_on_disk(prune.dense.config._name_or_path),
         versions={"optimum-kprune": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
         python=platform.python_version(),
         bar=_bar,
+        unknown=UNKNOWN,
         marks=(BEGIN, END),
     )
 
@@ -200,21 +225,22 @@ def eval_results(task: str, facts: CardFacts) -> list[EvalResult]:
     ]
 
 
-def _metadata(model: ModelFacts, facts: CardFacts) -> ModelCardData:
-    datasets = [name for name in (model.recipe.dataset_name, hub_name(facts.dataset_name)) if name]
-    results = eval_results(model.task, facts)
-    facts_given: dict[str, Any] = {"license": facts.license, "language": facts.language}
-    given = {name: value for name, value in facts_given.items() if value}
-    inherited = {name: value for name, value in model.inherited.items() if _group_of(name) not in given}
+def _metadata(prune: Publication, repo_id: str | None, loads: bool) -> ModelCardData:
+    """The metadata at the head of a card; `loads` says whether an Auto class loads the model."""
+    facts = prune.facts
+    datasets = [name for name in (prune.dataset_name, hub_name(facts.dataset_name)) if name]
+    results = eval_results(prune.task.name, facts)
+    given = {name: value for name, value in (("license", facts.license), ("language", facts.language)) if value}
+    inherited = inherited_fields(prune.dense.config._name_or_path)
+    fields: dict[str, Any] = {name: value for name, value in inherited.items() if _group_of(name) not in given} | given
     return ModelCardData(
-        **inherited,
-        **given,
-        base_model=model.base_model,
+        **fields,
+        base_model=prune.base_model,
         datasets=list(dict.fromkeys(datasets)) or None,
         eval_results=results or None,
-        library_name=model.library,
-        model_name=(model.repo_id or f"{model.name}-pruned").rpartition("/")[2] if results else None,
-        pipeline_tag=None if model.loading else model.task,
+        library_name=prune.task.library,
+        model_name=(repo_id or f"{prune.name}-pruned").rpartition("/")[2] if results else None,
+        pipeline_tag=prune.task.name if loads else None,
         tags=TAGS,
     )
 
@@ -230,6 +256,10 @@ def _bar(entry: SublayerResult) -> str:
     filled = round(BAR * kept / entry.total) if entry.total else 0
     filled = min(max(filled, kept > 0), BAR - (kept < entry.total))
     return "█" * filled + "░" * (BAR - filled)
+
+
+def _bytes_of(model: nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def _listed(value: Any) -> list[Any]:

@@ -9,7 +9,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 from safetensors import SafetensorError, safe_open
 from yaml import YAMLError
 
-from .recipe import hub_name
+from ..names import hub_name
 
 # Fields of a model card that hold for a pruned model too.
 INHERITED = ("license", "license_name", "license_link", "language")

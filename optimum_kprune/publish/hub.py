@@ -11,8 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 from yaml import YAMLError
 
 from .card import merge_cards
-
-CARD_NAME = "README.md"
+from .dense_checkpoint import CARD_NAME
 
 
 def require_uploadable(repo_id: str, token: str | None = None) -> None:

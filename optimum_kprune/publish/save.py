@@ -2,25 +2,22 @@
 
 import logging
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..configuration import KPruneConfig
-from ..encoder.custom_modules import how_to_load, save_head
-from ..encoder.sublayers import max_positions
+from ..distributed import in_main
+from ..encoder.custom_modules import save_head
 from ..encoder.tasks import Task
+from ..evaluation.latency import compared_latency
 from ..folder import written_whole
 from ..result import KPruneResult, write_report
 from . import hub
-from .card import CardFacts, ModelFacts, model_card
-from .dense_checkpoint import dtype_on_disk, inherited_fields
-from .latency import latency_of, machine_of
-from .recipe import Recipe, hub_name
+from .card import CardFacts, Publication, model_card
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -28,133 +25,149 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Publication:
-    """A prune that is to be saved or uploaded.
+class SavingMixin:
+    """A dense model and what a prune made of it, to be saved and uploaded."""
 
-    Attributes:
-        teacher: the dense model.
-        model: the pruned model.
-        encoder: the name of the submodule of both that is the transformers model; "" for the models themselves.
-        processing_class: the tokenizer to save with it, if any.
-        task: the task of both.
-        config: the settings of the prune.
-        result: what was kept.
-        recipe: the calls that made the pruned model.
-        pipeline: the pipeline of sentence-transformers that the teacher is from, if any.
-        facts: what the card should tell beyond that.
-        measure_latency: whether to measure latency for the card, when saving.
-    """
-
-    teacher: nn.Module
-    model: nn.Module
-    encoder: str
+    teacher: Any
+    model: Any
     processing_class: PreTrainedTokenizerBase | None
     task: Task
-    config: KPruneConfig
-    result: KPruneResult
-    recipe: Recipe
-    pipeline: Any
-    facts: CardFacts
-    measure_latency: bool
+    config: KPruneConfig | None
+    result: KPruneResult | None
+    _encoder_name: str
+    _arguments: dict[str, dict[str, Any]]
+    _pipeline: Any
+    _evaluation: CardFacts
 
-    def save(
-        self, save_directory: str | PathLike, repo_id: str | None = None, overwrite: bool = False, **kwargs: Any
-    ) -> None:
-        """Writes everything into a new or empty folder.
+    @property
+    def sentence_transformer(self) -> "SentenceTransformer":
+        """The pipeline of `from_sentence_transformer` with the pruned model, to encode with and to save.
 
-        Args:
-            save_directory: the folder; it appears whole or not at all.
-            repo_id: the repository that the card is for, if any.
-            overwrite: whether to replace a saved model that is there.
-            kwargs: arguments of the model's `save_pretrained`.
+        It is a copy, but for `model`, which it holds.
 
         Raises:
-            FileExistsError: if the folder is not empty.
-            OSError: if it cannot be written.
+            ValueError: if the pruner has no pipeline, or nothing was pruned yet.
         """
-        facts = self._with_latency() if self.measure_latency else self.facts
-        with written_whole(save_directory, overwrite) as folder:
-            if self.pipeline is not None:
-                self.sentence_transformer().save_pretrained(str(folder), create_model_card=False)
-            # With the settings: they lie in its config.
-            self._pruned.save_pretrained(folder, **kwargs)
-            if self.encoder:
-                save_head(self.model, self.encoder, folder)
-            write_report(folder, self.result)
-            if self.processing_class is not None:
-                self.processing_class.save_pretrained(folder)
-            model_facts = self._model_facts(repo_id)
-            model_card(self.result, self.config, model_facts, facts).save(folder / hub.CARD_NAME)
-        if model_facts.loading is not None:
-            logger.warning(
-                f"No Auto class loads a {type(self.model).__name__}: what the folder holds, and how to load it whole, "
-                f"stands under 'How to load' in its {hub.CARD_NAME}:\n\n{model_facts.loading}"
+        if self._pipeline is None:
+            raise ValueError(
+                "This pruner has no pipeline of sentence-transformers to put the pruned model into. Use "
+                "`KPruner.from_sentence_transformer(...)`."
             )
-
-    @property
-    def _dense(self) -> Any:
-        return self.teacher.get_submodule(self.encoder)
-
-    @property
-    def _pruned(self) -> Any:
-        return self.model.get_submodule(self.encoder)
-
-    def sentence_transformer(self) -> "SentenceTransformer":
-        """Returns a copy of the pipeline that holds the pruned model and its card."""
         from ..sentence_transformers import with_encoder
 
-        card = model_card(self.result, self.config, self._model_facts(None), self.facts)
-        return with_encoder(self.pipeline, self._pruned, str(card))
+        prune = self._publication()
+        return with_encoder(self._pipeline, prune.pruned, str(model_card(prune)))
 
-    def push(self, repo_id: str, token: str | None, private: bool | None, commit_message: str) -> str:
-        """Uploads everything to a repository, which is made if it does not exist; returns the commit's address.
+    @in_main
+    def save_pretrained(
+        self,
+        save_directory: str | PathLike,
+        facts: CardFacts | None = None,
+        measure_latency: bool = False,
+        overwrite: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Saves the pruned model, its tokenizer, the settings, a report of what was kept and a model card.
+
+        Args:
+            save_directory: a new or empty folder; it appears whole or not at all.
+            facts: what the card should tell beyond the prune, such as the quality that you measured.
+            measure_latency: whether to measure latency for the card, in seconds and on the device of the models.
+            overwrite: whether to replace a saved model that is there; it stays if the saving fails.
+            kwargs: arguments of the model's `save_pretrained`, such as `max_shard_size`.
 
         Raises:
-            ValueError: if the name or the card on the Hub cannot be used.
+            ValueError: if nothing was pruned yet.
+            FileExistsError: if the folder is not empty.
+            OSError: if it cannot be written, for instance because the disk is full.
+        """
+        if "push_to_hub" in kwargs:
+            raise ValueError("`save_pretrained` does not upload. Call `push_to_hub(repo_id)`.")
+        _save(self._publication(facts, measure_latency), save_directory, overwrite=overwrite, **kwargs)
+
+    @in_main
+    def push_to_hub(
+        self,
+        repo_id: str,
+        token: str | None = None,
+        private: bool | None = None,
+        commit_message: str = "Upload a model pruned by K-prune",
+        facts: CardFacts | None = None,
+        measure_latency: bool = False,
+    ) -> str:
+        """Uploads what `save_pretrained` writes to a model repository, which is made if it does not exist.
+
+        If the repository has a model card, what was written into it by hand stays.
+
+        Args:
+            repo_id: name of the repository.
+            token: token that may write; None takes that of `hf auth login` or HF_TOKEN.
+            private: whether a repository that is made is private.
+            commit_message: message of the commit.
+            facts: what the card should tell beyond the prune, such as the quality that you measured.
+            measure_latency: whether to measure latency for the card, in seconds and on the device of the models.
+
+        Returns:
+            the address of the commit.
+
+        Raises:
+            ValueError: if nothing was pruned yet, or the name or the card on the Hub cannot be used.
             PermissionError: if there is no token, or it may not write to the repository.
             OSError: if the Hub cannot be reached or fails.
         """
+        prune = self._publication(facts, measure_latency)
         repo_id = hub.create_repository(repo_id, token, private)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
-            self.save(folder, repo_id)
+            _save(prune, folder, repo_id)
             return hub.upload(folder, repo_id, token, commit_message)
 
-    def _model_facts(self, repo_id: str | None) -> ModelFacts:
-        source = self._dense.config._name_or_path
-        base_model = hub_name(source)
-        return ModelFacts(
-            task=self.task.name,
-            auto_class=self._pruned._auto_class or "AutoModel",
-            loading=how_to_load(self.model, self.encoder, repo_id or "path/to/this/folder"),
-            library=self.task.library,
-            tokenizer_class=None if self.processing_class is None else type(self.processing_class).__name__,
-            name=base_model or type(self._dense).__name__,
-            before="dense" if getattr(self._dense.config, "kprune", None) is None else "pruned before",
-            base_model=base_model,
-            inherited=inherited_fields(source),
-            bytes_before=_bytes_of(self.teacher),
-            bytes_after=_bytes_of(self.model),
-            dtype_before=_dtype_of(self._dense),
-            dtype_after=_dtype_of(self._pruned),
-            dtype_on_disk=dtype_on_disk(source),
-            recipe=self.recipe,
-            repo_id=repo_id,
+    def _publication(self, facts: CardFacts | None = None, measure_latency: bool = False) -> Publication:
+        if self.result is None or self.config is None:
+            raise ValueError("There is no pruned model to save yet. Call `prune` first.")
+        facts = facts.with_evaluation(self._evaluation) if facts else self._evaluation
+        if measure_latency:
+            facts = replace(facts, **compared_latency(self.teacher, self.model, self._encoder_name, self.task))
+        return Publication(
+            teacher=self.teacher,
+            model=self.model,
+            encoder=self._encoder_name,
+            processing_class=self.processing_class,
+            task=self.task,
+            config=self.config,
+            result=self.result,
+            arguments=self._arguments,
+            pipeline=self._pipeline,
+            facts=facts,
         )
 
-    def _with_latency(self) -> CardFacts:
-        """The facts with a latency that is measured now: one sample of 128 tokens, or of as many as there can be."""
-        tokens = min(128, max_positions(self._dense) or 128)
-        shape = (1, 2, tokens) if self.task.name == "multiple-choice" else (1, tokens)
-        pair = (latency_of(self._dense, shape), latency_of(self._pruned, shape))
-        name = f"batch 1, {tokens} tokens{', encoder alone' if self.encoder else ''}"
-        return replace(self.facts, latency={name: pair}, machine=machine_of(self._pruned))
 
+def _save(
+    prune: Publication,
+    save_directory: str | PathLike,
+    repo_id: str | None = None,
+    overwrite: bool = False,
+    **kwargs: Any,
+) -> None:
+    """Writes a prune into a new or empty folder; the card is for a repository, if there is one."""
+    card = model_card(prune, repo_id)
+    with written_whole(save_directory, overwrite) as folder:
+        if prune.pipeline is not None:
+            from ..sentence_transformers import with_encoder
 
-def _bytes_of(model: nn.Module) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-
-
-def _dtype_of(model: Any) -> str:
-    return str(model.dtype).removeprefix("torch.")
+            pipeline = with_encoder(prune.pipeline, prune.pruned, str(card))
+            pipeline.save_pretrained(str(folder), create_model_card=False)
+        # With the settings: they lie in its config.
+        prune.pruned.save_pretrained(folder, **kwargs)
+        if prune.encoder:
+            save_head(prune.model, prune.encoder, folder)
+        write_report(folder, prune.result, prune.arguments)
+        if prune.processing_class is not None:
+            prune.processing_class.save_pretrained(folder)
+        card.save(folder / hub.CARD_NAME)
+    loading = prune.how_to_load(repo_id or "path/to/this/folder")
+    if loading is not None:
+        logger.warning(
+            f"No Auto class loads a {type(prune.model).__name__}: what the folder holds, and how to load it whole, "
+            f"stands under 'How to load' in its {hub.CARD_NAME}:\n\n{loading}"
+        )

@@ -204,7 +204,8 @@ def test_copies_and_saved_folders_are_known_and_parts_are_not(drawn, tmp_path):
     same = [copy.deepcopy(drawn), pickle.loads(pickle.dumps(drawn)), load_from_disk(tmp_path / "drawn")]
     same += [drawn.with_format("torch"), drawn.remove_columns("token_type_ids"), drawn.shuffle(1)]
     draw = Draw.of(drawn)
-    assert draw == Draw(150, ("text",), "drawn by seed 0 from 60 rows")
+    arguments = {"dataset_name": "...", "dataset_split": "train", "seed": 0, "num_tokens": 150}
+    assert draw == Draw(("text",), "drawn by seed 0 from 60 rows", arguments)
     assert all(Draw.of(data) == draw for data in same)
     others = [
         drawn.select(range(3)),
@@ -214,7 +215,7 @@ def test_copies_and_saved_folders_are_known_and_parts_are_not(drawn, tmp_path):
         TEXTS,
     ]
     other = Dataset.from_dict({"input_ids": [[1]]})
-    Draw(7, None, "otherwise").note(other)
+    Draw(None, "otherwise", {"num_tokens": 7}).note(other)
     others.append(concatenate_datasets([drawn, other.cast(drawn.select_columns("input_ids").features)]))
     assert all(Draw.of(data) is None for data in others)
 

@@ -139,7 +139,7 @@ def test_preprocess_function_must_return_inputs(tokenizer):
         ({"processing_class": object()}, "images and speech are not supported. Got object"),
         ({"text_columns": "text"}, r"Pass text_columns=\['text'\]"),
         ({"model_inputs": ["pixel_values"]}, "must read `input_ids`.* Got a model that reads pixel_values"),
-        ({"max_length": 0}, "`max_length` must be a number of tokens, 1 or above"),
+        ({"max_length": 0}, "`max_length` must be a whole number, 1 or above"),
         ({"max_positions": 1.5}, "`max_positions` must be"),
         ({"max_length": 600, "max_positions": 512}, "must be at most 512, the longest input of the model. Got 600"),
     ],

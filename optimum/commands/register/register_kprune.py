@@ -69,7 +69,7 @@ def _add_data(group: Any) -> None:
     length = "Tokens at which texts are cut (default: the longest input of the model, at most 512)."
     group.add_argument("--max_length", type=int, help=length)
     group.add_argument("--num_tokens", type=int, help="Budget of calibration tokens (default: 100000).")
-    group.add_argument("--batch_size", type=int, default=32, help="Most samples in a batch (default: 32).")
+    group.add_argument("--batch_size", type=int, help="Most samples in a batch (default: 32).")
 
 
 def _add_prune(group: Any) -> None:

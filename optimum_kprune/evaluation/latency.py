@@ -1,0 +1,80 @@
+"""How long models take, and on which machine."""
+
+import platform
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.benchmark import Timer
+
+from ..encoder.offloading import execution_device, sharing_copy
+from ..encoder.sublayers import max_positions
+from ..encoder.tasks import Task
+
+# What else the machine does slows models alike that take turns.
+TURNS = 5
+
+
+@torch.inference_mode()
+def latencies(
+    models: Sequence[Any], shape: tuple[int, ...], device: torch.device, seconds: float = 0.5
+) -> tuple[float, ...]:
+    """Returns the median milliseconds of a forward pass of every model, in evaluation mode as they are.
+
+    Args:
+        models: what takes `input_ids` and `attention_mask`, with a config.
+        shape: that of the tokens.
+        device: where the models read them.
+        seconds: how long to measure each model, at least.
+    """
+    # Any token but padding, which some models do not count as a position.
+    token = next(index for index in range(3) if index != models[0].config.pad_token_id)
+    input_ids = torch.full(shape, token, device=device)
+    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    timers = [
+        Timer("model(**inputs)", globals={"model": model, "inputs": inputs}, num_threads=torch.get_num_threads())
+        for model in models
+    ]
+    turns = [[timer.blocked_autorange(min_run_time=seconds / TURNS).median for timer in timers] for _ in range(TURNS)]
+    return tuple(1000 * statistics.median(taken) for taken in zip(*turns, strict=True))
+
+
+def compared_latency(teacher: nn.Module, model: nn.Module, encoder: str, task: Task) -> dict[str, Any]:
+    """Measures the encoders of two models on one sample of 128 tokens, or of as many as there can be.
+
+    Args:
+        teacher: the dense model, which is not touched, as is the pruned one: what runs are copies that share weights.
+        model: the pruned model.
+        encoder: the name of the submodule of both that is the transformers model; "" for the models themselves.
+        task: the task of both.
+
+    Returns:
+        The fields `latency` and `machine` of `CardFacts`.
+    """
+    dense: Any = teacher.get_submodule(encoder)
+    tokens = min(128, max_positions(dense) or 128)
+    shape = (1, 2, tokens) if task.name == "multiple-choice" else (1, tokens)
+    copies = [sharing_copy(encoder_model) for encoder_model in (dense, model.get_submodule(encoder))]
+    name = f"batch 1, {tokens} tokens{', encoder alone' if encoder else ''}"
+    return {"latency": {name: latencies(copies, shape, execution_device(dense))}, "machine": machine_of(dense)}
+
+
+def machine_of(model: Any) -> str:
+    """Returns the kind of processor that a model is on, and of how many threads it makes use."""
+    device = execution_device(model)
+    if device.type != "cpu":
+        name = getattr(torch.get_device_module(device), "get_device_name", lambda device: device.type)
+        return name(device)
+    threads = torch.get_num_threads()
+    return f"{processor_name()}, {threads} thread{'s' * (threads != 1)}"
+
+
+def processor_name() -> str:
+    """Returns the model of the CPU, or what the platform tells of it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (names or [platform.processor() or platform.machine()])[0]
