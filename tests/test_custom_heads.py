@@ -55,7 +55,6 @@ import optimum_kprune
 from optimum_kprune import KPruneCallback, KPruneConfig, KPruner, load_into, pruned_class
 from optimum_kprune.algorithm.divergence import Prediction, curvature_probe, divergence
 from optimum_kprune.encoder.custom_heads import choose_task
-from optimum_kprune.modeling_kprune import KPruneBertForSequenceClassification, KPruneBertModel
 from optimum_kprune.prune.hidden_states import Frontier
 
 SAMPLES = ragged_samples(30)
@@ -190,7 +189,7 @@ def test_the_encoder_in_a_module_is_pruned_as_in_the_model_of_transformers(answe
     assert pruner.result.kept == expected.result.kept
     assert pruner.result.parameters_after == sum(parameter.numel() for parameter in pruner.model.parameters())
     inner = pruner.model.encoder if answer is None else pruner.model.inner
-    assert type(inner) is (KPruneBertModel if answer is None else KPruneBertForSequenceClassification)
+    assert type(inner) is pruned_class(BertModel if answer is None else BertForSequenceClassification)
     assert same_state(inner, expected.model.bert if answer is None else expected.model)
     assert type(pruner.model) is type(dense) and not any(module.training for module in pruner.model.modules())
     assert all(parameter.requires_grad for parameter in pruner.model.parameters())
@@ -503,7 +502,7 @@ def test_a_class_of_ones_own_is_saved_and_loaded_by_its_pruned_class(model_class
     assert type(loaded) is type(pruned) and same_state(loaded, pruned)
     assert_same_answers(loaded, pruned)
     encoder = AutoModel.from_pretrained(tmp_path / "out")
-    assert type(encoder) is KPruneBertModel
+    assert type(encoder) is pruned_class(BertModel)
     for one, other in zip(outputs_of(encoder, pad(SAMPLES)), outputs_of(pruned.base_model, pad(SAMPLES)), strict=True):
         assert torch.equal(one, other)
 
@@ -555,7 +554,7 @@ def test_a_pruned_class_of_ones_own_can_be_pruned_further_and_derived_from(tmp_p
     assert type(again.model) is type(once.model)
     assert again.model.num_parameters() < once.model.num_parameters()
 
-    class Fresh(KPruneBertForSequenceClassification):
+    class Fresh(pruned_class(BertForSequenceClassification)):
         """A class of one's own on the pruned class of transformers."""
 
     prune(tiny_model()).save_pretrained(tmp_path / "classifier")

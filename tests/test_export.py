@@ -14,7 +14,9 @@ from torch.export import Dim
 from transformers.exporters import ExportedModel, OnnxConfig, OnnxExporter
 
 from optimum_kprune.encoder.adapters import get_adapter
-from optimum_kprune.modeling_kprune import pruned_model_from, register_auto_classes, shrink_model
+from optimum_kprune.encoder.conversion import pruned_model_from
+from optimum_kprune.encoder.registration import register_auto_classes
+from optimum_kprune.modeling_kprune import shrink_model
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 

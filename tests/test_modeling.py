@@ -15,20 +15,23 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
+    BertConfig,
+    BertLMHeadModel,
+    BertModel,
     BertTokenizer,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
     Trainer,
     TrainingArguments,
 )
 from transformers.models.auto import modeling_auto
 
-from optimum_kprune import modeling_kprune
 from optimum_kprune.encoder.adapters import get_adapter, supported_model_types
+from optimum_kprune.encoder.conversion import pruned_class, pruned_model_from
+from optimum_kprune.encoder.registration import register_auto_classes
 from optimum_kprune.kprune_map import format_units, parse_units
 from optimum_kprune.modeling_kprune import (
     Bypass,
-    pruned_class,
-    pruned_model_from,
-    register_auto_classes,
     shrink_model,
     shrink_sublayer,
 )
@@ -278,15 +281,14 @@ def test_tied_weights_stay_tied(tmp_path):
         assert model.lm_head.decoder.weight is model.get_input_embeddings().weight
 
 
-@pytest.mark.parametrize("name", ["KPruneBertLMHeadModel", "KPruneTrainer", "KPrunePreTrainedModel", "BertModel", "x"])
-def test_only_encoder_classes_exist(name):
-    with pytest.raises(AttributeError, match=name):
-        getattr(modeling_kprune, name)
+def test_a_class_that_generates_is_refused():
+    with pytest.raises(ValueError, match="A BertLMHeadModel generates text"):
+        pruned_class(BertLMHeadModel)
 
 
 def test_config_without_the_field_builds_the_dense_model():
     config = dense_model().config
-    model = modeling_kprune.KPruneBertModel(modeling_kprune.KPruneBertConfig(**config.to_dict() | {"model_type": "x"}))
+    model = pruned_class(BertModel)(pruned_class(BertConfig)(**config.to_dict() | {"model_type": "x"}))
     assert model.num_parameters() == dense_model(head="").num_parameters()
 
 
@@ -298,8 +300,8 @@ def test_unknown_model_type_is_refused():
 def test_models_can_be_pickled_and_copied():
     pruned = pruned_model(dense_model("distilbert"))
     for twin in (pickle.loads(pickle.dumps(pruned)), copy.deepcopy(pruned)):
-        assert type(twin) is type(pruned) is modeling_kprune.KPruneDistilBertForSequenceClassification
-        assert type(twin.config) is type(twin).config_class is modeling_kprune.KPruneDistilBertConfig
+        assert type(twin) is type(pruned) is pruned_class(DistilBertForSequenceClassification)
+        assert type(twin.config) is type(twin).config_class is pruned_class(DistilBertConfig)
         assert_same(pruned, twin)
 
 
@@ -351,10 +353,12 @@ def test_round_trip_writes_the_same_files(tmp_path):
     assert not any("layer.1.attention.self" in name or "layer.2.intermediate" in name for name in shapes)
 
 
-def test_one_auto_class_per_task_is_written():
-    for model_type, head in CASES:
-        model_class = type(dense_model(model_type, head))
-        assert pruned_class(model_class)._auto_class == f"AutoModel{head}"
+@pytest.mark.parametrize(("model_type", "head"), CASES)
+def test_the_auto_map_names_the_config_the_encoder_and_the_head(model_type, head):
+    model = pruned_model(dense_model(model_type, head))
+    names = {"AutoConfig": type(model.config), f"AutoModel{head}": type(model)}
+    names["AutoModel"] = pruned_class(type(dense_model(model_type, "")))
+    assert model.config.auto_map == {auto: f"modeling_kprune.{made.__name__}" for auto, made in names.items()}
 
 
 def test_head_is_dropped_and_made_anew(tmp_path):
@@ -412,7 +416,7 @@ def test_checkpoint_of_the_trainer_reloads(tmp_path):
 PLUGIN = """
 trust = {}
 from optimum_kprune.encoder.adapters import supported_model_types
-from optimum_kprune.modeling_kprune import register_auto_classes
+from optimum_kprune.encoder.registration import register_auto_classes
 for model_type in supported_model_types():
     register_auto_classes(model_type)
 """

@@ -126,7 +126,7 @@ class Publication:
         base_model = hub_name(source)
         return ModelFacts(
             task=self.task.name,
-            auto_class=self._pruned._auto_class or "AutoModel",
+            auto_class=max(self._pruned.config.auto_map.keys() - {"AutoConfig"}, key=len, default="AutoModel"),
             loading=how_to_load(self.model, self.encoder, repo_id or "path/to/this/folder"),
             library=self.task.library,
             tokenizer_class=None if self.processing_class is None else type(self.processing_class).__name__,
