@@ -6,7 +6,8 @@ Importing the package makes `AutoModelFor...from_pretrained` and `pipeline` load
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .encoder.adapters import get_adapter, register_adapter, supported_model_types
+from .encoder.adapters import get_adapter, supported_model_types
+from .encoder.registration import register_adapter
 
 if TYPE_CHECKING:  # Type checkers do not see what `__getattr__` imports.
     from .algorithm.divergence import Prediction as Prediction
@@ -14,9 +15,9 @@ if TYPE_CHECKING:  # Type checkers do not see what `__getattr__` imports.
     from .configuration import KPruneConfig as KPruneConfig
     from .encoder.adapters import EncoderAdapter as EncoderAdapter
     from .encoder.adapters import SublayerAdapter as SublayerAdapter
-    from .encoder.adapters import register_adapter as register_adapter
+    from .encoder.conversion import pruned_class as pruned_class
     from .encoder.custom_modules import load_into as load_into
-    from .modeling_kprune import pruned_class as pruned_class
+    from .encoder.registration import register_adapter as register_adapter
     from .pruner import KPruner as KPruner
     from .publish.card import CardFacts as CardFacts
     from .result import KPruneResult as KPruneResult
@@ -35,8 +36,8 @@ _PUBLIC = {
     "Prediction": "algorithm.divergence",
     "SublayerAdapter": "encoder.adapters",
     "load_into": "encoder.custom_modules",
-    "pruned_class": "modeling_kprune",
-    "register_adapter": "encoder.adapters",
+    "pruned_class": "encoder.conversion",
+    "register_adapter": "encoder.registration",
     "supported_model_types": "encoder.adapters",
 }
 __all__ = sorted(_PUBLIC)

@@ -13,12 +13,14 @@ from typing import Any
 
 from torch import nn
 
+# Of what a map holds and means: a change that earlier code would misread takes the next number.
+FORMAT = 1
 KINDS = ("attention", "ffn")
 # The adapters of the plugin by model type, as dictionaries; empty where this file came with the weights.
 REGISTERED: dict[str, dict[str, Any]] = {}
 
 _MAP: dict[str, type] = {"adapter": dict, "kept": list}
-_OPTIONAL: dict[str, type] = {"settings": dict, "checksum": str}
+_OPTIONAL: dict[str, type] = {"format": int, "settings": dict, "checksum": str}
 _ADAPTER: dict[str, type] = {"blocks": str, "sublayers": list}
 _SUBLAYER: dict[str, type] = {"kind": str, "inputs": dict, "output": str, "residual": str, "bypass": str}
 _SUBLAYER |= {"returns_tuple": bool, "counts": dict}
@@ -65,6 +67,7 @@ def check_map(model: Any, kprune: Any, shrunk: bool = False) -> None:
     Raises:
         ValueError: if something in the map is not what it has to be, or does not fit the model.
     """
+    _check_format(kprune)
     try:
         _check_form(kprune)
         adapter, entries = kprune["adapter"], kprune["kept"]
@@ -156,11 +159,23 @@ def check_structure(model: Any, adapter: dict[str, Any], units: list[int] | None
     _check_apart(adapter["sublayers"])
 
 
+def _check_format(kprune: Any) -> None:
+    """Checks that a map is of no later format than this code reads; one without a number is of the first."""
+    given = kprune.get("format") if isinstance(kprune, dict) else None
+    if type(given) is int and given > FORMAT:
+        raise ValueError(
+            f"The config field `kprune` is of format {given}, and this code reads up to {FORMAT}. Install the version "
+            "of optimum-kprune that the card of the model names, or a later one; or load the model with the code that "
+            "was saved with the weights, by `trust_remote_code=True`."
+        )
+
+
 def _check_form(kprune: Any) -> None:
     given = sorted(map(str, kprune)) if isinstance(kprune, dict) else kprune
     whole = isinstance(kprune, dict) and _MAP.keys() <= kprune.keys() <= {*_MAP, *_OPTIONAL}
-    _require(whole, "kprune", "have `adapter` and `kept`, and may have `settings` and `checksum`", given)
+    _require(whole, "kprune", "have `adapter` and `kept`, and may have `format`, `settings` and `checksum`", given)
     _check_fields(kprune, "kprune", {name: kind for name, kind in {**_MAP, **_OPTIONAL}.items() if name in kprune})
+    _require(kprune.get("format", 1) > 0, "kprune.format", "be 1 or more", kprune.get("format"))
     check_adapter(kprune["adapter"])
     for index, entry in enumerate(kprune["kept"]):
         _check_fields(entry, f"kept[{index}]", _ENTRY)

@@ -1,36 +1,35 @@
-"""Pruned encoders: the classes that load, run and save a model whose heads and neurons were removed by K-prune.
+"""Pruned encoders: what loads, runs and saves a model whose heads and neurons were removed by K-prune.
 
-This file and `kprune_map` need torch and transformers only. The `optimum_kprune` plugin imports them, and every saved
-pruned model holds a copy, so that `trust_remote_code=True` loads the model where the plugin is not installed. The map
-`kprune` in the config names the units that are left; a model is built in its dense shape and shrunk to them:
+This file and `kprune_map` travel: every saved pruned model holds a copy of both, so that `trust_remote_code=True`
+loads it where `optimum_kprune` is not installed. They run under transformers 4.57 and later, and hold what loading
+needs; what prunes and registers is in the library. The copy of this file ends with one line for each class of the
+model, which the Auto classes find by the names in the config's `auto_map`.
 
-    {"adapter": {"blocks": ..., "sublayers": [...]},
+The map `kprune` in the config names the units that are left; a model is built in its dense shape and shrunk to them:
+
+    {"format": 1,
+     "adapter": {"blocks": ..., "sublayers": [...]},
      "kept": [{"layer": 0, "kind": "attention", "kept": "0-3,7", "total": 12}, ...],     one entry per sublayer
-     "checksum": "...",     of the above and of the shapes of the weights
+     "checksum": "...",     of the two above and of the shapes of the weights
      "settings": {...}}     of the last prune; saved as kprune_config.json too
-
-`KPrune<class>` is here for every encoder class of transformers, as in `KPruneBertForSequenceClassification`;
-`pruned_class(MyClass)` makes that of a class of your own.
 """
 
 import functools
 import json
 import reprlib
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_utils import load_state_dict
-from transformers.models.auto import modeling_auto
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+from transformers import PretrainedConfig, PreTrainedModel
 
-from .kprune_map import check_checksum, check_map, checksum, parse_units
+from .kprune_map import check_checksum, check_map, parse_units
 
 SETTINGS_NAME = "kprune_config.json"
 TAGS = ["optimum-kprune", "kprune", "pruning"]
@@ -189,243 +188,144 @@ def require_encoder_weights(model: PreTrainedModel, info: dict[str, Any]) -> Non
 
 
 def require_float_weights(files: list[str] | None) -> None:
-    """Raises a ValueError if weight files hold weights that are no floating point numbers."""
+    """Raises a ValueError if safetensors files hold weights that are no floating point numbers."""
     for file in files or []:
-        for name, tensor in load_state_dict(file, map_location="meta").items():
-            if name.endswith((".weight", ".bias")) and not tensor.is_floating_point():
+        with safe_open(file, framework="pt") as tensors:
+            kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}
+        for name, kind in kinds.items():
+            if name.endswith((".weight", ".bias")) and not kind.startswith(("F", "BF")):
                 raise ValueError(
-                    f"Weights must be floating point numbers. {name!r} in {file!r} is of type {tensor.dtype}. Load "
-                    "the weights that were saved with the config.json."
+                    f"Weights must be floating point numbers. {name!r} in {file!r} is of type {kind}. Load the "
+                    "weights that were saved with the config.json."
                 )
 
 
-def pruned_model_from(model: PreTrainedModel, kprune: dict[str, Any]) -> PreTrainedModel:
-    """Returns a shrunk model as an instance of its pruned class, which saves and loads like any other model.
-
-    Args:
-        model: a model whose sublayers were shrunk by `shrink_sublayer`, of a dense or a pruned class. It is not
-            changed and shares no tensor with the result.
-        kprune: the config field, for all sublayers and relative to the dense architecture.
-
-    Returns:
-        The pruned model in evaluation mode, on the device and in the dtype of the given one.
-    """
-    pruned = empty_pruned_model(model, kprune, model.device)
-    pruned.load_state_dict(model.state_dict())
-    return pruned
-
-
-def empty_pruned_model(model: PreTrainedModel, kprune: dict[str, Any], device: torch.device) -> PreTrainedModel:
-    """Returns the pruned model of a shrunk one in evaluation mode on a device, with weights that hold anything."""
-    model_class = pruned_class(type(model))
-    fields = model.config.to_dict() | {
-        "model_type": model_class.config_class.model_type,
-        "architectures": [model_class.__name__],
-        "attn_implementation": model.config._attn_implementation,
-        "kprune": {**kprune, "checksum": checksum(model, kprune)},
-    }
-    # Tokenizer files that do not name their class are read by the model type, which is a new one.
-    fields["tokenizer_class"] = fields.get("tokenizer_class") or TOKENIZER_MAPPING_NAMES.get(model.config.model_type)
-    # Without data there is nothing to initialise. The switches of transformers for that and for the dtype hold for the
-    # whole process: what other threads make or load at the time would come out wrong, or this model.
-    with torch.device("meta"):
-        pruned = model_class._from_config(model_class.config_class(**fields), dtype=None)
-    pruned.config.dtype = model.dtype
-    for parameter in pruned.to_empty(device=device).parameters():
-        parameter.data = parameter.to(model.dtype)
-    for name, buffer in model.named_buffers():
-        if not buffer.is_meta:
-            pruned.get_buffer(name).copy_(buffer)
-    pruned.tie_weights()
-    pruned.add_model_tags(list(model.model_tags or []))
-    return pruned.eval()
-
-
-def register_auto_classes(model_type: str) -> None:
-    """Makes the Auto classes and the pipelines load the pruned models of a dense model type from this file.
-
-    Raises:
-        ValueError: if transformers does not know the model type.
-    """
-    if model_type not in CONFIG_MAPPING:
+def require_head(model: PreTrainedModel, config: Any) -> None:
+    """Raises a ValueError if the model of a config was saved with a head that transformers does not have."""
+    dense: Any = vars(type(model)).get("dense_class")
+    saved = (config.architectures or [type(model).__name__])[0].removeprefix("KPrune")
+    if is_of_transformers(dense) and model.base_model is not model and not hasattr(transformers, saved):
         raise ValueError(
-            f"Expected a `config.model_type` that transformers {transformers.__version__} knows. Got {model_type!r}."
+            f"The pruned model was saved from the class {saved}, which transformers does not have: a {dense.__name__} "
+            f"has another head. Load it with `optimum_kprune.pruned_class({saved}).from_pretrained(...)`, or the "
+            "encoder alone with `AutoModel.from_pretrained(...)`."
         )
-    dense_config: Any = CONFIG_MAPPING[model_type]
-    config_class = pruned_class(dense_config)
-    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    for auto_class, dense in auto_classes(dense_config).items():
-        getattr(modeling_auto, auto_class).register(config_class, pruned_class(dense), exist_ok=True)
 
 
-def pruned_class(dense: type) -> Any:
-    """Returns the pruned class of a config or model class, which loads what was saved of its pruned models.
-
-    `pruned_class(MyModel).from_pretrained(folder)` loads a model with a head of your own: the class is made from
-    `MyModel`, which must be at hand. That of a pruned class, also a remote one, is its equal; a class that you derive
-    from a pruned one is pruned already.
-
-    Raises:
-        ValueError: if models of the class generate text, or the class takes the name of one of transformers.
-    """
-    own = dense_class_of(dense)
-    return dense if own is dense and issubclass(dense, _Pruned) else _make_class(own)
-
-
-def dense_class_of(model_class: Any) -> Any:
-    """Returns the class that a pruned class was made from, and any other class as it is."""
-    return vars(model_class).get("dense_class", model_class)
-
-
-def is_of_transformers(dense: type) -> bool:
+def is_of_transformers(dense: Any) -> bool:
     """Whether a class is one that transformers has under its name."""
-    return getattr(transformers, dense.__name__, None) is dense
+    return dense is not None and getattr(transformers, dense.__name__, None) is dense
 
 
-def __getattr__(name: str) -> type:
-    dense: Any = getattr(transformers, name.removeprefix("KPrune"), None) if name.startswith("KPrune") else None
-    is_config = isinstance(dense, type) and issubclass(dense, PreTrainedConfig)
-    if is_config or dense in auto_classes(getattr(dense, "config_class", None) or PreTrainedConfig).values():
-        return _make_class(dense)
-    raise AttributeError(
-        f"Module {__name__!r} has no {name!r}, only `KPrune<class>` for the config classes of transformers and for "
-        "those of its encoder classes that the Auto classes load."
-    )
-
-
-@functools.cache
-def auto_classes(config_class: Any) -> dict[str, Any]:
-    """Returns the model class that each Auto class gives for a dense config.
-
-    Not those that generate: their cache relies on every attention sublayer, also on bypassed ones.
-    """
-    autos = {name: value for name, value in vars(modeling_auto).items() if name.startswith("AutoModel")}
-    models = {name: value._model_mapping.get(config_class, None) for name, value in autos.items()}
-    return {
-        name: model for name, model in models.items() if hasattr(model, "can_generate") and not model.can_generate()
-    }
-
-
-class _Pruned:
-    """A pruned class, of configs or models: made from a dense class, by which alone it can be found in a pickle."""
+class PickledByDenseClass:
+    """A class that `make_pruned_class` made: a pickle finds it by the dense class that it was made from."""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         reduced: Any = super().__reduce_ex__(protocol)
         make, arguments, *state = reduced
+        # A class that someone derived from a pruned one is found by its own name.
         dense = vars(type(self)).get("dense_class")
-        return (make, arguments, *state) if dense is None else (_new, (dense,), *state)
+        return (make, arguments, *state) if dense is None else (_new_instance, (dense,), *state)
 
 
-def _new(dense: type) -> Any:
-    made = pruned_class(dense)
+def _new_instance(dense: type) -> Any:
+    made = make_pruned_class(dense)
     return made.__new__(made)
 
 
-@functools.cache
-def _make_class(dense: Any) -> Any:
-    if getattr(transformers, dense.__name__, dense) is not dense:
-        raise ValueError(
-            f"The class {dense.__module__}.{dense.__qualname__} must have a name of its own, or a saved model would "
-            "be loaded as that of transformers. Rename it."
-        )
-    if issubclass(dense, PreTrainedConfig):
-        made: Any = _make_config_class(dense)
-    elif dense.can_generate():
-        raise ValueError(
-            f"A {dense.__name__} generates text: its cache relies on every attention sublayer, also on those that a "
-            "prune removes. Prune an encoder with the head of one of its tasks."
-        )
-    else:
-        made = _make_model_class(dense)
-    made.__name__ = made.__qualname__ = f"KPrune{dense.__name__}"
-    return made
+class KPruneConfigMixin(PickledByDenseClass):
+    """A config with the field `kprune`: the units that are left."""
+
+    kprune: dict[str, Any] | None = None
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Saves the config, the code that loads it and the settings of the prune.
+
+        Models and trainers save through here.
+        """
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        save_code(Path(save_directory), getattr(self, "auto_map", None) or {})
+        settings = (self.kprune or {}).get("settings")
+        if settings:
+            text = json.dumps(settings, indent=2) + "\n"
+            Path(save_directory, SETTINGS_NAME).write_text(text, encoding="utf-8")
 
 
-def _make_config_class(dense: Any) -> type[PreTrainedConfig]:
-    class PrunedConfig(_Pruned, dense):
-        """A config with the field `kprune`: the units that are left."""
-
-        kprune: dict[str, Any] | None = None
-        model_type = f"kprune-{dense.model_type}"
-        dense_class: ClassVar = dense
-        _auto_class = "AutoConfig" if is_of_transformers(dense) else None
-
-        def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-            """Saves the config, and beside it the settings of the prune: models and trainers save through here."""
-            super().save_pretrained(save_directory, *args, **kwargs)
-            settings = (self.kprune or {}).get("settings")
-            if settings:
-                text = json.dumps(settings, indent=2) + "\n"
-                Path(save_directory, SETTINGS_NAME).write_text(text, encoding="utf-8")
-
-    return PrunedConfig
+def save_code(folder: Path, auto_map: dict[str, str]) -> None:
+    """Writes the files that travel into a folder, with one line for each class of transformers in an `auto_map`."""
+    text = Path(__file__).read_text(encoding="utf-8")
+    names = [name.rpartition(".KPrune")[2] for name in auto_map.values()]
+    # An `auto_map` is text that came with some config: what is no name of transformers must not become code.
+    known = [name for name in names if hasattr(transformers, name)]
+    lines = [f"KPrune{name} = make_pruned_class(transformers.{name})\n" for name in known]
+    if lines:
+        # A copy of this file has the lines of its own model.
+        (folder / Path(__file__).name).write_text(text + "".join(line for line in lines if line not in text))
+        shutil.copyfile(Path(__file__).with_name("kprune_map.py"), folder / "kprune_map.py")
 
 
-def _own_auto_class(dense: Any) -> str | None:
-    """The Auto class of a model class. It can stand under several: its own is the one that ends like it."""
-    if not is_of_transformers(dense):
-        return None
-    found = [name for name, model_class in auto_classes(dense.config_class).items() if model_class is dense]
-    suffixes = {name: name.removeprefix("AutoModel") for name in found}
-    return max(found, key=lambda name: (dense.__name__.endswith(suffixes[name]), len(name)), default=None)
+class KPruneMixin(PickledByDenseClass):
+    """A model that has only the units named by `config.kprune`.
+
+    Attributes:
+        dense_class: the class of the model before it was pruned, which comes after this one among the bases.
+    """
+
+    dense_class: Any
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        model: Any = self
+        config.auto_map = auto_map_of(model)
+        model.add_model_tags(TAGS)
+        if getattr(config, "kprune", None) is not None:
+            require_head(model, config)
+            shrink_model(model, config.kprune)
+            model.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Loads the model into memory of its own, and requires that its encoder is whole."""
+        with_info = kwargs.pop("output_loading_info", False)
+        # Pruned models are saved so; a pickle in the place of the weights is not looked at.
+        kwargs["use_safetensors"] = True
+        with weights_that_fit():
+            model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # type: ignore[misc]
+        if not getattr(model, "is_quantized", False):
+            require_encoder_weights(model, info)
+        _own_memory(model)
+        return (model, info) if with_info else model
+
+    @classmethod
+    def _load_pretrained_model(cls, model: Any, state_dict: Any, checkpoint_files: Any, *args: Any, **kw: Any) -> Any:
+        # The one place between the files and the model. Quantizers have types of their own.
+        if not getattr(model, "is_quantized", False):
+            require_float_weights(checkpoint_files)
+        return super()._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kw)  # type: ignore[misc]
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Loads weights of the same prune, as trainers do that resume."""
+        with weights_that_fit():
+            return super().load_state_dict(*args, **kwargs)  # type: ignore[misc]
 
 
-def _auto_map(dense: Any, own: str | None) -> dict[str, str]:
-    """Where the Auto classes find the pruned classes in a folder: in the file that travels with the weights."""
-    autos, file = auto_classes(dense.config_class), __name__.rpartition(".")[2]
-    classes = {"AutoConfig": dense.config_class} | {name: autos[name] for name in ("AutoModel", own) if name in autos}
-    return {name: f"{file}.KPrune{made.__name__}" for name, made in classes.items() if is_of_transformers(made)}
+def auto_map_of(model: Any) -> dict[str, str]:
+    """Returns the names in this file by which the Auto classes find the config, the model and its encoder.
 
-
-def _make_model_class(dense: Any) -> type[PreTrainedModel]:
-    own = _own_auto_class(dense)
-    auto_map = _auto_map(dense, own)
-
-    class PrunedModel(_Pruned, dense):
-        """A model that has only the units named by `config.kprune`."""
-
-        config_class = pruned_class(dense.config_class)
-        dense_class: ClassVar = dense
-        _auto_class = own
-
-        def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
-            if type(self) is PrunedModel and own not in (None, "AutoModel"):
-                _require_head(config, dense)
-            super().__init__(config, *args, **kwargs)
-            config.auto_map = dict(auto_map)
-            self.add_model_tags(TAGS)
-            if getattr(config, "kprune", None) is not None:
-                shrink_model(self, config.kprune)
-                self.post_init()
-
-        @classmethod
-        def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-            """Loads the model into memory of its own, and requires that its encoder is whole."""
-            with_info = kwargs.pop("output_loading_info", False)
-            # Pruned models are saved so; a pickle in the place of the weights is not looked at.
-            kwargs["use_safetensors"] = True
-            with weights_that_fit():
-                model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-            if getattr(model, "hf_quantizer", None) is None:
-                require_encoder_weights(model, info)
-            _own_memory(model)
-            return (model, info) if with_info else model
-
-        @staticmethod
-        def _load_pretrained_model(
-            model: Any, state_dict: Any, checkpoint_files: Any, load_config: Any, **kwargs: Any
-        ) -> Any:
-            # Quantizers have types of their own.
-            if load_config.hf_quantizer is None:
-                require_float_weights(checkpoint_files)
-            return dense._load_pretrained_model(model, state_dict, checkpoint_files, load_config, **kwargs)
-
-        def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-            """Loads weights of the same prune, as trainers do that resume."""
-            with weights_that_fit():
-                return super().load_state_dict(*args, **kwargs)
-
-    return PrunedModel
+    Those of classes that transformers does not have are left out: this file could not make them. Without the config
+    there is nothing to find.
+    """
+    dense, base = model.dense_class, type(model.base_model)
+    # A BertForTokenClassification is what AutoModelForTokenClassification gives.
+    head = "".join(dense.__name__.partition("For")[1:])
+    classes = {"AutoConfig": dense.config_class, f"AutoModel{head}": dense}
+    classes["AutoModel"] = getattr(base, "dense_class", base)
+    file = __name__.rpartition(".")[2]
+    return {
+        auto_class: f"{file}.KPrune{made.__name__}"
+        for auto_class, made in classes.items()
+        if is_of_transformers(dense.config_class) and is_of_transformers(made) and hasattr(transformers, auto_class)
+    }
 
 
 def _own_memory(model: nn.Module) -> None:
@@ -439,12 +339,14 @@ def _own_memory(model: nn.Module) -> None:
             parameter.data = parameter.data.clone()
 
 
-def _require_head(config: PreTrainedConfig, dense: type) -> None:
-    """Raises a ValueError if the model of a config was saved with a head that is none of transformers."""
-    saved = (config.architectures or [dense.__name__])[0].removeprefix("KPrune")
-    if getattr(config, "kprune", None) is not None and not hasattr(transformers, saved):
-        raise ValueError(
-            f"The pruned model was saved from the class {saved}, which transformers does not have: a {dense.__name__} "
-            f"has another head. Load it with `optimum_kprune.pruned_class({saved}).from_pretrained(...)`, or the "
-            "encoder alone with `AutoModel.from_pretrained(...)`."
-        )
+@functools.cache
+def make_pruned_class(dense: Any) -> Any:
+    """Returns the pruned class of a config or model class."""
+    if issubclass(dense, PretrainedConfig):
+        mixin: Any = KPruneConfigMixin
+        fields = {"model_type": f"kprune-{dense.model_type}"}
+    else:
+        mixin = KPruneMixin
+        fields = {"config_class": make_pruned_class(dense.config_class)}
+    fields |= {"dense_class": dense, "__doc__": mixin.__doc__}
+    return type(f"KPrune{dense.__name__}", (mixin, dense), fields)

@@ -1,16 +1,12 @@
 """Pruned models: masked == shrunk, saved == loaded, copied, trained, and what does not fit."""
 
-import copy
 import json
-import pickle
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from shrunk import (
     CASES,
-    KEPT,
-    TOTAL,
     assert_same,
     assert_same_weights,
     batch_for,
@@ -25,13 +21,10 @@ from shrunk import (
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification, Trainer, TrainingArguments
 
-from optimum_kprune import modeling_kprune
 from optimum_kprune.encoder.adapters import get_adapter, supported_model_types
+from optimum_kprune.encoder.registration import register_auto_classes
 from optimum_kprune.modeling_kprune import (
     Bypass,
-    pruned_class,
-    pruned_model_from,
-    register_auto_classes,
     shrink_model,
     shrink_sublayer,
 )
@@ -156,54 +149,11 @@ def test_a_config_that_does_not_fit_the_weights_is_told(change, error, message, 
         load(tmp_path)
 
 
-def test_model_given_is_not_changed_nor_shared():
-    dense = dense_model(id2label={0: "a", 1: "b", 2: "c"}, problem_type="single_label_classification", note="mine")
-    dense.set_attn_implementation("eager")
-    dense = dense.to(torch.bfloat16)
-    before = copy.deepcopy(dense)
-    everything = [[list(range(total)) for total in TOTAL]] * 3
-    pruned = pruned_model_from(dense.train(), kprune_field(dense, everything))
-    assert_same_weights(dense, before)
-    assert type(dense) is type(before) and dense.config.to_dict() == before.config.to_dict()
-    assert_same_weights(dense, pruned)
-    assert not {p.data_ptr() for p in dense.parameters()} & {p.data_ptr() for p in pruned.parameters()}
-    assert not pruned.training
-    assert pruned.dtype is pruned.config.dtype is torch.bfloat16
-    config = pruned.config
-    assert (config.id2label, config.problem_type) == (before.config.id2label, before.config.problem_type)
-    assert (config.note, config._attn_implementation, config.model_type) == ("mine", "eager", "kprune-bert")
-
-
 def test_tied_weights_stay_tied(tmp_path):
     pruned = pruned_model(dense_model("roberta", "ForMaskedLM"))
     pruned.save_pretrained(tmp_path)
     for model in (pruned, load(tmp_path, "ForMaskedLM")):
         assert model.lm_head.decoder.weight is model.get_input_embeddings().weight
-
-
-@pytest.mark.parametrize("name", ["KPruneBertLMHeadModel", "KPruneTrainer", "KPrunePreTrainedModel", "BertModel", "x"])
-def test_only_encoder_classes_exist(name):
-    with pytest.raises(AttributeError, match=name):
-        getattr(modeling_kprune, name)
-
-
-def test_config_without_the_field_builds_the_dense_model():
-    config = dense_model().config
-    model = modeling_kprune.KPruneBertModel(modeling_kprune.KPruneBertConfig(**config.to_dict() | {"model_type": "x"}))
-    assert model.num_parameters() == dense_model(head="").num_parameters()
-
-
-def test_unknown_model_type_is_refused():
-    with pytest.raises(ValueError, match="'nothing'"):
-        register_auto_classes("nothing")
-
-
-def test_models_can_be_pickled_and_copied():
-    pruned = pruned_model(dense_model("distilbert"))
-    for twin in (pickle.loads(pickle.dumps(pruned)), copy.deepcopy(pruned)):
-        assert type(twin) is type(pruned) is modeling_kprune.KPruneDistilBertForSequenceClassification
-        assert type(twin.config) is type(twin).config_class is modeling_kprune.KPruneDistilBertConfig
-        assert_same(pruned, twin)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "distilbert"])
@@ -254,12 +204,6 @@ def test_round_trip_writes_the_same_files(tmp_path):
     assert not any("layer.1.attention.self" in name or "layer.2.intermediate" in name for name in shapes)
 
 
-def test_one_auto_class_per_task_is_written():
-    for model_type, head in CASES:
-        model_class = type(dense_model(model_type, head))
-        assert pruned_class(model_class)._auto_class == f"AutoModel{head}"
-
-
 def test_head_is_dropped_and_made_anew(tmp_path):
     pruned = pruned_model(dense_model("distilbert"))
     pruned.save_pretrained(tmp_path / "classifier")
@@ -268,25 +212,6 @@ def test_head_is_dropped_and_made_anew(tmp_path):
     encoder.save_pretrained(tmp_path / "encoder")
     classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "encoder")
     assert_same_weights(classifier.base_model, encoder)
-
-
-def test_prune_of_a_pruned_model(tmp_path):
-    dense = dense_model().double()
-    pruned_model(dense).save_pretrained(tmp_path)
-    once = load(tmp_path)
-    before = copy.deepcopy(once)
-    adapter = get_adapter("bert").to_dict()
-    shrink = copy.deepcopy(once)
-    layers = shrink.bert.encoder.layer
-    shrink_sublayer(layers[0], adapter["sublayers"][0], [1], 2)
-    shrink_sublayer(layers[0], adapter["sublayers"][1], [], 4)
-    shrink_sublayer(layers[1], adapter["sublayers"][0], [], 0)
-    kept = [[2], []], *KEPT[1:]
-    twice = pruned_model_from(shrink, kprune_field(dense, kept))
-    assert type(twice) is type(once)
-    assert_same_weights(once, before)
-    assert_same_weights(twice, pruned_model(dense, kept))
-    assert_same(masked_model(dense, kept), twice, tolerance=1e-9)
 
 
 @pytest.mark.parametrize("device_map", [None, "cpu", "auto"])

@@ -107,32 +107,17 @@ def supported_model_types() -> list[str]:
     return sorted(_ADAPTERS)
 
 
-def register_adapter(model_type: str, adapter: EncoderAdapter) -> None:
-    """Makes the encoders of `model_type` (as in `config.model_type`) prunable, loadable and savable.
+def add_adapter(model_type: str, adapter: EncoderAdapter) -> None:
+    """Adds a row to the table; `register_adapter` also tells transformers of it.
 
     Raises:
-        ValueError: if `adapter` is not of the right form, or `model_type` has another adapter already.
+        ValueError: if `model_type` has another adapter already.
     """
-    if not isinstance(model_type, str) or not model_type:
-        raise ValueError(f"`model_type` must be the `config.model_type` of the encoders. Got {model_type!r}.")
-    sublayers = getattr(adapter, "sublayers", None)
-    rows = isinstance(sublayers, tuple | list) and all(isinstance(row, SublayerAdapter) for row in sublayers)
-    if not isinstance(adapter, EncoderAdapter) or not rows:
-        raise ValueError(f"`adapter` must be an EncoderAdapter with a tuple of SublayerAdapter. Got {adapter!r}.")
-    # Not at the top: adapters are read where nothing is loaded.
-    from ..kprune_map import REGISTERED, check_adapter
-    from ..modeling_kprune import CONFIG_MAPPING, register_auto_classes
-
-    check_adapter(adapter.to_dict())
-    if _ADAPTERS.get(model_type, adapter) != adapter:
+    if _ADAPTERS.setdefault(model_type, adapter) != adapter:
         raise ValueError(
             f"The model type {model_type!r} has an adapter already, and it differs from the one given. "
             "Register the new one under another model type."
         )
-    _ADAPTERS[model_type] = adapter
-    REGISTERED[model_type] = adapter.to_dict()
-    if model_type in CONFIG_MAPPING:
-        register_auto_classes(model_type)
 
 
 def get_adapter(model_type: str) -> EncoderAdapter:

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..kprune_map import check_map, format_units, parse_units
+from ..kprune_map import FORMAT, check_map, format_units, parse_units
 from ..result import SublayerResult
 from .adapters import EncoderAdapter, get_adapter, supported_model_types
 
@@ -40,4 +40,4 @@ def kprune_field(model: PreTrainedModel, adapter: EncoderAdapter, sublayers: lis
         had = list(range(total)) if earlier is None else parse_units(earlier["kept"][index]["kept"], total)
         kept = format_units([had[unit] for unit in sublayer.kept])
         entries.append({"layer": sublayer.layer, "kind": sublayer.kind, "kept": kept, "total": total})
-    return {"adapter": adapter.to_dict(), "kept": entries}
+    return {"format": FORMAT, "adapter": adapter.to_dict(), "kept": entries}

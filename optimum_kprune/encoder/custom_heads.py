@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from ..algorithm.divergence import MASKED_LOGIT, Prediction, at_least_float32
-from ..modeling_kprune import auto_classes, dense_class_of, is_of_transformers
+from ..modeling_kprune import is_of_transformers
+from .conversion import dense_class_of
+from .registration import auto_classes
 from .tasks import TASKS, Task, from_logits, from_span, get_task, task_of
 
 # Maps what `forward` returns to logits, to several of them, or to a prediction.

@@ -19,9 +19,10 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import cached_file
 
 from ..calibration.tokenize import InputSpec
-from ..modeling_kprune import dense_class_of, is_of_transformers, pruned_class
+from ..modeling_kprune import is_of_transformers
 from .adapters import supported_model_types
 from .config_field import adapter_of
+from .conversion import dense_class_of, pruned_class
 from .sublayers import max_positions
 
 HEAD_NAME = "head.safetensors"

@@ -13,8 +13,9 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import has_file
 
-from ..modeling_kprune import auto_classes, weights_of_encoder
+from ..modeling_kprune import weights_of_encoder
 from .custom_modules import require_encoder_type
+from .registration import auto_classes
 from .tasks import Task, get_task, task_of_class
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import PreTrainedModel
 
-from ..modeling_kprune import empty_pruned_model, pruned_model_from
+from .conversion import empty_pruned_model, pruned_model_from
 
 
 def require_known_hooks(model: nn.Module) -> None:

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from ..calibration.batches import Batch, token_mask
 from ..calibration.prepare import CalibrationBatches
 from ..configuration import KPruneConfig
+from ..encoder.conversion import pruned_class
 from ..encoder.hooks import hooks, recorded_output
 from ..encoder.offloading import is_placed, named_tensors, require_known_hooks
 from ..encoder.partial_forward import run
 from ..encoder.sublayers import Encoder
 from ..encoder.tasks import Task
 from ..kprune_map import check_structure
-from ..modeling_kprune import pruned_class
 from ..result import KPruneResult
 
 logger = logging.getLogger(__name__)

@@ -167,7 +167,7 @@ def model_card(prune: Publication, repo_id: str | None = None) -> ModelCard:
         place=place,
         loading=loading,
         before="dense" if getattr(prune.dense.config, "kprune", None) is None else "pruned before",
-        auto_class=prune.pruned._auto_class or "AutoModel",
+        auto_class=max(prune.pruned.config.auto_map.keys() - {"AutoConfig"}, key=len, default="AutoModel"),
         has_pipeline=prune.tokenizer_class is not None and prune.task.name in SUPPORTED_TASKS,
         has_plain_tokenizer=hasattr(transformers, prune.tokenizer_class or ""),
         bytes=[_bytes_of(model) for model in (prune.teacher, prune.model)],

@@ -13,10 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, HIDDEN, same_state, save_tiny, tiny_model, tiny_tokenizer
 from torch import nn
-from transformers import AutoModel, BertModel, Trainer, TrainingArguments
+from transformers import AutoModel, BertForSequenceClassification, BertModel, Trainer, TrainingArguments
 
-from optimum_kprune import KPruner, load_into
-from optimum_kprune.modeling_kprune import KPruneBertForSequenceClassification, KPruneBertModel
+from optimum_kprune import KPruner, load_into, pruned_class
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,7 @@ def test_the_encoder_in_a_module_is_pruned_as_in_the_model_of_transformers(answe
     assert pruner.result.kept == expected.result.kept
     assert pruner.result.parameters_after == sum(parameter.numel() for parameter in pruner.model.parameters())
     inner = pruner.model.encoder if answer is None else pruner.model.inner
-    assert type(inner) is (KPruneBertModel if answer is None else KPruneBertForSequenceClassification)
+    assert type(inner) is (pruned_class(BertModel) if answer is None else pruned_class(BertForSequenceClassification))
     assert same_state(inner, expected.model.bert if answer is None else expected.model)
     assert type(pruner.model) is type(dense) and not any(module.training for module in pruner.model.modules())
     assert all(parameter.requires_grad for parameter in pruner.model.parameters())

@@ -10,7 +10,7 @@ from shrunk import HEADS, batch_for, dense_model, outputs, pruned_model
 from transformers import BertTokenizer
 
 from optimum_kprune.encoder.adapters import supported_model_types
-from optimum_kprune.modeling_kprune import register_auto_classes
+from optimum_kprune.encoder.registration import register_auto_classes
 
 SAVED_CASES = [*zip(supported_model_types(), HEADS, strict=True), ("distilbert", HEADS[1]), ("bert", HEADS[4])]
 
@@ -24,7 +24,7 @@ def registered():
 PLUGIN = """
 trust = {}
 from optimum_kprune.encoder.adapters import supported_model_types
-from optimum_kprune.modeling_kprune import register_auto_classes
+from optimum_kprune.encoder.registration import register_auto_classes
 for model_type in supported_model_types():
     register_auto_classes(model_type)
 """

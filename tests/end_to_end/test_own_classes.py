@@ -20,7 +20,6 @@ from transformers import (
 
 import optimum_kprune
 from optimum_kprune import KPruner, load_into, pruned_class
-from optimum_kprune.modeling_kprune import KPruneBertForSequenceClassification, KPruneBertModel
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +56,7 @@ def test_a_class_of_ones_own_is_saved_and_loaded_by_its_pruned_class(model_class
     assert type(loaded) is type(pruned) and same_state(loaded, pruned)
     assert_same_answers(loaded, pruned)
     encoder = AutoModel.from_pretrained(tmp_path / "out")
-    assert type(encoder) is KPruneBertModel
+    assert type(encoder) is pruned_class(BertModel)
     for one, other in zip(outputs_of(encoder, pad(SAMPLES)), outputs_of(pruned.base_model, pad(SAMPLES)), strict=True):
         assert torch.equal(one, other)
 
@@ -109,7 +108,7 @@ def test_a_pruned_class_of_ones_own_can_be_pruned_further_and_derived_from(tmp_p
     assert type(again.model) is type(once.model)
     assert again.model.num_parameters() < once.model.num_parameters()
 
-    class Fresh(KPruneBertForSequenceClassification):
+    class Fresh(pruned_class(BertForSequenceClassification)):
         """A class of one's own on the pruned class of transformers."""
 
     prune(tiny_model()).save_pretrained(tmp_path / "classifier")

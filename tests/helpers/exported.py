@@ -3,7 +3,9 @@
 from tiny import HEAD_COUNT, NEURONS, tiny_model
 
 from optimum_kprune.encoder.adapters import get_adapter
-from optimum_kprune.modeling_kprune import pruned_model_from, register_auto_classes, shrink_model
+from optimum_kprune.encoder.conversion import pruned_model_from
+from optimum_kprune.encoder.registration import register_auto_classes
+from optimum_kprune.modeling_kprune import shrink_model
 
 # Units kept of every sublayer, bottom to top: uneven widths, a block without heads, a block without neurons.
 KEPT = ("0,2", "3-5,60", "", "0-63", "0-3", "")

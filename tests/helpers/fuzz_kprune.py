@@ -24,8 +24,9 @@ from transformers.utils import logging as transformers_logging
 
 from optimum_kprune import KPruneConfig, KPruner, modeling_kprune
 from optimum_kprune.encoder.adapters import get_adapter
+from optimum_kprune.encoder.conversion import pruned_model_from
 from optimum_kprune.kprune_map import format_units
-from optimum_kprune.modeling_kprune import pruned_model_from, shrink_model
+from optimum_kprune.modeling_kprune import shrink_model
 
 # Heads and neurons kept in each layer: some of both, no head, no neuron.
 KEPT = [[0, 2], [3, 4, 5, 60]], [[], list(range(64))], [[0, 1, 2, 3], []]

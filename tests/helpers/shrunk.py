@@ -7,8 +7,9 @@ from transformers import AutoConfig
 from transformers.models.auto import modeling_auto
 
 from optimum_kprune.encoder.adapters import get_adapter, supported_model_types
+from optimum_kprune.encoder.conversion import pruned_model_from
 from optimum_kprune.kprune_map import format_units
-from optimum_kprune.modeling_kprune import pruned_model_from, shrink_sublayer
+from optimum_kprune.modeling_kprune import shrink_sublayer
 
 HEADS = ["", "ForSequenceClassification", "ForQuestionAnswering", "ForTokenClassification"]
 HEADS += ["ForMaskedLM", "ForMultipleChoice"]
