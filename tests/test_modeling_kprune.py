@@ -206,6 +206,7 @@ def test_models_can_be_pickled_and_copied():
         assert_same(pruned, twin)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["bert", "distilbert"])
 def test_bypassed_sublayers_can_be_exported_and_compiled(model_type):
     pruned = pruned_model(dense_model(model_type))

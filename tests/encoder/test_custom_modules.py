@@ -18,6 +18,8 @@ from transformers import AutoModel, BertModel, Trainer, TrainingArguments
 from optimum_kprune import KPruner, load_into
 from optimum_kprune.modeling_kprune import KPruneBertForSequenceClassification, KPruneBertModel
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def expected():

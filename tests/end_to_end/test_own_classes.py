@@ -22,6 +22,8 @@ import optimum_kprune
 from optimum_kprune import KPruner, load_into, pruned_class
 from optimum_kprune.modeling_kprune import KPruneBertForSequenceClassification, KPruneBertModel
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def expected():

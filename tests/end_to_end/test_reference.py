@@ -15,6 +15,8 @@ from optimum_kprune.encoder.tasks import with_published_targets
 from optimum_kprune.modeling_kprune import shrink_sublayer
 from optimum_kprune.prune.loop import SublayerPruner
 
+pytestmark = pytest.mark.slow
+
 SHARED = Path(__file__).parents[3] / "shared"
 
 

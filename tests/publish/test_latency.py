@@ -8,6 +8,7 @@ from optimum_kprune import KPruneConfig, KPruner
 from optimum_kprune.publish.latency import latency_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", sorted(HEADS))
 def test_latency_is_measured_on_request_for_every_head(head, tmp_path):
     pruner = KPruner(tiny_model("roberta", head), tiny_tokenizer())
