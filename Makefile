@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart notebooks test lint clean
+.PHONY: quickstart notebooks test test-fast lint clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/quickstart.py
@@ -12,6 +12,9 @@ notebooks: .venv/installed
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+test-fast: .venv/installed
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m 'not slow'
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -1,25 +1,20 @@
-"""Settings of the whole suite (no network, one thread, the same drawn examples), and fixtures of several files."""
+"""Settings of the whole suite (no network, one thread, the same drawn examples), and fixtures of several files.
+
+The process of pytest-xdist that hands out the tests reads this too: what takes long to import is imported in fixtures.
+"""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tiny models are fastest with one thread.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import sys
 
-import datasets
 import hypothesis
 import pytest
-import torch
-from command_line import write_inputs, write_labelled
-from tiny_texts import make_tokenizer
 
-from optimum.commands import optimum_cli
-from optimum_kprune.calibration.prepare import InputSpec
-from optimum_kprune.encoder import adapters
-
-torch.set_num_threads(1)
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("same")
 
@@ -27,6 +22,8 @@ hypothesis.settings.load_profile("same")
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     """Keeps what `datasets` caches out of the user's folders, also in processes that a test starts."""
+    import datasets
+
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(cache))
@@ -34,35 +31,46 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="session")
 def tokenizer():
+    from tiny_texts import make_tokenizer
+
     return make_tokenizer()
 
 
 @pytest.fixture
 def spec(tokenizer):
+    from optimum_kprune.calibration.prepare import InputSpec
+
     return InputSpec("text-classification", tokenizer)
 
 
 @pytest.fixture
 def own_adapters(monkeypatch):
     """Adapters that are registered in a test are forgotten after it."""
+    from optimum_kprune.encoder import adapters
+
     monkeypatch.setattr(adapters, "_ADAPTERS", dict(adapters._ADAPTERS))
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with a model, calibration data as txt and as csv, and settings."""
+    from command_line import write_inputs
+
     return write_inputs(tmp_path_factory.mktemp("command"))
 
 
 @pytest.fixture
 def labelled(tmp_path):
     """A file of labelled rows."""
+    from command_line import write_labelled
+
     return write_labelled(tmp_path / "labelled.csv")
 
 
 @pytest.fixture
 def command(monkeypatch):
     """Calls optimum-cli in this process; returns what it exits with."""
+    from optimum.commands import optimum_cli
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["optimum-cli", *map(str, arguments)])

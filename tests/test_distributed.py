@@ -9,6 +9,8 @@ from two_processes import PRUNES, RATES, free_port, prune_texts, work
 
 from optimum_kprune.distributed import is_main, world_size
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from tiny import save_tiny, texts_of
 from two_processes import SAMPLES, free_port, settings
 
 from optimum_kprune import KPruner
+
+pytestmark = pytest.mark.slow
 
 
 def test_accelerate_launches_the_module(tmp_path):

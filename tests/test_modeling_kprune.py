@@ -156,6 +156,7 @@ def test_tied_weights_stay_tied(tmp_path):
         assert model.lm_head.decoder.weight is model.get_input_embeddings().weight
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["bert", "distilbert"])
 def test_bypassed_sublayers_can_be_exported_and_compiled(model_type):
     pruned = pruned_model(dense_model(model_type))

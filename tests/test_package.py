@@ -34,11 +34,13 @@ def wheel(tmp_path_factory):
         return archive.namelist()
 
 
+@pytest.mark.slow
 def test_the_wheel_registers_the_command_and_takes_nothing_of_optimum(wheel):
     assert "optimum/commands/register/register_kprune.py" in wheel
     assert [name for name in wheel if name.startswith("optimum/")] == ["optimum/commands/register/register_kprune.py"]
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel):
     paths = [path for path in (REPOSITORY / "optimum_kprune").rglob("*.*") if path.suffix != ".pyc"]
     files = {str(path.relative_to(REPOSITORY)) for path in paths}
@@ -63,6 +65,7 @@ follow_imports = skip
 """
 
 
+@pytest.mark.slow
 def test_type_checkers_know_every_public_name(tmp_path):
     """The libraries that the package builds on are left out: to read them takes half a minute."""
     names = optimum_kprune.__all__
@@ -77,6 +80,7 @@ def test_type_checkers_know_every_public_name(tmp_path):
     assert 'incompatible type "int"; expected "str | None"' in process.stdout
 
 
+@pytest.mark.slow
 def test_the_source_distribution_holds_all_that_its_tests_need(tmp_path):
     source = tmp_path / "source"
     for name in ("examples", "notebooks", "optimum", "optimum_kprune", "tests"):

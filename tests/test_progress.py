@@ -84,6 +84,7 @@ def test_every_switch_turns_bars_off(switch, bars):
     assert not progress_bar(total=3).disable
 
 
+@pytest.mark.slow
 def test_the_variable_of_tqdm_turns_bars_off():
     """tqdm reads it when it is imported."""
     code = "from optimum_kprune.progress import bars_are_off, progress_bar\n"

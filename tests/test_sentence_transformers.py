@@ -23,6 +23,8 @@ from transformers import AutoModelForSequenceClassification
 from optimum.commands import optimum_cli
 from optimum_kprune import KPruneConfig, KPruner
 
+pytestmark = pytest.mark.slow
+
 TEXTS = texts_of(ragged_samples(24))
 CONFIG = KPruneConfig(compression_rate=0.6, heldout_share=0)
 PROMPTS = {"query": "w3 w4 ", "document": ""}

@@ -9,6 +9,8 @@ from transformers import AutoModelForSequenceClassification
 
 from optimum_kprune import KPruneConfig, KPruner
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_pruner_takes_everything_from_a_trainer(tmp_path):
     trainer = make_trainer(tmp_path / "run")

@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 from optimum_kprune import KPruneCallback, KPruner
 
 
+@pytest.mark.slow
 def test_the_callback_prunes_the_best_model_beside_its_checkpoint(tmp_path):
     callback = KPruneCallback(CONFIG)
     every_step = dict(eval_strategy="steps", save_strategy="steps", eval_steps=1, save_steps=1, max_steps=3)
@@ -26,6 +27,7 @@ def test_the_callback_prunes_the_best_model_beside_its_checkpoint(tmp_path):
     assert (tmp_path / "pruned" / "tokenizer.json").is_file()
 
 
+@pytest.mark.slow
 def test_the_callback_says_before_training_what_will_not_work(tmp_path):
     def train(callback, **options):
         trainer = make_trainer(tmp_path / "run", callbacks=[callback], **options)

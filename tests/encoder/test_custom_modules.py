@@ -17,6 +17,8 @@ from transformers import AutoModel, BertForSequenceClassification, BertModel, Tr
 
 from optimum_kprune import KPruner, load_into, pruned_class
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def expected():

@@ -26,6 +26,8 @@ from optimum_kprune import KPruneConfig, KPruner
 from optimum_kprune.encoder.offloading import execution_device, named_tensors, own_weights, sharing_copy
 from optimum_kprune.encoder.tasks import task_of
 
+pytestmark = pytest.mark.slow
+
 LAYERS = 9
 
 

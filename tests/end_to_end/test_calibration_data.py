@@ -61,6 +61,7 @@ def test_a_loaded_data_set_is_drawn_and_tokenized():
 # The budget
 
 
+@pytest.mark.slow
 def test_what_was_drawn_is_used_whole_and_its_budget_is_that_of_the_settings(tmp_path, caplog):
     config = KPruneConfig(compression_rate=0.6, heldout_share=0)
     for num_tokens in (150, 200, None):
@@ -118,6 +119,7 @@ def test_token_types_are_those_of_the_model():
 # What is odd
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("knowledge", ["fisher", "divergence"])
 def test_the_default_type_of_torch_does_not_matter(dtype, knowledge):
@@ -131,6 +133,7 @@ def test_the_default_type_of_torch_does_not_matter(dtype, knowledge):
     assert same_state(one.model, expected.model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["sequence_length", "num_tokens", "measure_tokens", "measure_every", "memory_budget", "neuron_multiple", "seed"],
@@ -189,6 +192,7 @@ def test_integers_of_another_width_are_the_same_tokens():
     assert prune(tiny_model(), narrow).result.kept == prune(tiny_model(), wide).result.kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "labels"),
     [

@@ -21,6 +21,8 @@ from transformers import (
 
 from optimum_kprune import KPruneConfig, KPruner
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = ragged_samples()
 BERT = {token: index for index, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"])}
 ROBERTA = {token: index for index, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "a", "b", "\u0120b"])}

@@ -12,6 +12,8 @@ from transformers import AutoModelForSequenceClassification
 
 from optimum_kprune import KPruneConfig, KPruner
 
+pytestmark = pytest.mark.slow
+
 
 def in_process_of_its_own(*arguments):
     command = [sys.executable, "-m", "optimum.commands.optimum_cli", *arguments]

@@ -7,6 +7,8 @@ from tiny import FAMILIES, pad, samples_for
 from torch.export import Dim
 from transformers.exporters import ExportedModel, OnnxConfig, OnnxExporter
 
+pytestmark = pytest.mark.slow
+
 HEADS = ("question answering", "multiple choice", "single label", "token classification", "masked language model")
 CASES = tuple(zip(FAMILIES, (*HEADS, "base model"), strict=True))
 # Rows, and positions of padding behind the longest; the first is what is exported.

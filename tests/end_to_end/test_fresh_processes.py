@@ -12,6 +12,8 @@ from transformers import BertTokenizer
 from optimum_kprune.encoder.adapters import supported_model_types
 from optimum_kprune.encoder.registration import register_auto_classes
 
+pytestmark = pytest.mark.slow
+
 SAVED_CASES = [*zip(supported_model_types(), HEADS, strict=True), ("distilbert", HEADS[1]), ("bert", HEADS[4])]
 
 

@@ -60,6 +60,7 @@ def edit(file, change):
 # Random damage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cases", [cases_of_maps, cases_of_adapters, cases_of_weights])
 def test_damage_is_refused_or_without_effect(cases, saved):
     every = list(cases_of_maps(saved, 150, seed=0) if cases is cases_of_maps else cases(saved))
@@ -185,6 +186,7 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
 """
 
 
+@pytest.mark.slow
 def test_the_files_that_travel_have_the_same_guards(bert, tmp_path, monkeypatch):
     for name in ("class", "count", "kept", "weights", "whole"):
         shutil.copytree(bert.folder, tmp_path / "folders" / name)

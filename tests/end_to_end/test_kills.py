@@ -19,7 +19,7 @@ from kill_kprune import (
     with_content,
 )
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")]
 KILLS = {signal.SIGKILL: 5, signal.SIGTERM: 2, signal.SIGINT: 1}
 
 

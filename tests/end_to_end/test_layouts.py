@@ -83,6 +83,7 @@ def as_roberta(bert):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("convert", [as_distilbert, as_roberta])
 @pytest.mark.parametrize("rate", [0.5, 0.9])
 def test_tiny_encoders_of_other_layouts_are_pruned_alike(convert, rate):
@@ -90,6 +91,7 @@ def test_tiny_encoders_of_other_layouts_are_pruned_alike(convert, rate):
     assert_pruned_alike(bert, convert(bert), batches_of(ragged_samples(60)), rate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("convert", [as_distilbert, as_roberta])
 def test_a_real_encoder_in_other_layouts_is_pruned_alike(convert):
     bert = AutoModel.from_pretrained(get_model_path())

@@ -21,6 +21,8 @@ from transformers import (
 import optimum_kprune
 from optimum_kprune import KPruner, load_into, pruned_class
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def expected():

@@ -30,6 +30,8 @@ from transformers import AutoModelForTokenClassification
 
 from optimum_kprune import KPruneConfig, KPruner
 
+pytestmark = pytest.mark.slow
+
 
 def settings(**overrides):
     """Settings that use all data, and fits that rounding hardly moves."""

@@ -14,6 +14,8 @@ from optimum_kprune import KPruneConfig, KPruner
 from optimum_kprune.encoder.tasks import with_published_targets
 from optimum_kprune.modeling_kprune import shrink_sublayer
 
+pytestmark = pytest.mark.slow
+
 SHARED = Path(__file__).parents[3] / "shared"
 
 

@@ -40,6 +40,7 @@ def test_the_dtype_of_the_process_is_not_touched(monkeypatch):
     assert found.dtype == found.config.dtype == torch.float64
 
 
+@pytest.mark.slow
 def test_inference_in_another_thread_and_a_prune_do_not_disturb_each_other():
     """Inputs of the calibration's shape: taken for those of the prune, they would give another model."""
     model = tiny_model().eval()
@@ -68,6 +69,7 @@ def test_inference_in_another_thread_and_a_prune_do_not_disturb_each_other():
     assert all(same_state(one.model, alone.model) for one in pruned)
 
 
+@pytest.mark.slow
 def test_prunes_of_one_model_in_several_threads_are_those_of_each_alone():
     model = tiny_model()
     before = traces(model)
@@ -87,6 +89,7 @@ def test_prunes_of_one_model_in_several_threads_are_those_of_each_alone():
     assert traces(model) == before
 
 
+@pytest.mark.slow
 def test_models_that_other_threads_make_meanwhile_are_initialised():
     """transformers can switch initialisation off, but for all threads at once."""
     models, is_over = [], threading.Event()
@@ -124,6 +127,7 @@ def test_training_mode_may_change_while_a_model_is_pruned():
     assert same_state(pruned.model, alone.model)
 
 
+@pytest.mark.slow
 def test_an_interruption_at_any_time_leaves_no_trace():
     """Real signals, spread evenly over the time that a prune takes."""
     model = tiny_model()

@@ -10,6 +10,8 @@ from transformers import AutoModelForSequenceClassification
 
 from optimum_kprune import KPruner
 
+pytestmark = pytest.mark.slow
+
 
 def pruned_model():
     pruner = KPruner(tiny_model(), tiny_tokenizer())

@@ -56,6 +56,7 @@ def test_padding_is_not_measured(padding):
     assert latencies([model], (1, 4), CPU, seconds=0)[0] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", sorted(HEADS))
 def test_latency_is_measured_on_request_for_every_head(head, tmp_path):
     pruner = KPruner(tiny_model("roberta", head), tiny_tokenizer())

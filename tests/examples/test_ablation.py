@@ -18,6 +18,8 @@ from tiny import save_tiny, tiny_model
 
 from optimum_kprune import KPruneConfig, KPruner
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(ablation.__file__).parent
 TOP = 'seeds = [0, 1]\nrates = [0.5]\nnum_tokens = 150\nheldout_tokens = 60\nbaseline = "default"\n'
 METHODS = '[[methods]]\nname = "default"\n[[methods]]\nname = "paper"\npaper = true\n'

@@ -16,6 +16,8 @@ from transformers import AutoConfig
 
 from optimum_kprune import KPruneConfig, KPruner, KPruneResult
 
+pytestmark = pytest.mark.slow
+
 MIXES = ["sst2", "squad", "mixed"]
 
 

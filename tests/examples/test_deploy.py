@@ -13,6 +13,8 @@ import torch
 from exported import pruned_model
 from tiny import samples_for, save_tiny, texts_of, tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(deploy.__file__).parent
 
 

@@ -20,6 +20,8 @@ from tiny import HEADS, WORDS, save_tiny, tiny_model, tiny_tokenizer
 from transformers.models.auto import modeling_auto
 from transformers.utils import logging
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def no_wait_for_latencies(monkeypatch):

@@ -9,6 +9,8 @@ from huggingface_hub import ModelCard
 from nbclient import NotebookClient
 from tiny import save_tiny, tiny_model
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 NAMES = ("quickstart", "frontier")
 SMALL = {"ROWS_PER_AREA": 12, "EPOCHS": 1}

@@ -22,6 +22,8 @@ from transformers import (
 
 from optimum_kprune import KPruner
 
+pytestmark = pytest.mark.slow
+
 METRIC = """
 import datasets
 import evaluate

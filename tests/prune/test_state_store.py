@@ -48,7 +48,13 @@ def largest_file(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.mark.parametrize("head", ["single label", "masked language model", "multiple choice"])
+@pytest.mark.parametrize(
+    "head",
+    [
+        "single label",
+        *(pytest.param(head, marks=pytest.mark.slow) for head in ("masked language model", "multiple choice")),
+    ],
+)
 @pytest.mark.parametrize("budget", [0, 20_000])
 def test_states_on_disk_give_the_same_bits(head, budget, temporary, monkeypatch):
     """The file that holds them has no name, so that no death of the process can leave it."""

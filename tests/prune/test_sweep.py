@@ -12,6 +12,7 @@ from optimum_kprune.prune.hidden_states import HiddenStates
 from optimum_kprune.prune.pair import Pair
 from optimum_kprune.publish import save as publishing
 
+slow = pytest.mark.slow
 RATES = [0.8, 0.0, 0.45]
 SAMPLES = ragged_samples()
 SUBLAYERS = 2 * LAYERS
@@ -40,9 +41,9 @@ def errors_of(result):
     [
         ("bert", "single label", {}),
         ("bert", "single label", {"measure_every": 4, "memory_budget": 5000}),
-        ("roberta", "masked language model", {"memory_budget": 0, "tuning": False}),
-        ("distilbert", "question answering", {"gradient": "batch", "knowledge": "divergence"}),
-        ("electra", "multiple choice", {"published_targets": True, "correct_inputs": False}),
+        pytest.param("roberta", "masked language model", {"memory_budget": 0, "tuning": False}, marks=slow),
+        pytest.param("distilbert", "question answering", {"gradient": "batch", "knowledge": "divergence"}, marks=slow),
+        pytest.param("electra", "multiple choice", {"published_targets": True, "correct_inputs": False}, marks=slow),
     ],
 )
 def test_every_rate_is_that_of_a_prune_of_its_own_bit_for_bit(family, head, overrides):
@@ -193,6 +194,7 @@ def out_of_memory_above(monkeypatch, rows):
     return given
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 5])
 def test_out_of_memory_halves_the_batches_and_says_so(rows, monkeypatch, caplog):
     batches = batches_of(SAMPLES, 12)
@@ -211,6 +213,7 @@ def test_out_of_memory_halves_the_batches_and_says_so(rows, monkeypatch, caplog)
         torch.testing.assert_close(one.model.state_dict()[name], value, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_out_of_memory_in_a_later_rate_leaves_the_earlier_ones(monkeypatch):
     first, second = sweep()[:2]
     seen = []
