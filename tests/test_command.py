@@ -528,7 +528,7 @@ def wheel(tmp_path_factory):
         shutil.copy(REPOSITORY / name, source)
     for name in ("optimum", "optimum_kprune", "tests", "examples"):
         shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    code = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
+    code = "from hatchling import build; print(build.build_wheel('dist'))"
     process = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     with zipfile.ZipFile(next((source / "dist").glob("*.whl"))) as archive:
