@@ -214,6 +214,16 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 180
 
 
+def test_the_claim_is_what_the_table_shows():
+    """How much faster, smaller and worse the pruned model is, alone and in int8, by the rows of the second table."""
+    text = (ROOT / "README.md").read_text()
+    rows = dict(re.findall(r"^\| (dense|pruned by \d+%(?:, int8)?) \| (.*) \|$", text, re.MULTILINE))
+    dense, pruned, small = ([float(cell) for cell in row.split(" | ")] for row in rows.values())
+    ratios = [dense[column] / model[column] for model in (pruned, small) for column in (2, 1)]
+    shown = [f"{figure:.1f}" for figure in (*ratios, dense[0] - small[0], dense[0])]
+    assert re.findall(r"\d+\.\d", text.partition("\n## ")[0]) == shown
+
+
 def test_every_page_is_in_the_index():
     linked = set(LINK.findall((ROOT / "docs" / "README.md").read_text()))
     assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} <= linked
