@@ -1,14 +1,19 @@
 # The targets make their own environment, .venv, from the pinned constraints.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP ?= $(BIN)/python -m pip
+CONSTRAINTS ?= constraints.txt
 
-.PHONY: quickstart notebooks test test-fast lint clean
+.PHONY: quickstart notebooks docs test test-fast lint format clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/quickstart.py
 
 notebooks: .venv/installed
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
+
+docs: .venv/installed
+	$(BIN)/python docs/make_settings.py
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
@@ -21,13 +26,17 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
 # torch goes first and alone: without it, other requirements may pull a build for another device.
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed. Run: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[examples,test]'
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) torch
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable '.[examples,test]'
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv dist

@@ -27,7 +27,7 @@ def wheel(tmp_path_factory):
         shutil.copy(REPOSITORY / name, source)
     for name in ("optimum", "optimum_kprune", "tests", "examples"):
         shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    code = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
+    code = "from hatchling import build; print(build.build_wheel('dist'))"
     process = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     with zipfile.ZipFile(next((source / "dist").glob("*.whl"))) as archive:
@@ -83,17 +83,17 @@ def test_type_checkers_know_every_public_name(tmp_path):
 @pytest.mark.slow
 def test_the_source_distribution_holds_all_that_its_tests_need(tmp_path):
     source = tmp_path / "source"
-    for name in ("examples", "notebooks", "optimum", "optimum_kprune", "tests"):
+    for name in ("docs", "examples", "notebooks", "optimum", "optimum_kprune", "tests"):
         ignored = shutil.ignore_patterns(".ipynb_checkpoints")
         shutil.copytree(REPOSITORY / name, source / name, ignore=ignored)
-    for name in ("LICENSE", "MANIFEST.in", "Makefile", "README.md", "constraints.txt", "pyproject.toml"):
+    for name in ("CHANGELOG.md", "LICENSE", "Makefile", "README.md", "constraints.txt", "pyproject.toml"):
         shutil.copy(REPOSITORY / name, source)
     paths = [path for path in source.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
     needed = {str(path.relative_to(source)) for path in paths}
-    code = "from setuptools import build_meta; print(build_meta.build_sdist('dist'))"
+    code = "from hatchling import build; print(build.build_sdist('dist'))"
     process = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    with tarfile.open(next((source / "dist").glob("*.tar.gz"))) as archive:
+    with tarfile.open(source / "dist" / f"optimum_kprune-{optimum_kprune.__version__}.tar.gz") as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
     assert not needed - held
     assert not [name for name in held if name.endswith(".pyc")]
