@@ -208,23 +208,23 @@ class Bench:
     def measure(self, config: KPruneConfig | None) -> dict[str, Any]:
         """Prunes, unless there are no settings, and measures."""
         if config is None:
-            return self.measure_metric(self.pruner.teacher)
+            return self.measure_model(self.pruner.teacher)
         result = self.pruner.prune(config, self.calibration(config), batch_size=BATCH_SIZE)
         teacher, pruned = self.pruner.teacher, self.pruner.model
-        return self.measure_metric(pruned) | {
+        return self.measure_model(pruned) | {
             "divergence": mean_divergence(teacher, pruned, self.pruner.task, self.heldout_batches),
             "seconds": result.seconds,
             "flops_removed": result.flops_removed,
-            "parameters": result.parameters_after,
             "kept": [entry | {"kept": len(entry["kept"])} for entry in result.kept],
         }
 
-    def measure_metric(self, model: PreTrainedModel) -> dict[str, Any]:
-        """Returns the metric on the validation split and its name."""
+    def measure_model(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Returns the metric on the validation split and its name, parameters and the size of the saved weights."""
         name, evaluate, _ = self.metric
         value = float(evaluate(model, self.pruner.processing_class, self.validation))
         # The rank correlation of a model that gives all rows one value is undefined: it ranks nothing.
-        return {"metric_name": name, "metric": 0.0 if math.isnan(value) else value}
+        size = {"parameters": model.num_parameters(), "megabytes": common.saved_megabytes(model)}
+        return {"metric_name": name, "metric": 0.0 if math.isnan(value) else value, **size}
 
 
 class Records:

@@ -3,9 +3,11 @@
 python examples/benchmark.py prune --model small base --num_tokens 100000 --compression_rate 0.6 --lengths mixed
 python examples/benchmark.py scaling --model small --set measure_tokens=10000
 python examples/benchmark.py latency --model base --rates 0.5 0.75
+python examples/benchmark.py latency --model path/to/checkpoint --dataset path/to/data --repeats 5
 
 Models are `small` (6 layers x 384), `base` and `large` (as BERT) with random weights, or local checkpoints; texts are
-random tokens of uneven length. Time is also given in passes, the unit that holds on any machine: one pass is one
+random tokens of uneven length, or real ones if `latency` is given a data set. With `--offload`, the weights stay on
+disk. Time is also given in passes, the unit that holds on any machine: one pass is one
 forward and backward of the dense model over the calibration batches, with gradients in all parameters. Each command
 prints a table and writes it as JSON, with a plot, into --output_dir.
 """
@@ -13,6 +15,8 @@ prints a table and writes it as JSON, with a plot, into --output_dir.
 import argparse
 import ast
 import json
+import operator
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -71,13 +75,15 @@ def measure(name: str, case: Case) -> Row:
 
 
 def summary(row: Row) -> Row:
-    """Returns what the tables show of a measurement; memory is that above the loaded model."""
+    """Returns what the tables show of a measurement; memory is what came on top of the loaded model, and all."""
     return {
         "tokens": row["tokens"],
         "prune [s]": row["seconds"],
+        "CPU [s]": row["cpu_seconds"],
         "pass [s]": row["pass_seconds"],
         "passes": row["passes"],
         "peak [MB]": row["peak_bytes"] / 1e6,
+        "process [MB]": row["process_bytes"] / 1e6,
         "3 N d x 4 [MB]": row["bound_bytes"] / 1e6,
         "one solve [MB]": row["solve_bytes"] / 1e6,
         "model [MB]": row["model_bytes"] / 1e6,
@@ -167,10 +173,14 @@ def run_latency(args: argparse.Namespace, cases: list[Case]) -> tuple[Row, Figur
     if not isinstance(cases[0].model, str):
         benchmark_models.make_uneven(pruner.teacher, args.seed)
     dense = pruner.teacher.to(args.device)
-    data = benchmark_models.calibration_rows(dense.config, args.lengths, args.num_tokens, args.seed)
+    if args.dataset:
+        data, collate = pruner.get_calibration_dataset(args.dataset, args.num_tokens, seed=args.seed), None
+    else:
+        data = benchmark_models.calibration_rows(dense.config, args.lengths, args.num_tokens, args.seed)
+        collate = benchmark_models.collate
     models, kept = [dense.eval()], []
     for case in cases:
-        result = pruner.prune(case.config, data, data_collator=benchmark_models.collate)
+        result = pruner.prune(case.config, data, data_collator=collate)
         models.append(pruner.model)
         kept.append([len(sublayer.kept) for sublayer in result.sublayers])
         print(f"units kept at rate {case.config.compression_rate}: {kept[-1]}")
@@ -178,11 +188,15 @@ def run_latency(args: argparse.Namespace, cases: list[Case]) -> tuple[Row, Figur
     for length in args.sequence_lengths:
         flops = [benchmark_models.count_flops(model, length) for model in models]
         for batch_size in args.batch_sizes:
-            times = latencies(models, (batch_size, length), dense.device, common.SECONDS_PER_LATENCY)
-            for rate, taken, cost in zip(args.rates, times[1:], flops[1:], strict=True):
+            shape, seconds = (batch_size, length), common.SECONDS_PER_LATENCY
+            rounds = (latencies(models, shape, dense.device, seconds) for _ in range(args.repeats))
+            dense_times, *times = zip(*rounds, strict=True)
+            for rate, taken, cost in zip(args.rates, times, flops[1:], strict=True):
                 row = {"rate": rate, "batch_size": batch_size, "length": length}
-                row |= {"dense_ms": times[0], "pruned_ms": taken}
-                row |= {"speedup": times[0] / taken, "promised": flops[0] / cost}
+                row |= {"dense_ms": statistics.median(dense_times), "pruned_ms": statistics.median(taken)}
+                # Of ratios, so that what slowed a repeat does not count.
+                row["speedup"] = statistics.median(map(operator.truediv, dense_times, taken))
+                row["promised"] = flops[0] / cost
                 rows.append(row | {"ratio": row["speedup"] / row["promised"]})
     print_rows(rows)
     return {"measurements": rows, "kept": kept}, plot_speedups(rows, args.rates)
@@ -210,8 +224,15 @@ def make_case(args: argparse.Namespace, model: str) -> Case:
     """Returns what the command line asks to measure of a model, given by its size or its folder."""
     config = benchmark_models.model_config(model)
     is_random = model in benchmark_models.SIZES
-    repeats = getattr(args, "repeats", 1)
-    return Case(config if is_random else model, make_config(args), args.lengths, args.device, args.threads, repeats)
+    return Case(
+        model=config if is_random else model,
+        config=make_config(args),
+        lengths=args.lengths,
+        device=args.device,
+        threads=args.threads,
+        repeats=args.repeats,
+        offload=getattr(args, "offload", False),
+    )
 
 
 def make_config(args: argparse.Namespace, **changes: Any) -> KPruneConfig:
@@ -289,6 +310,7 @@ def make_parser() -> argparse.ArgumentParser:
     latency.add_argument("--rates", nargs="+", type=float, default=[0.5, 0.75])
     latency.add_argument("--batch_sizes", **many, default=[1, 32])
     latency.add_argument("--sequence_lengths", **many, default=[32, 128, 384])
+    latency.add_argument("--dataset", help="real calibration texts: local folder, file or name on the Hub")
     add_options(latency, num_tokens=5_000, threads=1)
     return parser
 
@@ -307,10 +329,11 @@ def add_options(
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=positive, default=threads, help="of PyTorch")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--repeats", type=positive, default=1, help="of what is timed; the medians count")
     parser.add_argument("--output_dir", help="new folder; default: benchmark-output/<command>")
     if rate is not None:
         parser.add_argument("--compression_rate", type=float, default=rate, help="share of the FLOPs to remove")
-        parser.add_argument("--repeats", type=positive, default=1, help="prunes and passes; their medians count")
+        parser.add_argument("--offload", action="store_true", help="leave the weights on disk between their uses")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

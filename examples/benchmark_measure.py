@@ -3,12 +3,15 @@
 import resource
 import statistics
 import sys
+import time
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import benchmark_models
@@ -16,7 +19,7 @@ import psutil
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from optimum_kprune import KPruneConfig, KPruneResult
+from optimum_kprune import KPruneConfig, KPruner, KPruneResult
 from optimum_kprune.calibration.prepare import Batch, InputSpec, prepare_batches
 from optimum_kprune.encoder.config_field import adapter_of
 from optimum_kprune.encoder.sublayers import Encoder
@@ -34,6 +37,7 @@ class Case:
         device: `"cpu"` or `"cuda"`.
         threads: threads of PyTorch; None leaves its choice.
         repeats: number of prunes and passes, of which the medians count.
+        offload: whether the weights stay on disk between their uses in the prune.
     """
 
     model: PreTrainedConfig | str
@@ -42,6 +46,7 @@ class Case:
     device: str
     threads: int | None = None
     repeats: int = 1
+    offload: bool = False
 
 
 def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -53,14 +58,56 @@ def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
 def measure_prune(case: Case) -> dict[str, Any]:
     """Prunes and passes in turns; returns what JSON can hold.
 
-    `passes` is the time of the whole call of `prune`, the making of batches included, over that of one pass. Memory
-    is that of the first prune, before any pass. `solve_bytes` stands for what one sublayer's solve needs: three
-    matrices of features x features in float64 (sums, regularised sums, factor) for the widest sublayer.
+    `passes` is the time of the whole call of `prune`, the making of batches included, over that of one pass of the
+    model in memory. Memory is that of the first prune, before any pass: `peak_bytes` is what came on top of the loaded
+    model, `process_bytes` all. `solve_bytes` stands for what one sublayer's solve needs: three matrices of features x
+    features in float64 (sums, regularised sums, factor) for the widest sublayer.
     """
     if case.threads:
         torch.set_num_threads(case.threads)
-    config, pruner = case.config, benchmark_models.load(case.model, case.config.seed)
-    model = pruner.teacher.to(case.device)
+    with TemporaryDirectory() as folder:
+        pruner = load(case, folder)
+        turns, result = take_turns(case, pruner)
+    model = pruner.teacher
+    width, widest = model.config.hidden_size, max(s.features for s in Encoder(model, adapter_of(model)).sublayers())
+    medians = {name: statistics.median(taken) for name, taken in turns.items()}
+    return {
+        "layers": model.config.num_hidden_layers,
+        "width": width,
+        "samples": result.samples,
+        "tokens": result.tokens,
+        "flops_removed": result.flops_removed,
+        "seconds": medians["seconds"],
+        "cpu_seconds": medians["cpu_seconds"],
+        "pass_seconds": medians["pass_seconds"],
+        "passes": medians["seconds"] / medians["pass_seconds"],
+        "all_seconds": turns["seconds"],
+        "all_pass_seconds": turns["pass_seconds"],
+        "stages": stage_seconds(result, turns["seconds"][-1]),
+        "peak_bytes": turns["peak_bytes"][0],
+        "process_bytes": turns["process_bytes"][0],
+        "bound_bytes": 3 * result.tokens * width * 4,
+        "solve_bytes": 3 * (widest + 1) ** 2 * 8,
+        "model_bytes": model.get_memory_footprint(),
+    }
+
+
+def load(case: Case, folder: str) -> KPruner:
+    """Returns the pruner of a case; `folder` is for what must lie on disk.
+
+    An offloaded model is saved by another process: in this one, no dense model shall have been in memory.
+    """
+    if case.offload:
+        path = in_child(benchmark_models.save, case.model, case.config.seed, folder)
+        return benchmark_models.load_offloaded(path, str(Path(folder, "offload")))
+    pruner = benchmark_models.load(case.model, case.config.seed)
+    pruner.teacher.to(case.device)
+    return pruner
+
+
+def take_turns(case: Case, pruner: KPruner) -> tuple[dict[str, list[float]], KPruneResult]:
+    """Prunes and passes in turns; returns the time and memory of every turn, and the result of the last."""
+    config, model, device = case.config, pruner.teacher, torch.device(case.device)
     rows = benchmark_models.calibration_rows(model.config, case.lengths, config.num_tokens, config.seed)
     calibration = prepare_batches(
         rows,
@@ -71,33 +118,21 @@ def measure_prune(case: Case) -> dict[str, Any]:
         keep_order=config.gradient == "batch",
     )
     with torch.no_grad():
-        model(input_ids=torch.ones(1, 8, dtype=torch.long, device=model.device))
+        model(input_ids=torch.ones(1, 8, dtype=torch.long, device=device))
 
-    before = reset_peak(model.device)
-    seconds, pass_seconds, peaks = [], [], []
+    before = reset_peak(device)
+    turns: dict[str, list[float]] = defaultdict(list)
     for _ in range(case.repeats):
-        taken, result = timed(model.device, pruner.prune, config, rows, data_collator=benchmark_models.collate)
-        seconds.append(taken)
-        peaks.append(peak_bytes(model.device) - before)
-        pass_seconds.append(timed(model.device, one_pass, model, calibration.batches)[0])
-    width, widest = model.config.hidden_size, max(s.features for s in Encoder(model, adapter_of(model)).sublayers())
-    return {
-        "layers": model.config.num_hidden_layers,
-        "width": width,
-        "samples": result.samples,
-        "tokens": result.tokens,
-        "flops_removed": result.flops_removed,
-        "seconds": statistics.median(seconds),
-        "pass_seconds": statistics.median(pass_seconds),
-        "passes": statistics.median(seconds) / statistics.median(pass_seconds),
-        "all_seconds": seconds,
-        "all_pass_seconds": pass_seconds,
-        "stages": stage_seconds(result, seconds[-1]),
-        "peak_bytes": peaks[0],
-        "bound_bytes": 3 * result.tokens * width * 4,
-        "solve_bytes": 3 * (widest + 1) ** 2 * 8,
-        "model_bytes": model.get_memory_footprint(),
-    }
+        started = time.process_time()
+        taken, result = timed(device, pruner.prune, config, rows, data_collator=benchmark_models.collate)
+        turns["seconds"].append(taken)
+        turns["cpu_seconds"].append(time.process_time() - started)
+        turns["process_bytes"].append(peak_bytes(device))
+        turns["peak_bytes"].append(peak_bytes(device) - before)
+        if case.offload and model is pruner.teacher:
+            model = benchmark_models.load(case.model, config.seed).teacher.to(device)
+        turns["pass_seconds"].append(timed(device, one_pass, model, calibration.batches)[0])
+    return turns, result
 
 
 def one_pass(model: PreTrainedModel, batches: list[Batch]) -> None:

@@ -66,6 +66,19 @@ def load(model: PreTrainedConfig | str, seed: int) -> KPruner:
     return pruner
 
 
+def save(model: PreTrainedConfig | str, seed: int, folder: str) -> str:
+    """Saves a model with random weights; returns the folder of the checkpoint, which may have been one before."""
+    if isinstance(model, str):
+        return model
+    load(model, seed).teacher.save_pretrained(folder)
+    return folder
+
+
+def load_offloaded(path: str, offload_folder: str) -> KPruner:
+    """Returns a pruner of the checkpoint in a folder; accelerate leaves its weights on disk between their uses."""
+    return KPruner.from_pretrained(path, device_map={"": "disk"}, offload_folder=offload_folder)
+
+
 @torch.no_grad()
 def make_uneven(model: PreTrainedModel, seed: int) -> None:
     """Scales what the units of a model with random weights add, so that a prune leaves uneven shapes.
