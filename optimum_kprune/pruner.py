@@ -31,7 +31,7 @@ from .encoder.custom_heads import choose_task
 from .encoder.custom_modules import find_encoder, input_spec
 from .encoder.loading import load_model, load_processing_class
 from .encoder.sublayers import Encoder
-from .evaluation.evaluate import evaluation_of, figures_of_both, pairs_of, rows_of
+from .evaluation.evaluate import evaluation_of, figures_of_each, pairs_of, rows_of
 from .evaluation.metrics import ComputeMetrics
 from .folder import require_free
 from .names import UNKNOWN, hub_name, publishable
@@ -421,7 +421,7 @@ class KPruner(SavingMixin, OptimumPruner):
             measure = dataset
         else:
             measure = self.evaluation_on(dataset, metric, compute_metrics, **reading)
-        dense, pruned = figures_of_both(measure, self.teacher, self.model)
+        dense, pruned = figures_of_each(measure, self.teacher, self.model)
         name, config_name = hub_name(dataset), reading.get("dataset_config_name")
         where = (name, config_name, reading.get("dataset_split") or default_split(dataset)) if name else ()
         self._evaluation = CardFacts(pairs_of(dense, pruned), *where)
