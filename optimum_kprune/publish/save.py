@@ -37,7 +37,7 @@ class SavingMixin:
     _encoder_name: str
     _arguments: dict[str, dict[str, Any]]
     _pipeline: Any
-    _evaluation: CardFacts
+    _figures: dict[str, Any]
 
     @property
     def sentence_transformer(self) -> "SentenceTransformer":
@@ -125,7 +125,7 @@ class SavingMixin:
     def _publication(self, facts: CardFacts | None = None, measure_latency: bool = False) -> Publication:
         if self.result is None or self.config is None:
             raise ValueError("There is no pruned model to save yet. Call `prune` first.")
-        facts = facts.with_evaluation(self._evaluation) if facts else self._evaluation
+        facts = (facts or CardFacts()).with_evaluation(CardFacts(**self._figures))
         if measure_latency:
             dense, pruned = (model.get_submodule(self._encoder_name) for model in (self.teacher, self.model))
             name, taken = compared_latency(dense, pruned, self.task.name)
