@@ -65,9 +65,11 @@ class EvaluationMixin:
         dense, pruned = figures_of_each(measure, self.teacher, self.model)
         self._figures = {"metrics": pairs_of(dense, pruned)}
         if name := hub_name(dataset):
-            config_name, split = reading.get("dataset_config_name"), reading.get("dataset_split")
-            where = (name, config_name, split or default_split(dataset))
-            self._figures |= zip(("dataset_name", "dataset_config_name", "dataset_split"), where, strict=True)
+            self._figures |= {
+                "dataset_name": name,
+                "dataset_config_name": reading.get("dataset_config_name"),
+                "dataset_split": reading.get("dataset_split") or default_split(dataset),
+            }
         return {"dense": dense, "pruned": pruned}
 
     def evaluation_on(
