@@ -120,7 +120,7 @@ class KPruneConfig(BaseConfig):
         for name in SETTINGS:
             value = getattr(self, name)
             if not _is_allowed(name, value):
-                is_percentage = name == "compression_rate" and _is_number(value) and 1 <= value < 100
+                is_percentage = name == "compression_rate" and isinstance(value, int | float) and 1 < value < 100
                 hint = f" For {value}%, give {value / 100:g}." if is_percentage else ""
                 raise ValueError(
                     f"The setting {name!r} of KPruneConfig must be {allowed(name)}. Got {value!r} instead.{hint}"
@@ -219,19 +219,14 @@ def allowed(name: str) -> str:
 
 def _is_allowed(name: str, value: Any) -> bool:
     kinds, choices = _form_of(name)
-    # By the type first: 1 equals True.
-    fits = isinstance(value, kinds)
-    if not fits or value is None:
-        return fits
+    # By the type first: 1 equals True, and True is a whole number.
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        return False
     least, most, _ = BOUNDS.get(name, AT_LEAST_ONE)
-    return value in choices if choices else _is_number(value) and least <= value <= most
+    return value is None or (value in choices if choices else least <= value <= most)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _form_of(name: str) -> tuple[tuple[type, ...], tuple[Any, ...]]:
+def _form_of(name: str) -> tuple[Any, Any]:
     """The types that the hint of a setting allows, and the choices if it has some."""
     hint = KPruneConfig.__annotations__[name]
     if hint is bool:

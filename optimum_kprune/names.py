@@ -1,4 +1,4 @@
-"""Names that can be published: those on the Hub are told from paths of a machine."""
+"""Names on the Hub are told from paths and files, which are not published."""
 
 import re
 from pathlib import Path

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,39 +14,35 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from .base import OptimumPruner
 from .calibration.prepare import (
     CalibrationBatches,
-    InputSpec,
     budget_of,
     drawn_with,
     load_calibration_dataset,
     prepare_batches,
 )
-from .calibration.source import default_split
 from .configuration import KPruneConfig
 from .defaults import BATCH_SIZE, NUM_TOKENS
 from .distributed import in_main, together
 from .encoder.adapters import EncoderAdapter
 from .encoder.config_field import adapter_of
 from .encoder.custom_heads import choose_task
-from .encoder.custom_modules import find_encoder, input_spec
+from .encoder.custom_modules import find_encoder
 from .encoder.loading import load_model, load_processing_class
 from .encoder.sublayers import Encoder
-from .evaluation.evaluate import evaluation_of, figures_of_both, pairs_of, rows_of
-from .evaluation.metrics import ComputeMetrics
+from .evaluation.mixin import EvaluationMixin
 from .folder import require_free
 from .names import UNKNOWN, hub_name, publishable
 from .prune.checkpoint import begins_to_save, has_begun_to_save
 from .prune.preconditions import check_config, require_finite_weights, require_prunable
 from .prune.sweep import Sweep, configs_of
-from .publish.card import CardFacts
 from .publish.save import SavingMixin
 from .result import KPruneResult
-from .trainer import calibration_data, evaluate_like, plain_model
+from .trainer import calibration_data, plain_model
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 
-class KPruner(SavingMixin, OptimumPruner):
+class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
     """Prunes a fine-tuned encoder without retraining and without labels (Park, Choi and Kang, ICLR 2024).
 
     Where a launcher has started several processes, all must call `prune`, `sweep`, `save_pretrained` and
@@ -94,7 +89,7 @@ class KPruner(SavingMixin, OptimumPruner):
         self._pipeline: SentenceTransformer | None = None
         self.config: KPruneConfig | None = None
         self.result: KPruneResult | None = None
-        self._evaluation = CardFacts()
+        self._figures = {}
         given = publishable(task=task, prediction=prediction, encoder=encoder)
         # What made the pruned model, as it can be published: the arguments by the name of the call.
         self._arguments = {"KPruner": {"model": UNKNOWN, "processing_class": UNKNOWN, **given}}
@@ -351,11 +346,6 @@ class KPruner(SavingMixin, OptimumPruner):
     def _sweep(self, config: KPruneConfig, calibration: CalibrationBatches) -> Sweep:
         return Sweep(self._encoder(self.teacher), self.task, calibration, config.memory_budget)
 
-    @property
-    def _dense(self) -> Any:
-        """The transformers model in the teacher, or the teacher itself."""
-        return self.teacher.get_submodule(self._encoder_name)
-
     def _encoder(self, model: nn.Module) -> Encoder:
         return Encoder(model, self.adapter, self._encoder_name)
 
@@ -363,7 +353,7 @@ class KPruner(SavingMixin, OptimumPruner):
         self, model: nn.Module, result: KPruneResult, config: KPruneConfig, arguments: dict[str, dict[str, Any]]
     ) -> None:
         self.model, self.result, self.config, self._arguments = model, result, config, arguments
-        self._evaluation = CardFacts()
+        self._figures = {}
 
     def _calibration(
         self, config: KPruneConfig, dataset: Any, data_collator: Callable[[list[Any]], Any] | None, batch_size: int
@@ -388,88 +378,6 @@ class KPruner(SavingMixin, OptimumPruner):
         """What the pruned model is made by: the arguments given so far, and those of the prune and of its data."""
         prune = publishable(data_collator=data_collator, batch_size=batch_size)
         return {**self._arguments, "pruner.get_calibration_dataset": drawn_with(dataset), "pruner.prune": prune}
-
-    def evaluate(
-        self,
-        dataset: Any = None,
-        metric: str | None = None,
-        compute_metrics: ComputeMetrics | None = None,
-        **reading: Any,
-    ) -> dict[str, dict[str, float]]:
-        """Evaluates the dense and the pruned model on labelled data; the model card tells what comes out.
-
-        Args:
-            dataset: labelled data, as in `evaluation_on`; or a function that takes a model and returns figures by
-                name. None evaluates as the trainer of `from_trainer` does.
-            metric: see `evaluation_on`.
-            compute_metrics: see `evaluation_on`.
-            reading: the other arguments of `evaluation_on`, which say how the data is read.
-
-        Returns:
-            the figures of `"dense"` and of `"pruned"`; those of a trainer named as it names them.
-
-        Raises:
-            ValueError: if nothing was pruned yet, or the data or the metric cannot be used.
-            FileNotFoundError: if there is no such data set.
-        """
-        if self.model is self.teacher:
-            raise ValueError("There is no pruned model to evaluate yet. Call `prune` first.")
-        if dataset is None:
-            trainer = self._need_trainer("`evaluate` needs evaluation data and metrics")
-            measure: Any = partial(evaluate_like, trainer)
-        elif callable(dataset):
-            measure = dataset
-        else:
-            measure = self.evaluation_on(dataset, metric, compute_metrics, **reading)
-        dense, pruned = figures_of_both(measure, self.teacher, self.model)
-        name, config_name = hub_name(dataset), reading.get("dataset_config_name")
-        where = (name, config_name, reading.get("dataset_split") or default_split(dataset)) if name else ()
-        self._evaluation = CardFacts(pairs_of(dense, pruned), *where)
-        return {"dense": dense, "pruned": pruned}
-
-    def evaluation_on(
-        self,
-        dataset: Any,
-        metric: str | None = None,
-        compute_metrics: ComputeMetrics | None = None,
-        dataset_config_name: str | None = None,
-        dataset_split: str | None = None,
-        text_columns: Sequence[str] | None = None,
-        label_column: str | None = None,
-        max_length: int | None = None,
-        batch_size: int = BATCH_SIZE,
-    ) -> Callable[[nn.Module], dict[str, float]]:
-        """Returns a function that evaluates a model on labelled data, which is read, and checked, at once.
-
-        Args:
-            dataset: rows with texts and labels, or tokenized rows with labels, in a data set, a data frame or a
-                dictionary of columns; or the name, folder or file of such, as in `get_calibration_dataset`.
-            metric: name of one of the usual figures of the task (accuracy; pearson, spearman; exact_match, f1), or a
-                metric of the library `evaluate` by name or path; None computes all usual ones.
-            compute_metrics: what computes the figures instead, as a Trainer takes it.
-            dataset_config_name: configuration of a data set that is given by name.
-            dataset_split: its split; None takes "validation", or all of what files hold.
-            text_columns: columns of the texts; None finds them.
-            label_column: column of the labels; None finds it.
-            max_length: tokens at which texts are cut, or contexts of questions are divided; None takes the limit of
-                the model, at most 512.
-            batch_size: samples in a batch.
-
-        Raises:
-            ValueError: if the data or the metric cannot be used.
-            FileNotFoundError: if there is no such data set.
-        """
-        rows = rows_of(dataset, dataset_config_name, dataset_split)
-        spec = self._input_spec(0, text_columns=text_columns, max_length=max_length)
-        return evaluation_of(rows, spec, self._dense.config, label_column, metric, compute_metrics, batch_size)
-
-    def _need_trainer(self, reason: str) -> Trainer:
-        if self.trainer is None:
-            raise ValueError(f"{reason}. Got none, and no trainer to take it from: use `KPruner.from_trainer(...)`.")
-        return self.trainer
-
-    def _input_spec(self, seed: int, **reading: Any) -> InputSpec:
-        return input_spec(self.teacher, self._dense, self.task.name, self.processing_class, seed=seed, **reading)
 
 
 def _within(root: str | PathLike | None, config: KPruneConfig) -> Path | None:

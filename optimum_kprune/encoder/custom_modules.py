@@ -167,15 +167,7 @@ def input_names(model: nn.Module, encoder: PreTrainedModel) -> list[str]:
 def input_spec(
     model: nn.Module, encoder: Any, task: str, processing_class: PreTrainedTokenizerBase | None, **reading: Any
 ) -> InputSpec:
-    """Returns what a model reads.
-
-    Args:
-        model: a module that holds an encoder, or the encoder itself.
-        encoder: the transformers model in it.
-        task: the name of its task.
-        processing_class: its tokenizer, if any.
-        reading: the other fields of `InputSpec` that say how texts are read.
-    """
+    """Returns what a model that holds an encoder, or is it, reads; `reading` are more fields of `InputSpec`."""
     return InputSpec(
         task=task,
         processing_class=processing_class,

@@ -62,19 +62,39 @@ def rows_of(dataset: Any, config_name: str | None = None, split: str | None = No
     return read_split(dataset, config_name, split or default_split(dataset))
 
 
-def labelled_rows(dataset: Dataset, spec: InputSpec, model_config: Any, label_column: str | None = None) -> Dataset:
-    """Returns tokenized rows with labels, as a Trainer reads them; rows that are tokenized already stay as they are.
+def evaluation_of(
+    dataset: Dataset,
+    spec: InputSpec,
+    model_config: Any,
+    label_column: str | None = None,
+    metric: str | None = None,
+    compute_metrics: ComputeMetrics | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Callable[[nn.Module], Figures]:
+    """Returns a function that evaluates a model on labelled data, which is tokenized, and checked, at once.
 
     Args:
-        dataset: rows with texts and labels. Labels are class numbers or names, one float, a list of them for several
-            labels, a tag per word, or the answers of SQuAD.
+        dataset: tokenized rows, as a Trainer reads them; or rows with texts and labels, which are class numbers or
+            names, one float, a list of them for several labels, a tag per word, or the answers of SQuAD.
         spec: how texts are tokenized.
         model_config: names the classes.
         label_column: column of the labels; None finds it.
+        metric: name of a metric; None computes all usual ones of the task.
+        compute_metrics: what computes the figures instead.
+        batch_size: samples in a batch.
 
     Raises:
-        ValueError: if there are no labels, or the task has none that can be read.
+        ValueError: if there are no labels, the task has none that can be read, or there is no such metric.
     """
+    rows = _labelled_rows(dataset, spec, model_config, label_column)
+    if metric is not None:
+        compute_metrics = metric_named(metric, spec.task, model_config, rows)
+    metrics = compute_metrics or usual_metrics(spec.task, model_config, rows).compute
+    return partial(evaluate_model, rows=rows, spec=spec, metrics=metrics, batch_size=batch_size)
+
+
+def _labelled_rows(dataset: Dataset, spec: InputSpec, model_config: Any, label_column: str | None) -> Dataset:
+    """Tokenized rows with labels; rows that are tokenized already stay as they are."""
     if "input_ids" in dataset.column_names:
         return dataset
     encode = _ENCODERS.get(spec.task)
@@ -109,36 +129,6 @@ def labelled_rows(dataset: Dataset, spec: InputSpec, model_config: Any, label_co
     )
 
 
-def evaluation_of(
-    dataset: Dataset,
-    spec: InputSpec,
-    model_config: Any,
-    label_column: str | None = None,
-    metric: str | None = None,
-    compute_metrics: ComputeMetrics | None = None,
-    batch_size: int = BATCH_SIZE,
-) -> Callable[[nn.Module], Figures]:
-    """Returns a function that evaluates a model on labelled data, which is tokenized, and checked, at once.
-
-    Args:
-        dataset: labelled data; see `labelled_rows`.
-        spec: how texts are tokenized.
-        model_config: names the classes.
-        label_column: column of the labels; None finds it.
-        metric: name of a metric; None computes all usual ones of the task.
-        compute_metrics: what computes the figures instead.
-        batch_size: samples in a batch.
-
-    Raises:
-        ValueError: if the data or the metric cannot be used.
-    """
-    rows = labelled_rows(dataset, spec, model_config, label_column)
-    if metric is not None:
-        compute_metrics = metric_named(metric, spec.task, model_config, rows)
-    metrics = compute_metrics or usual_metrics(spec.task, model_config, rows).compute
-    return partial(evaluate_model, rows=rows, spec=spec, metrics=metrics, batch_size=batch_size)
-
-
 def evaluate_model(
     model: nn.Module, rows: Dataset, spec: InputSpec, metrics: ComputeMetrics, batch_size: int
 ) -> Figures:
@@ -167,8 +157,25 @@ def evaluate_model(
     return figures_of(found)
 
 
+def figures_of_each(measure: Callable[[nn.Module], Any], *models: nn.Module) -> list[dict[str, Any]]:
+    """Returns what a function finds of each model.
+
+    Raises:
+        ValueError: if it is not figures by name.
+    """
+    with _random_state_kept():
+        found = [measure(model) for model in models]
+    for figures in found:
+        if not isinstance(figures, Mapping):
+            raise ValueError(
+                "A function that evaluates a model must return figures by name, such as {'accuracy': 0.9}. Got "
+                f"{type(figures).__name__} instead."
+            )
+    return list(map(dict, found))
+
+
 @contextmanager
-def random_state_kept() -> Iterator[None]:
+def _random_state_kept() -> Iterator[None]:
     """Puts the global generators of random numbers back, which every Trainer seeds."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
@@ -177,33 +184,6 @@ def random_state_kept() -> Iterator[None]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
-
-
-def figures_of_both(
-    measure: Callable[[nn.Module], Any], dense: nn.Module, pruned: nn.Module
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns what a function finds of the dense and of the pruned model.
-
-    Raises:
-        ValueError: if it is not figures by name.
-    """
-    with random_state_kept():
-        return figures_from(measure, dense), figures_from(measure, pruned)
-
-
-def figures_from(measure: Callable[[nn.Module], Any], model: nn.Module) -> dict[str, Any]:
-    """Returns what a function finds of a model.
-
-    Raises:
-        ValueError: if it is not figures by name.
-    """
-    found = measure(model)
-    if not isinstance(found, Mapping):
-        raise ValueError(
-            "A function that evaluates a model must return figures by name, such as {'accuracy': 0.9}. Got "
-            f"{type(found).__name__} instead."
-        )
-    return dict(found)
 
 
 def figures_of(metrics: Mapping[str, Any]) -> Figures:

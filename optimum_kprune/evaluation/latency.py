@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.benchmark import Timer
+from transformers import PreTrainedModel
 
 from ..encoder.offloading import execution_device, sharing_copy
 from ..encoder.sublayers import max_positions
-from ..encoder.tasks import Task
 
 # What else the machine does slows models alike that take turns.
 TURNS = 5
@@ -42,27 +41,18 @@ def latencies(
     return tuple(1000 * statistics.median(taken) for taken in zip(*turns, strict=True))
 
 
-def compared_latency(teacher: nn.Module, model: nn.Module, encoder: str, task: Task) -> dict[str, Any]:
-    """Measures the encoders of two models on one sample of 128 tokens, or of as many as there can be.
+def compared_latency(dense: PreTrainedModel, pruned: PreTrainedModel, task: str) -> tuple[str, tuple[float, float]]:
+    """Returns what was run, one sample of 128 tokens or of as many as there can be, and both models' milliseconds.
 
-    Args:
-        teacher: the dense model, which is not touched, as is the pruned one: what runs are copies that share weights.
-        model: the pruned model.
-        encoder: the name of the submodule of both that is the transformers model; "" for the models themselves.
-        task: the task of both.
-
-    Returns:
-        The fields `latency` and `machine` of `CardFacts`.
+    What runs are copies that share the weights, in evaluation mode: the models themselves are not touched.
     """
-    dense: Any = teacher.get_submodule(encoder)
     tokens = min(128, max_positions(dense) or 128)
-    shape = (1, 2, tokens) if task.name == "multiple-choice" else (1, tokens)
-    copies = [sharing_copy(encoder_model) for encoder_model in (dense, model.get_submodule(encoder))]
-    name = f"batch 1, {tokens} tokens{', encoder alone' if encoder else ''}"
-    return {"latency": {name: latencies(copies, shape, execution_device(dense))}, "machine": machine_of(dense)}
+    shape = (1, 2, tokens) if task == "multiple-choice" else (1, tokens)
+    before, after = latencies([sharing_copy(dense), sharing_copy(pruned)], shape, execution_device(dense))
+    return f"batch 1, {tokens} tokens", (before, after)
 
 
-def machine_of(model: Any) -> str:
+def machine_of(model: PreTrainedModel) -> str:
     """Returns the kind of processor that a model is on, and of how many threads it makes use."""
     device = execution_device(model)
     if device.type != "cpu":

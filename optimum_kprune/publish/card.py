@@ -29,6 +29,8 @@ BEGIN = "<!-- optimum-kprune: what lies between these two marks is written anew 
 END = "<!-- optimum-kprune: end -->"
 BAR = 20
 DATASET = ("dataset_name", "dataset_config_name", "dataset_split")
+# Stands for the folder or repository of a model that has none yet.
+NO_PLACE = "path/to/this/folder"
 TEMPLATE = Path(__file__).with_name("card_template.md")
 
 
@@ -128,57 +130,34 @@ class Publication:
         """The transformers model in the pruned model."""
         return self.model.get_submodule(self.encoder)
 
-    @property
-    def base_model(self) -> str | None:
-        """The name on the Hub of the dense model; None if it has none."""
-        return hub_name(self.dense.config._name_or_path)
-
-    @property
-    def name(self) -> str:
-        """What the dense model is called: its name on the Hub, or its class."""
-        return self.base_model or type(self.dense).__name__
-
-    @property
-    def dataset_name(self) -> str | None:
-        """The name on the Hub of the calibration data; None if it has none."""
-        return hub_name(self.arguments["pruner.get_calibration_dataset"].get("dataset_name"))
-
-    @property
-    def tokenizer_class(self) -> str | None:
-        """The name of the class of the tokenizer; None without one."""
-        return None if self.processing_class is None else type(self.processing_class).__name__
-
-    def how_to_load(self, place: str) -> str | None:
-        """Returns how to load the pruned model from a place, if it is one that no Auto class loads."""
-        return how_to_load(self.model, self.encoder, place)
-
 
 def model_card(prune: Publication, repo_id: str | None = None) -> ModelCard:
     """Returns the card of a pruned model for a repository, if there is one yet; `card_template.md` shows it."""
-    place = repo_id or "path/to/this/folder"
-    loading = prune.how_to_load(place)
-    return ModelCard.from_template(
-        _metadata(prune, repo_id, loads=loading is None),
-        template_path=str(TEMPLATE),
-        prune=prune,
-        result=prune.result,
-        config=prune.config,
-        facts=prune.facts,
-        place=place,
-        loading=loading,
-        before="dense" if getattr(prune.dense.config, "kprune", None) is None else "pruned before",
-        auto_class=max(prune.pruned.config.auto_map.keys() - {"AutoConfig"}, key=len, default="AutoModel"),
-        has_pipeline=prune.tokenizer_class is not None and prune.task.name in SUPPORTED_TASKS,
-        has_plain_tokenizer=hasattr(transformers, prune.tokenizer_class or ""),
-        bytes=[_bytes_of(model) for model in (prune.teacher, prune.model)],
-        dtypes=[str(model.dtype).removeprefix("torch.") for model in (prune.dense, prune.pruned)],
-        dtype_on_disk=dtype_on_disk(prune.dense.config._name_or_path),
-        versions={"optimum-kprune": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
-        python=platform.python_version(),
-        bar=_bar,
-        unknown=UNKNOWN,
-        marks=(BEGIN, END),
-    )
+    source, tokenizer, place = prune.dense.config._name_or_path, prune.processing_class, repo_id or NO_PLACE
+    told: dict[str, Any] = {
+        "prune": prune,
+        "name": hub_name(source) or type(prune.dense).__name__,
+        "base_model": hub_name(source),
+        "dataset_name": hub_name(prune.arguments["pruner.get_calibration_dataset"].get("dataset_name")),
+        "place": place,
+        "loading": how_to_load(prune.model, prune.encoder, place),
+        "before": "dense" if getattr(prune.dense.config, "kprune", None) is None else "pruned before",
+        "auto_class": max(prune.pruned.config.auto_map.keys() - {"AutoConfig"}, key=len, default="AutoModel"),
+        "tokenizer_class": None if tokenizer is None else type(tokenizer).__name__,
+        "has_plain_tokenizer": hasattr(transformers, type(tokenizer).__name__),
+        "has_pipeline": tokenizer is not None and prune.task.name in SUPPORTED_TASKS,
+        "bytes": [_bytes_of(model) for model in (prune.teacher, prune.model)],
+        "dtypes": [str(model.dtype).removeprefix("torch.") for model in (prune.dense, prune.pruned)],
+        "dtype_on_disk": dtype_on_disk(source),
+        "versions": {
+            "optimum-kprune": __version__,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "Python": platform.python_version(),
+        },
+    }
+    shown: dict[str, Any] = {**told, "bar": _bar, "unknown": UNKNOWN, "marks": (BEGIN, END)}
+    return ModelCard.from_template(_metadata(told, repo_id), template_path=str(TEMPLATE), **shown)
 
 
 def merge_cards(existing: ModelCard, fresh: ModelCard) -> ModelCard:
@@ -225,22 +204,21 @@ def eval_results(task: str, facts: CardFacts) -> list[EvalResult]:
     ]
 
 
-def _metadata(prune: Publication, repo_id: str | None, loads: bool) -> ModelCardData:
-    """The metadata at the head of a card; `loads` says whether an Auto class loads the model."""
-    facts = prune.facts
-    datasets = [name for name in (prune.dataset_name, hub_name(facts.dataset_name)) if name]
-    results = eval_results(prune.task.name, facts)
-    given = {name: value for name, value in (("license", facts.license), ("language", facts.language)) if value}
+def _metadata(told: Mapping[str, Any], repo_id: str | None) -> ModelCardData:
+    prune: Publication = told["prune"]
+    datasets = [name for name in (told["dataset_name"], hub_name(prune.facts.dataset_name)) if name]
+    results = eval_results(prune.task.name, prune.facts)
+    given = {name: getattr(prune.facts, name) for name in ("license", "language") if getattr(prune.facts, name)}
     inherited = inherited_fields(prune.dense.config._name_or_path)
     fields: dict[str, Any] = {name: value for name, value in inherited.items() if _group_of(name) not in given} | given
     return ModelCardData(
         **fields,
-        base_model=prune.base_model,
+        base_model=told["base_model"],
         datasets=list(dict.fromkeys(datasets)) or None,
         eval_results=results or None,
         library_name=prune.task.library,
-        model_name=(repo_id or f"{prune.name}-pruned").rpartition("/")[2] if results else None,
-        pipeline_tag=prune.task.name if loads else None,
+        model_name=(repo_id or f"{told['name']}-pruned").rpartition("/")[2] if results else None,
+        pipeline_tag=None if told["loading"] else prune.task.name,
         tags=TAGS,
     )
 

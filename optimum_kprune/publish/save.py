@@ -11,13 +11,13 @@ from transformers import PreTrainedTokenizerBase
 
 from ..configuration import KPruneConfig
 from ..distributed import in_main
-from ..encoder.custom_modules import save_head
+from ..encoder.custom_modules import how_to_load, save_head
 from ..encoder.tasks import Task
-from ..evaluation.latency import compared_latency
+from ..evaluation.latency import compared_latency, machine_of
 from ..folder import written_whole
 from ..result import KPruneResult, write_report
 from . import hub
-from .card import CardFacts, Publication, model_card
+from .card import NO_PLACE, CardFacts, Publication, model_card
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -37,7 +37,7 @@ class SavingMixin:
     _encoder_name: str
     _arguments: dict[str, dict[str, Any]]
     _pipeline: Any
-    _evaluation: CardFacts
+    _figures: dict[str, Any]
 
     @property
     def sentence_transformer(self) -> "SentenceTransformer":
@@ -125,9 +125,12 @@ class SavingMixin:
     def _publication(self, facts: CardFacts | None = None, measure_latency: bool = False) -> Publication:
         if self.result is None or self.config is None:
             raise ValueError("There is no pruned model to save yet. Call `prune` first.")
-        facts = facts.with_evaluation(self._evaluation) if facts else self._evaluation
+        facts = (facts or CardFacts()).with_evaluation(CardFacts(**self._figures))
         if measure_latency:
-            facts = replace(facts, **compared_latency(self.teacher, self.model, self._encoder_name, self.task))
+            dense, pruned = (model.get_submodule(self._encoder_name) for model in (self.teacher, self.model))
+            name, taken = compared_latency(dense, pruned, self.task.name)
+            name += ", encoder alone" if self._encoder_name else ""
+            facts = replace(facts, latency={name: taken}, machine=machine_of(dense))
         return Publication(
             teacher=self.teacher,
             model=self.model,
@@ -165,7 +168,7 @@ def _save(
         if prune.processing_class is not None:
             prune.processing_class.save_pretrained(folder)
         card.save(folder / hub.CARD_NAME)
-    loading = prune.how_to_load(repo_id or "path/to/this/folder")
+    loading = how_to_load(prune.model, prune.encoder, repo_id or NO_PLACE)
     if loading is not None:
         logger.warning(
             f"No Auto class loads a {type(prune.model).__name__}: what the folder holds, and how to load it whole, "

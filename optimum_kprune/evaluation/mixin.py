@@ -1,0 +1,122 @@
+"""The part of `KPruner` that evaluates: the dense and the pruned model on labelled data."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase, Trainer
+
+from ..calibration.source import default_split
+from ..calibration.tokenize import InputSpec
+from ..defaults import BATCH_SIZE
+from ..encoder.custom_modules import input_spec
+from ..encoder.tasks import Task
+from ..names import hub_name
+from ..trainer import evaluate_like
+from .evaluate import evaluation_of, figures_of_each, pairs_of, rows_of
+from .metrics import ComputeMetrics
+
+
+class EvaluationMixin:
+    """A dense model and what a prune made of it, to be evaluated."""
+
+    teacher: Any
+    model: Any
+    processing_class: PreTrainedTokenizerBase | None
+    task: Task
+    trainer: Trainer | None
+    _encoder_name: str
+    # What the card tells of the last evaluation: fields of `CardFacts`.
+    _figures: dict[str, Any]
+
+    def evaluate(
+        self,
+        dataset: Any = None,
+        metric: str | None = None,
+        compute_metrics: ComputeMetrics | None = None,
+        **reading: Any,
+    ) -> dict[str, dict[str, float]]:
+        """Evaluates the dense and the pruned model on labelled data; the model card tells what comes out.
+
+        Args:
+            dataset: labelled data, as in `evaluation_on`; or a function that takes a model and returns figures by
+                name. None evaluates as the trainer of `from_trainer` does.
+            metric: see `evaluation_on`.
+            compute_metrics: see `evaluation_on`.
+            reading: the other arguments of `evaluation_on`, which say how the data is read.
+
+        Returns:
+            the figures of `"dense"` and of `"pruned"`; those of a trainer named as it names them.
+
+        Raises:
+            ValueError: if nothing was pruned yet, or the data or the metric cannot be used.
+            FileNotFoundError: if there is no such data set.
+        """
+        if self.model is self.teacher:
+            raise ValueError("There is no pruned model to evaluate yet. Call `prune` first.")
+        if dataset is None:
+            trainer = self._need_trainer("`evaluate` needs evaluation data and metrics")
+            measure: Any = partial(evaluate_like, trainer)
+        elif callable(dataset):
+            measure = dataset
+        else:
+            measure = self.evaluation_on(dataset, metric, compute_metrics, **reading)
+        dense, pruned = figures_of_each(measure, self.teacher, self.model)
+        self._figures = {"metrics": pairs_of(dense, pruned)}
+        if name := hub_name(dataset):
+            self._figures |= {
+                "dataset_name": name,
+                "dataset_config_name": reading.get("dataset_config_name"),
+                "dataset_split": reading.get("dataset_split") or default_split(dataset),
+            }
+        return {"dense": dense, "pruned": pruned}
+
+    def evaluation_on(
+        self,
+        dataset: Any,
+        metric: str | None = None,
+        compute_metrics: ComputeMetrics | None = None,
+        dataset_config_name: str | None = None,
+        dataset_split: str | None = None,
+        text_columns: Sequence[str] | None = None,
+        label_column: str | None = None,
+        max_length: int | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> Callable[[nn.Module], dict[str, float]]:
+        """Returns a function that evaluates a model on labelled data, which is read, and checked, at once.
+
+        Args:
+            dataset: rows with texts and labels, or tokenized rows with labels, in a data set, a data frame or a
+                dictionary of columns; or the name, folder or file of such, as in `get_calibration_dataset`.
+            metric: name of one of the usual figures of the task (accuracy; pearson, spearman; exact_match, f1), or a
+                metric of the library `evaluate` by name or path; None computes all usual ones.
+            compute_metrics: what computes the figures instead, as a Trainer takes it.
+            dataset_config_name: configuration of a data set that is given by name.
+            dataset_split: its split; None takes "validation", or all of what files hold.
+            text_columns: columns of the texts; None finds them.
+            label_column: column of the labels; None finds it.
+            max_length: tokens at which texts are cut, or contexts of questions are divided; None takes the limit of
+                the model, at most 512.
+            batch_size: samples in a batch.
+
+        Raises:
+            ValueError: if the data or the metric cannot be used.
+            FileNotFoundError: if there is no such data set.
+        """
+        rows = rows_of(dataset, dataset_config_name, dataset_split)
+        spec = self._input_spec(0, text_columns=text_columns, max_length=max_length)
+        return evaluation_of(rows, spec, self._dense.config, label_column, metric, compute_metrics, batch_size)
+
+    def _need_trainer(self, reason: str) -> Trainer:
+        if self.trainer is None:
+            raise ValueError(f"{reason}. Got none, and no trainer to take it from: use `KPruner.from_trainer(...)`.")
+        return self.trainer
+
+    @property
+    def _dense(self) -> Any:
+        """The transformers model in the teacher, or the teacher itself."""
+        return self.teacher.get_submodule(self._encoder_name)
+
+    def _input_spec(self, seed: int, **reading: Any) -> InputSpec:
+        return input_spec(self.teacher, self._dense, self.task.name, self.processing_class, seed=seed, **reading)
