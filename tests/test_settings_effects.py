@@ -1,22 +1,24 @@
-"""Every setting does what it says, through `KPruner.prune`: most of them as in `reference.equations`."""
+"""Every setting does what it says, through `KPruner.prune`: most of them as in `reference/equations.py`."""
 
 import os
 import tempfile
+from functools import cache
 
+import equations
+import plain_bert
 import pytest
 import torch
 from datasets import Dataset
-from reference import equations
-from reference.library import dense_model, tensors_of
 from tiny import same_state
 from torch.nn import functional
+from transformers_bert import dense_model, tensors_of
 
 from optimum_kprune import KPruneConfig, KPruner
 from optimum_kprune.configuration import SETTINGS
 
-CLASSES, VALUE, SPAN = equations.OUTPUTS
+CLASSES, VALUE, SPAN = plain_bert.OUTPUTS
 PAPER = equations.PAPER
-BATCHES = equations.make_batches()
+BATCHES = plain_bert.make_batches()
 # What decides on single neurons shows only where they are not rounded.
 FINE = {"neuron_multiple": 1}
 PREDICTIVE = FINE | {"lambda_rep": 1e-3}
@@ -25,7 +27,7 @@ DIVERGENCE = PREDICTIVE | {"knowledge": "divergence"}
 EQUATIONS = {
     "compression_rate": [(CLASSES, {}, 0.2), (CLASSES, {}, 0.8)],
     "temperature": [(CLASSES, PREDICTIVE, 0.1), (CLASSES, DIVERGENCE, 0.3), (SPAN, PREDICTIVE, 30.0)],
-    "knowledge": [(task, PREDICTIVE, "divergence") for task in equations.OUTPUTS],
+    "knowledge": [(task, PREDICTIVE, "divergence") for task in plain_bert.OUTPUTS],
     "lambda_rep": [(CLASSES, FINE, 0.0), (CLASSES, FINE, 100.0)],
     "mu": [(CLASSES, FINE, 0.3), (CLASSES, FINE, 100.0)],
     "head_weight": [(CLASSES, FINE, 0.3), (CLASSES, FINE, 30.0)],
@@ -61,6 +63,12 @@ def prune(task=CLASSES, batches=BATCHES, model=None, **settings):
     return pruner
 
 
+@cache
+def by_equations(task=CLASSES, measured=None, **settings):
+    """What the equations say of the same prune, on the batches with the numbers `measured` or on all."""
+    return equations.prune(plain_bert.make_weights(task), BATCHES, equations.DEFAULT | settings, measured)
+
+
 def kept(pruner):
     return [entry.kept for entry in pruner.result.sublayers]
 
@@ -90,10 +98,8 @@ def test_every_setting_has_a_test():
 
 @pytest.mark.parametrize(("name", "task", "others", "value"), CASES)
 def test_a_prune_is_that_of_the_equations(name, task, others, value):
-    weights, settings = equations.make_weights(task), equations.DEFAULT | others
-    without = equations.prune(weights, BATCHES, settings)
-    expected = equations.prune(weights, BATCHES, settings | {name: value})
-    assert differ(expected, without), "a prune that ignores the setting would pass: choose another value"
+    expected = by_equations(task, **others, **{name: value})
+    assert differ(expected, by_equations(task, **others)), "ignoring it would pass: choose another value"
     assert_equal(prune(task, **others, **{name: value}), expected)
 
 
@@ -108,8 +114,8 @@ def strengths(model, samples):
     for sample in samples:
         model(input_ids=sample.ids[sample.real][None])
     handle.remove()
-    heads = torch.cat(read).unflatten(1, (equations.HEADS, -1))
-    weights = projection.weight.double().T.unflatten(0, (equations.HEADS, -1))
+    heads = torch.cat(read).unflatten(1, (plain_bert.HEADS, -1))
+    weights = projection.weight.double().T.unflatten(0, (plain_bert.HEADS, -1))
     return torch.einsum("nhi,nhi,hid,hid->h", heads, heads, weights, weights)
 
 
@@ -117,10 +123,10 @@ def strengths(model, samples):
 def test_a_head_weight_of_three_is_three_times_mu(paper):
     base = PAPER if paper else {}
     settings = {name: value for name, value in base.items() if name not in ("mu", "head_weight")} | FINE
-    tripled = prune(**settings, head_weight=3, mu=0.7)
-    plain = prune(**settings, head_weight=1, mu=2.1)
+    tripled = prune(**settings, head_weight=3, mu=2)
+    plain = prune(**settings, head_weight=1, mu=6)
     assert same_state(tripled.model, plain.model) and kept(tripled) == kept(plain)
-    assert kept(tripled) != kept(prune(**settings, head_weight=1, mu=0.7))
+    assert kept(tripled) != kept(prune(**settings, head_weight=1, mu=2))
 
 
 @pytest.mark.parametrize("knowledge", ["fisher", "divergence"])
@@ -128,7 +134,7 @@ def test_with_a_huge_lambda_the_strongest_heads_are_kept(knowledge):
     found = kept(prune(knowledge=knowledge, lambda_rep=1e12, compression_rate=0.6, neuron_multiple=1))[0]
     with torch.no_grad():
         strength = strengths(dense_model(CLASSES), [sample for batch in BATCHES for sample in batch])
-    assert 0 < len(found) < equations.HEADS
+    assert 0 < len(found) < plain_bert.HEADS
     assert found == sorted(strength.argsort(descending=True)[: len(found)].tolist())
     assert found != kept(prune(knowledge=knowledge, lambda_rep=0.0, compression_rate=0.6, neuron_multiple=1))[0]
 
@@ -178,7 +184,7 @@ def test_inputs_are_corrected_by_the_map_from_the_student_to_the_teacher(correct
     pruner = prune(correct_inputs=correct_inputs, ridge=ridge)
     name = f"{DENSE}.intermediate.dense"
     ((teacher, _),), ((student, _),) = recorded(pruner.teacher, name), recorded(pruner.model, name)
-    weight, bias = torch.eye(equations.HIDDEN).double(), torch.zeros(equations.HIDDEN).double()
+    weight, bias = torch.eye(plain_bert.HIDDEN).double(), torch.zeros(plain_bert.HIDDEN).double()
     if correct_inputs:
         pull = (ridge * student.square().sum(dim=0).mean()).sqrt() * weight
         rows = torch.cat([functional.pad(student, (0, 1), value=1), functional.pad(pull, (0, 1))])
@@ -198,7 +204,7 @@ ROWS = [sample.ids[sample.real].tolist() for batch in BATCHES for sample in batc
 
 
 def collate(rows):
-    return tensors_of(equations.batch_of([row["input_ids"] for row in rows]))
+    return tensors_of(plain_bert.batch_of([row["input_ids"] for row in rows]))
 
 
 def drawn(num_tokens=None, seed=0):
@@ -230,8 +236,8 @@ def test_batches_are_in_the_order_of_the_draw_where_their_gradients_are_squared(
     settings = {"gradient": "batch", "compression_rate": 0.4, **PREDICTIVE}
 
     def expected(rows):
-        batches = [equations.batch_of(rows[start : start + 6]) for start in range(0, len(rows), 6)]
-        return equations.prune(equations.make_weights(CLASSES), batches, equations.DEFAULT | settings)
+        batches = [plain_bert.batch_of(rows[start : start + 6]) for start in range(0, len(rows), 6)]
+        return equations.prune(plain_bert.make_weights(CLASSES), batches, equations.DEFAULT | settings)
 
     order = drawn()["input_ids"]
     assert differ(expected(order), expected(sorted(order, key=len)))
@@ -241,7 +247,7 @@ def test_batches_are_in_the_order_of_the_draw_where_their_gradients_are_squared(
 @pytest.mark.parametrize("share", [0.2, 0.1])
 def test_the_share_that_is_held_out_is_measured_and_nothing_else(share):
     """Of ready batches, every n-th."""
-    batches, every = equations.make_batches(10, 6), round(1 / share)
+    batches, every = plain_bert.make_batches(10, 6), round(1 / share)
     found = prune(batches=batches, heldout_share=share)
     others = [batch for index, batch in enumerate(batches) if (index + 1) % every]
     assert same_state(found.model, prune(batches=others).model)
@@ -255,12 +261,11 @@ def test_the_share_that_is_held_out_is_measured_and_nothing_else(share):
 
 
 def test_knowledge_is_measured_on_as_many_tokens():
-    """Half of them: on every other batch; the fit takes all."""
+    """A quarter of them is one batch of four; the fit takes all."""
     tokens = sum(int(sample.real.sum()) for batch in BATCHES for sample in batch)
-    weights, settings = equations.make_weights(CLASSES), equations.DEFAULT | FINE
-    expected = equations.prune(weights, BATCHES, settings, measured=[0, 2])
-    assert differ(expected, equations.prune(weights, BATCHES, settings))
-    assert_equal(prune(measure_tokens=tokens // 2, **FINE), expected)
+    expected = by_equations(measured=(0,), **FINE)
+    assert differ(expected, by_equations(**FINE))
+    assert_equal(prune(measure_tokens=tokens // 4, **FINE), expected)
 
 
 # The settings of the machine
@@ -304,7 +309,7 @@ def test_states_beyond_the_budget_of_memory_lie_in_a_file(share, monkeypatch):
         return file
 
     monkeypatch.setattr(tempfile, "TemporaryFile", watched)
-    states = [2 * len(batch) * len(batch[0].ids) * equations.HIDDEN * 4 for batch in BATCHES]
+    states = [2 * len(batch) * len(batch[0].ids) * plain_bert.HIDDEN * 4 for batch in BATCHES]
     spilled = prune(memory_budget=int(share * sum(states)))
     assert same_state(spilled.model, prune().model)
     if share == 2:

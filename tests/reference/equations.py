@@ -1,23 +1,36 @@
-"""K-prune by its equations alone, on a tiny BERT: plain torch in float64, one sample at a time.
+"""K-prune by its equations alone, on the BERT of `plain_bert`: plain torch in float64, one sample at a time.
 
-It shares no code with the library, which the tests hold to it. Nothing is clever here: the forward pass is written
-out, every mask is a leaf of autograd, the threshold is found by bisection, and the fits are solved by `lstsq` on all
-tokens at once. Sublayers are numbered from the bottom: attention is even, feed-forward is odd.
+It shares no code with the library, which the tests hold to it. Nothing is clever here: every mask is a leaf of
+autograd, the threshold is found by bisection, and the fits are solved by `lstsq` on all tokens at once.
 """
 
 import math
-import random
 import zlib
+from functools import partial
 from typing import NamedTuple
 
 import torch
+from plain_bert import (
+    HEAD_SIZE,
+    HEADS,
+    HIDDEN,
+    LAYERS,
+    NEURONS,
+    SUBLAYERS,
+    add,
+    after,
+    embed,
+    features_at,
+    head,
+    inputs_of,
+    norm,
+    outputs_of,
+    prefix,
+    real_tokens,
+    stream_after,
+    unit_size,
+)
 from torch.nn import functional
-
-LAYERS, HIDDEN, HEADS, NEURONS, VOCABULARY, POSITIONS = 2, 16, 4, 32, 40, 16
-HEAD_SIZE = HIDDEN // HEADS
-SUBLAYERS = range(2 * LAYERS)
-PAD, CLS, SEP = 0, 1, 2
-OUTPUTS = {"classification": 3, "regression": 1, "question answering": 2}
 
 DEFAULT = {
     "compression_rate": 0.5,
@@ -52,152 +65,12 @@ PAPER = DEFAULT | {
 }
 
 
-class Sample(NamedTuple):
-    """Token ids, padded to the width of the batch, and which of them are real, (tokens,) each."""
-
-    ids: torch.Tensor
-    real: torch.Tensor
-
-
 class Pruned(NamedTuple):
     """Kept units by sublayer, the weights, and the least relative gap between a kept score and one that is not."""
 
     kept: list[list[int]]
     weights: dict[str, torch.Tensor]
     margin: float
-
-
-# The model and its data: numbers of Python's generator, which are the same on every machine
-
-
-def make_weights(task, seed=0):
-    """The state dict of a transformers BERT, in float32."""
-    shapes = {
-        "bert.embeddings.word_embeddings.weight": (VOCABULARY, HIDDEN),
-        "bert.embeddings.position_embeddings.weight": (POSITIONS, HIDDEN),
-        "bert.embeddings.token_type_embeddings.weight": (2, HIDDEN),
-        **_norm("bert.embeddings.LayerNorm"),
-    }
-    for layer in range(LAYERS):
-        block = f"bert.encoder.layer.{layer}"
-        for name in ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"):
-            shapes |= _linear(f"{block}.{name}", HIDDEN, HIDDEN)
-        shapes |= _norm(f"{block}.attention.output.LayerNorm") | _norm(f"{block}.output.LayerNorm")
-        shapes |= _linear(f"{block}.intermediate.dense", NEURONS, HIDDEN)
-        shapes |= _linear(f"{block}.output.dense", HIDDEN, NEURONS)
-    if task == "question answering":
-        shapes |= _linear("qa_outputs", OUTPUTS[task], HIDDEN)
-    else:
-        shapes |= _linear("bert.pooler.dense", HIDDEN, HIDDEN) | _linear("classifier", OUTPUTS[task], HIDDEN)
-    return {name: _numbers(f"{seed} {name}", shape) for name, shape in shapes.items()}
-
-
-def _linear(name, outputs, inputs):
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-
-
-def _norm(name):
-    return {f"{name}.weight": (HIDDEN,), f"{name}.bias": (HIDDEN,)}
-
-
-def _numbers(name, shape):
-    generator = random.Random(name)
-    values = [generator.uniform(-0.6, 0.6) for _ in range(math.prod(shape))]
-    return torch.tensor(values).view(shape) + ("LayerNorm.weight" in name)
-
-
-def make_batches(count=4, size=8, seed=0):
-    """Lists of samples of 3 to 12 tokens, padded to the longest of each list."""
-    generator = random.Random(seed)
-    rows = [
-        [CLS, *generator.choices(range(3, VOCABULARY), k=generator.randint(1, 10)), SEP] for _ in range(count * size)
-    ]
-    return [batch_of(rows[start : start + size]) for start in range(0, len(rows), size)]
-
-
-def batch_of(rows):
-    """The samples of lists of token ids, padded to the longest of them."""
-    width = max(map(len, rows))
-    padded = [torch.tensor(row + [PAD] * (width - len(row))) for row in rows]
-    return [Sample(ids, torch.arange(width) < len(row)) for ids, row in zip(padded, rows, strict=True)]
-
-
-# The forward pass
-
-
-def prefix(index):
-    """Names of the output projection of a sublayer and of the norm after it."""
-    block = f"bert.encoder.layer.{index // 2}."
-    return block + ("output" if index % 2 else "attention.output")
-
-
-def inputs_of(index):
-    """Names of the input projections of a sublayer."""
-    block = f"bert.encoder.layer.{index // 2}."
-    return [block + name for name in (["intermediate.dense"] if index % 2 else _ATTENTION)]
-
-
-_ATTENTION = ["attention.self.query", "attention.self.key", "attention.self.value"]
-
-
-def unit_size(index):
-    return 1 if index % 2 else HEAD_SIZE
-
-
-def linear(weights, name, values):
-    return values @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
-
-
-def norm(weights, name, values):
-    return functional.layer_norm(values, (HIDDEN,), weights[f"{name}.weight"], weights[f"{name}.bias"], 1e-12)
-
-
-def embed(weights, sample):
-    tables = [weights[f"bert.embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")]
-    return norm(
-        weights, "bert.embeddings.LayerNorm", tables[0][sample.ids] + tables[1][: len(sample.ids)] + tables[2][0]
-    )
-
-
-def features_of(weights, index, hidden, real):
-    """What the output projection of a sublayer reads, (tokens, features)."""
-    if index % 2:
-        return functional.gelu(linear(weights, inputs_of(index)[0], hidden))
-    query, key, value = (
-        linear(weights, name, hidden).unflatten(1, (-1, HEAD_SIZE)).transpose(0, 1) for name in inputs_of(index)
-    )
-    attended = query @ key.transpose(1, 2) / HEAD_SIZE**0.5
-    shares = attended.masked_fill(~real, -math.inf).softmax(dim=2)
-    return (shares @ value).transpose(0, 1).flatten(1)
-
-
-def add(weights, index, hidden, features):
-    """X + Sub(X)."""
-    return hidden + linear(weights, f"{prefix(index)}.dense", features)
-
-
-def after(weights, index, hidden, real):
-    """The hidden states that enter the next sublayer."""
-    if not weights[f"{prefix(index)}.dense.weight"].numel():
-        stream = hidden + weights[f"{prefix(index)}.dense.bias"]
-    else:
-        stream = add(weights, index, hidden, features_of(weights, index, hidden, real))
-    return norm(weights, f"{prefix(index)}.LayerNorm", stream)
-
-
-def head(weights, hidden):
-    """(distributions, classes): one of the classes or the value; over the tokens those of start and end."""
-    if "qa_outputs.weight" in weights:
-        return linear(weights, "qa_outputs", hidden).T
-    return linear(weights, "classifier", linear(weights, "bert.pooler.dense", hidden[:1]).tanh())
-
-
-def outputs_of(weights, sample):
-    """What the model predicts, (distributions, classes)."""
-    hidden = embed(weights, sample)
-    for index in SUBLAYERS:
-        hidden = after(weights, index, hidden, sample.real)
-    return head(weights, hidden)
 
 
 # Knowledge
@@ -238,44 +111,42 @@ def draw_signs(sample, shape, seed):
     return (2.0 * drawn - 1).double().view(shape)
 
 
+@torch.enable_grad()
 def measure(student, first, batches, states, teacher, settings):
-    """Scores without the FLOPs: K_pred + lambda K_rep of every unit of the sublayers from the first upward."""
-    squares = {index: 0.0 for index in SUBLAYERS[first:]}
-    strengths = {index: 0.0 for index in SUBLAYERS[first:]}
-    for number, batch in enumerate(batches):
+    """K_pred + lambda K_rep of every unit of the sublayers from the first upward."""
+    squares = dict.fromkeys(SUBLAYERS[first:], 0.0)
+    strengths = dict.fromkeys(SUBLAYERS[first:], 0.0)
+    for batch, hidden, outputs in zip(batches, states, teacher, strict=True):
         gradients = []
         for row, sample in enumerate(batch):
-            masks = {index: torch.ones(width_of(student, index), dtype=torch.float64) for index in SUBLAYERS[first:]}
-            hidden = states[number][row]
-            for index, mask in masks.items():
-                features = features_of(student, index, hidden, sample.real)
-                strengths[index] += features[sample.real].square().sum(dim=0).detach()
-                stream = add(student, index, hidden, mask.requires_grad_() * features)
-                hidden = norm(student, f"{prefix(index)}.LayerNorm", stream)
-            loss = lost(teacher[number], head(student, hidden), batch, row, settings)
+            masks, features, prediction = masked(student, first, hidden[row], sample)
+            for index in features:
+                strengths[index] += features[index][sample.real].square().sum(dim=0).detach()
+            loss = lost(outputs, prediction, batch, row, settings)
             gradients.append(torch.autograd.grad(loss, list(masks.values())))
-        for index, found in zip(squares, zip(*gradients, strict=True), strict=True):
-            found = torch.stack(found)
+        for index, found in zip(squares, map(torch.stack, zip(*gradients, strict=True)), strict=True):
             found = found.mean(dim=0, keepdim=True) if settings["gradient"] == "batch" else found
             squares[index] += found.square().sum(dim=0)
-    samples, tokens = (
-        sum(map(count, (s for batch in batches for s in batch))) for count in (lambda s: 1, real_tokens)
-    )
+    samples = [sample for batch in batches for sample in batch]
     scores = {}
     for index in squares:
-        weight = student[f"{prefix(index)}.dense.weight"]
-        rep = strengths[index] * weight.square().sum(dim=0) / (tokens * HIDDEN)
-        knowledge = squares[index] / (2 * samples) + settings["lambda_rep"] * rep
+        rows = student[f"{prefix(index)}.dense.weight"].square().sum(dim=0)
+        predictive = squares[index] / (2 * len(samples))
+        representational = strengths[index] * rows / (sum(map(real_tokens, samples)) * HIDDEN)
+        knowledge = predictive + settings["lambda_rep"] * representational
         scores[index] = knowledge.view(-1, unit_size(index)).mean(dim=1)
     return scores
 
 
-def width_of(weights, index):
-    return weights[f"{prefix(index)}.dense.weight"].shape[1]
-
-
-def real_tokens(sample):
-    return int(sample.real.sum())
+def masked(student, first, hidden, sample):
+    """Masks of 1 and features by sublayer, from the first upward, and what the student predicts with them."""
+    masks, features = {}, {}
+    for index in SUBLAYERS[first:]:
+        features[index] = features_at(student, index, hidden, sample)
+        masks[index] = torch.ones(features[index].shape[1], dtype=torch.float64, requires_grad=True)
+        stream = add(student, index, hidden, masks[index] * features[index])
+        hidden = norm(student, f"{prefix(index)}.LayerNorm", stream)
+    return masks, features, head(student, hidden)
 
 
 # Search
@@ -369,10 +240,7 @@ def tune(student, index, batches, kept, streams, states, settings):
     if settings["bias"] == "drop" and not kept:
         start = start[0], torch.zeros(HIDDEN).double()
     if settings["tuning"]:
-        found = [
-            [features_of(student, index, state, sample.real) for state, sample in zip(*pair, strict=True)]
-            for pair in zip(states, batches, strict=True)
-        ]
+        found = for_each(partial(features_at, student, index), states, batches)
         features = real_rows(found, batches) if kept else hidden[:, :0]
         weights = 1 / (wanted.var(dim=1, correction=0) + 1e-5) if settings["token_weights"] == "scale" else None
         start = solve(features, wanted - hidden, start, settings["ridge"], settings["bias"] == "refit", weights)
@@ -381,8 +249,8 @@ def tune(student, index, batches, kept, streams, states, settings):
 
 def real_rows(states, batches):
     """What belongs to the real tokens of all samples, one after the other."""
-    pairs = zip(states, batches, strict=True)
-    return torch.cat([state[sample.real] for pair in pairs for state, sample in zip(*pair, strict=True)])
+    found = for_each(lambda state, sample: state[sample.real], states, batches)
+    return torch.cat([rows for batch in found for rows in batch])
 
 
 # The loop
@@ -400,39 +268,36 @@ def prune(weights, batches, settings, measured=None):
     """
     teacher = {name: values.double() for name, values in weights.items()}
     student, kept, gaps = dict(teacher), [], []
-    outputs = [[outputs_of(teacher, sample) for sample in batch] for batch in batches]
-    before = now = [[embed(teacher, sample) for sample in batch] for batch in batches]
-    samples = [sample for batch in batches for sample in batch]
-    length = settings["sequence_length"] or max(1, round(sum(map(real_tokens, samples)) / len(samples)))
+    outputs = for_each(partial(outputs_of, teacher), batches)
+    before = now = for_each(partial(embed, teacher), batches)
+    length = settings["sequence_length"] or mean_length(batches)
     total = LAYERS * (HEADS * unit_flops(0, length) + NEURONS * unit_flops(1, length))
     budget = total - math.ceil(settings["compression_rate"] * total)
-    measured = range(len(batches)) if measured is None else measured
     for index in SUBLAYERS:
         if index and settings["tuning"] and settings["correct_inputs"]:
             correct(student, index, batches, before, now, settings)
         if index % settings["measure_every"] == 0:
-            chosen = [[values[number] for number in measured] for values in (batches, now, outputs)]
-            with torch.enable_grad():
-                scores = measure(student, index, *chosen, settings)
+            numbers = range(len(batches)) if measured is None else measured
+            seen = [[values[number] for number in numbers] for values in (batches, now, outputs)]
+            scores = measure(student, index, *seen, settings)
         units, gap = select(scores, index, length, budget, settings)
         kept, gaps, budget = [*kept, units], [*gaps, gap], budget - len(units) * unit_flops(index, length)
         cut(student, index, units)
-        streams = [
-            [
-                add(teacher, index, state, features_of(teacher, index, state, s.real))
-                for state, s in zip(*p, strict=True)
-            ]
-            for p in zip(before, batches, strict=True)
-        ]
+        streams = for_each(partial(stream_after, teacher, index), before, batches)
         tune(student, index, batches, units, streams, now, settings)
-        before, now = (
-            [
-                [after(model, index, state, s.real) for state, s in zip(*p, strict=True)]
-                for p in zip(states, batches, strict=True)
-            ]
-            for model, states in ((teacher, before), (student, now))
-        )
+        before = for_each(partial(after, teacher, index), before, batches)
+        now = for_each(partial(after, student, index), now, batches)
     return Pruned(kept, student, min(gaps))
+
+
+def for_each(function, *lists):
+    """What a function returns for every sample of every batch."""
+    return [[function(*values) for values in zip(*batches, strict=True)] for batches in zip(*lists, strict=True)]
+
+
+def mean_length(batches):
+    lengths = [real_tokens(sample) for batch in batches for sample in batch]
+    return max(1, round(sum(lengths) / len(lengths)))
 
 
 def cut(student, index, units):
