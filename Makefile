@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart notebooks test lint clean
+.PHONY: quickstart notebooks test mutants lint clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/quickstart.py
@@ -12,6 +12,10 @@ notebooks: .venv/installed
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+# Mistakes put into the package one by one, each of which a test must notice; MUTANTS="word word" runs some of them.
+mutants: .venv/installed
+	$(BIN)/python tests/mutants/run.py $(MUTANTS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
