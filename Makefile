@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP ?= $(BIN)/python -m pip
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: quickstart notebooks docs test test-fast lint format clean
+.PHONY: quickstart notebooks docs test test-fast mutants lint format clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/quickstart.py
@@ -20,6 +20,10 @@ test: lint
 
 test-fast: .venv/installed
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m 'not slow'
+
+# Mistakes put into the package one by one, each of which a test must notice; MUTANTS="word word" runs some of them.
+mutants: .venv/installed
+	$(BIN)/python tests/mutants/run.py $(MUTANTS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -301,3 +301,15 @@ def test_the_command_prunes_a_pipeline_as_a_whole(encoder, tmp_path, monkeypatch
     expected.prune(KPruneConfig(), expected.get_calibration_dataset(str(tmp_path / "texts.txt")))
     assert same_state(pruned[0].auto_model, expected.model)
     assert not (tmp_path / "alone" / "modules.json").exists()
+
+
+# The card of the smaller pipeline
+
+
+def test_the_data_of_the_card_is_about_the_smaller_pipeline(tmp_path):
+    encoder = save_tiny(tmp_path / "encoder", tiny_model(head="base model"))
+    pipeline = SentenceTransformer(modules=[models.Transformer(str(encoder)), models.Pooling(HIDDEN)], device="cpu")
+    pruner = KPruner.from_sentence_transformer(pipeline)
+    pruner.prune(KPruneConfig(), texts_of(ragged_samples()))
+    smaller = pruner.sentence_transformer
+    assert smaller.model_card_data.model is smaller and pipeline.model_card_data.model is pipeline

@@ -17,13 +17,21 @@ from tiny import (
     same_state,
     samples_for,
     save_tiny,
+    sublayers_of,
     tiny_model,
     tiny_tokenizer,
 )
 from transformers import Trainer, TrainingArguments
 
 from optimum_kprune import KPruneConfig, KPruner
-from optimum_kprune.encoder.offloading import execution_device, named_tensors, own_weights, sharing_copy
+from optimum_kprune.encoder.hooks import observed_units
+from optimum_kprune.encoder.offloading import (
+    execution_device,
+    named_tensors,
+    own_weights,
+    sharing_copy,
+    weights_let_go,
+)
 from optimum_kprune.encoder.tasks import task_of
 
 pytestmark = pytest.mark.slow
@@ -304,3 +312,17 @@ def test_a_copy_shares_the_weights_and_computes_the_same(family):
     assert all(one.data_ptr() == other.data_ptr() and one is not other for one, other in pairs)
     batch = pad(ragged_samples())
     assert all(map(torch.equal, outputs_of(model, batch), outputs_of(copied, batch)))
+
+
+# Backward passes through offloaded blocks
+
+
+def test_blocks_that_are_run_again_let_go_of_their_weights():
+    model = sharing_copy(cpu_offload(tiny_model(), torch.device("cpu")))
+    batch, blocks = pad(samples_for(model)[:4]), model.bert.encoder.layer
+    seen = []
+    watched = observed_units(sublayers_of(model), lambda *_: None, lambda index, gradients: seen.append(index))
+    with torch.enable_grad(), watched, weights_let_go(blocks[1:]):
+        model(**batch).logits.sum().backward()
+    assert sorted(seen) == list(range(2 * len(blocks)))
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}

@@ -10,6 +10,7 @@ import torch
 from tiny import batches_of, ragged_samples, same_state, tiny_model
 
 from optimum_kprune import KPruneConfig, KPruner
+from optimum_kprune.prune import state_store
 from optimum_kprune.prune.state_store import StateStore
 
 SAMPLES = ragged_samples(36)
@@ -183,3 +184,29 @@ def test_the_default_device_of_torch_does_not_matter():
     with torch.device("meta"):
         found = states[0]
     assert torch.equal(found, tensor)
+
+
+# Slabs
+
+
+def memory_of(tensor):
+    return tensor.untyped_storage().data_ptr()
+
+
+def test_small_states_share_a_piece_of_memory_and_no_place_in_it():
+    states = StateStore().states(3)
+    tensors = [torch.full((3, 5), 1.0), torch.full((4,), 2.0), torch.full((2, 2), 3.0, dtype=torch.bfloat16)]
+    for index, tensor in enumerate(tensors):
+        states[index] = tensor
+    held = list(states)
+    assert all(map(torch.equal, held, tensors))
+    assert memory_of(held[0]) == memory_of(held[1]) != memory_of(held[2])
+
+
+def test_a_state_that_no_piece_has_room_for_gets_one(monkeypatch):
+    monkeypatch.setattr(state_store, "SLAB", 10 * 4)
+    states = StateStore().states(4)
+    for index, count in enumerate((6, 5, 100, 5)):
+        states[index] = torch.full((count,), float(index))
+    assert all((state == index).all() for index, state in enumerate(states))
+    assert len({memory_of(state) for state in states}) > 1
