@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from datasets import Dataset
@@ -263,17 +263,8 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
             OSError: if it cannot be written, or the disk of the temporary folder is full; see `memory_budget`.
         """
         check_config(config)
-        config = _with_budget(config, calibration_dataset)
-        overwrite = overwrite or has_begun_to_save(checkpoint_dir)
-        if save_directory is not None:
-            in_main(require_free)(save_directory, overwrite)
-        calibration = self._calibration(config, calibration_dataset, data_collator, batch_size)
-        arguments = self._arguments_with(calibration_dataset, data_collator, batch_size)
-        with self._sweep(config, calibration) as sweep:
-            model, result = sweep.prune(config, checkpoint_dir)
-        self._keep(model, result, config, arguments)
-        self._save_from(checkpoint_dir, save_directory, overwrite)
-        return result
+        order = _Order(self, config, save_directory, checkpoint_dir, overwrite)
+        return self._prune_each([order], calibration_dataset, data_collator, batch_size)[0]
 
     @together()
     @torch.inference_mode(False)
@@ -317,34 +308,29 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
             FileExistsError: if the folder of a rate is not empty.
             OSError: if it cannot be written, or the disk of the temporary folder is full; see `memory_budget`.
         """
-        configs = [_with_budget(entry, calibration_dataset) for entry in configs_of(rates, config)]
-        folders = [_within(save_directory, entry) for entry in configs]
-        checkpoints = [_within(checkpoint_dir, entry) for entry in configs]
-        replaces = [overwrite or has_begun_to_save(checkpoint) for checkpoint in checkpoints]
-        for folder, replace_it in zip(folders, replaces, strict=True):
-            if folder is not None:
-                in_main(require_free)(folder, replace_it)
-        calibration = self._calibration(configs[0], calibration_dataset, data_collator, batch_size)
-        arguments = self._arguments_with(calibration_dataset, data_collator, batch_size)
-        pruners = [copy.copy(self) for _ in configs]
-        with self._sweep(config, calibration) as sweep:
-            places = zip(checkpoints, folders, replaces, strict=True)
-            for pruned, entry, (checkpoint, folder, replace_it) in zip(pruners, configs, places, strict=True):
-                pruned._keep(*sweep.prune(entry, checkpoint), entry, arguments)
-                pruned._save_from(checkpoint, folder, replace_it)
-        return pruners
+        orders = [
+            _Order(copy.copy(self), entry, _within(save_directory, entry), _within(checkpoint_dir, entry), overwrite)
+            for entry in configs_of(rates, config)
+        ]
+        self._prune_each(orders, calibration_dataset, data_collator, batch_size)
+        return [order.pruner for order in orders]
 
-    def _save_from(
-        self, checkpoint_dir: str | PathLike | None, save_directory: str | PathLike | None, overwrite: bool
-    ) -> None:
-        """Saves the model, if asked to, so that the same call can be made again wherever it was killed."""
-        if save_directory is not None:
-            if checkpoint_dir is not None:
-                begins_to_save(checkpoint_dir)
-            self.save_pretrained(save_directory, overwrite=overwrite)
-
-    def _sweep(self, config: KPruneConfig, calibration: CalibrationBatches) -> Sweep:
-        return Sweep(self._encoder(self.teacher), self.task, calibration, config.memory_budget)
+    def _prune_each(
+        self, orders: list["_Order"], dataset: Any, data_collator: Callable[[list[Any]], Any] | None, batch_size: int
+    ) -> list[KPruneResult]:
+        """Prunes copies of the teacher one after the other; each becomes the model of its pruner, and is saved."""
+        orders = [order.prepared(dataset) for order in orders]
+        config = orders[0].config
+        calibration = self._calibration(config, dataset, data_collator, batch_size)
+        arguments = self._arguments_with(dataset, data_collator, batch_size)
+        results = []
+        with Sweep(self._encoder(self.teacher), self.task, calibration, config.memory_budget) as sweep:
+            for order in orders:
+                model, result = sweep.prune(order.config, order.checkpoint_dir)
+                order.pruner._keep(model, result, order.config, arguments)
+                order.save()
+                results.append(result)
+        return results
 
     def _encoder(self, model: nn.Module) -> Encoder:
         return Encoder(model, self.adapter, self._encoder_name)
@@ -380,13 +366,40 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         return {**self._arguments, "pruner.get_calibration_dataset": drawn_with(dataset), "pruner.prune": prune}
 
 
+class _Order(NamedTuple):
+    """One prune that is asked for: who keeps the model, at which settings, and where it and its progress are written.
+
+    Attributes:
+        pruner: the pruner whose model it becomes.
+        config: the settings.
+        save_directory: folder for the model, or None.
+        checkpoint_dir: folder for the progress, or None.
+        overwrite: whether to replace a saved model.
+    """
+
+    pruner: KPruner
+    config: KPruneConfig
+    save_directory: str | PathLike | None
+    checkpoint_dir: str | PathLike | None
+    overwrite: bool
+
+    def prepared(self, calibration_dataset: Any) -> "_Order":
+        """Checks that the model can be saved, and takes the budget of tokens that the data was drawn with."""
+        config = copy.copy(self.config)
+        config.num_tokens = budget_of(calibration_dataset, config.num_tokens)
+        overwrite = self.overwrite or has_begun_to_save(self.checkpoint_dir)
+        if self.save_directory is not None:
+            in_main(require_free)(self.save_directory, overwrite)
+        return self._replace(config=config, overwrite=overwrite)
+
+    def save(self) -> None:
+        """Saves the model, if asked to, so that the same call can be made again wherever it was killed."""
+        if self.save_directory is not None:
+            if self.checkpoint_dir is not None:
+                begins_to_save(self.checkpoint_dir)
+            self.pruner.save_pretrained(self.save_directory, overwrite=self.overwrite)
+
+
 def _within(root: str | PathLike | None, config: KPruneConfig) -> Path | None:
     """The folder of a rate in a folder of several."""
     return None if root is None else Path(root, str(config.compression_rate)).absolute()
-
-
-def _with_budget(config: KPruneConfig, calibration_dataset: Any) -> KPruneConfig:
-    """The settings with the budget that the calibration data was drawn with, if it was drawn."""
-    budgeted = copy.copy(config)
-    budgeted.num_tokens = budget_of(calibration_dataset, config.num_tokens)
-    return budgeted
