@@ -13,7 +13,7 @@ notebooks: .venv/installed
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 docs: .venv/installed
-	$(BIN)/python docs/make_settings.py
+	$(BIN)/python docs/generate.py
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile

@@ -115,7 +115,7 @@ def mean_divergence(
     for batch in batches:
         mask = batch["attention_mask"].bool()
         predictions = [task.predict(model(**batch), model.config, mask) for model in (teacher, student)]
-        lost.append(divergence(task.target(predictions[0]), predictions[1], temperature=1.0))
+        lost.append(divergence(task.reference(predictions[0]), predictions[1], temperature=1.0))
     return float(torch.cat(lost).mean())
 
 

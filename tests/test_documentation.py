@@ -1,6 +1,7 @@
 """README and docs: their code runs, their commands exist, their links lead somewhere, and what is generated is new."""
 
 import argparse
+import ast
 import importlib
 import re
 import runpy
@@ -238,7 +239,27 @@ def test_every_page_is_in_the_index():
     assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} <= linked
 
 
-def test_the_settings_are_those_of_the_code():
+@pytest.mark.parametrize("page", ["settings", "architecture"])
+def test_generated_pages_are_those_of_the_code(page):
     """If not: `make docs`."""
-    generator = runpy.run_path(str(ROOT / "docs" / "make_settings.py"))
-    assert generator["page"]() == generator["PAGE"].read_text()
+    generator = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    assert generator[f"{page}_page"]() == (ROOT / "docs" / f"{page}.md").read_text()
+
+
+def test_every_function_of_the_arithmetic_cites_its_section():
+    """Classes and functions that are public; what holds a value, or only converts one, computes no equation."""
+    headings = re.findall(r"^## (\d)\. ", (ROOT / "docs" / "method.md").read_text(), re.MULTILINE)
+    cited = {}
+    for file in sorted((ROOT / "optimum_kprune" / "algorithm").glob("[a-z]*.py")):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                found = re.search(r"docs/method\.md,\s+sections? (\d)", ast.get_docstring(node))
+                cited[node.name] = found and found[1]
+    assert {name for name, section in cited.items() if section is None} == {
+        "Importance",
+        "Prediction",
+        "Projection",
+        "agreement",
+        "at_least_float32",
+    }
+    assert {section for section in cited.values() if section} == set(headings) - {"5"}

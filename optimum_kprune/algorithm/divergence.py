@@ -27,7 +27,7 @@ class Prediction:
 
 
 def divergence(teacher: Prediction, student: Prediction, temperature: float) -> Tensor:
-    """Predictive knowledge lost, per sample.
+    """Predictive knowledge lost, per sample (docs/method.md, section 2).
 
         categorical:  K_pred(x) = gamma^2 * sum_positions w * KL(softmax(t / gamma) || softmax(s / gamma))
         gaussian:     K_pred(x) = sum_positions w * || t - s ||^2
@@ -51,7 +51,7 @@ def divergence(teacher: Prediction, student: Prediction, temperature: float) -> 
 
 
 def agreement(teacher: Prediction, student: Prediction) -> Tensor:
-    """How alike two predictions are, per sample: 1 where the student predicts what the teacher does.
+    """How alike two predictions are, per sample: 1 where the student predicts what the teacher does. Not in the paper.
 
         categorical:  sum_positions w * [argmax t = argmax s] / sum_positions w
         gaussian:     sum_positions w * cos(t, s) / sum_positions w
@@ -84,8 +84,8 @@ def curvature_probe(teacher: Prediction, student: Prediction, temperature: float
         categorical:  H = w (diag(p) - p p^T),  probe = sqrt(w) (sqrt(p) e - p (sqrt(p) . e)) . s
         gaussian:     H = 2 w I,                probe = sqrt(2 w) e . s
 
-    Here p = softmax(t / gamma). Unlike labels drawn from the teacher, signs leave little variance where the teacher
-    is confident.
+    Here p = softmax(t / gamma); see docs/method.md, section 6. Unlike labels drawn from the teacher, signs leave
+    little variance where the teacher is confident.
 
     Args:
         teacher: the predictions to preserve; its weights count.

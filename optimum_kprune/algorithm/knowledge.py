@@ -21,7 +21,7 @@ class Importance:
 
 
 class UnitStatistics:
-    """Running sums over samples and tokens for the units of one sublayer.
+    """Running sums over samples and tokens for the units of one sublayer (docs/method.md, section 2).
 
     With f_j the j-th feature (column of the output projection's input), w_j the j-th row of the output
     projection and m_j a mask on the feature,
@@ -68,7 +68,7 @@ class UnitStatistics:
 
 
 def unit_scores(importance: Importance, lambda_rep: float, mu: float, unit_flops: float) -> Tensor:
-    """Score of every unit, S = mu (K_pred + lambda K_rep) / F (mu = 1 for neurons).
+    """Score of every unit, S = mu (K_pred + lambda K_rep) / F, with mu = 1 for neurons (docs/method.md, section 2).
 
     Returns:
         (units,) float64, knowledge per FLOP.

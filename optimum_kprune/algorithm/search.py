@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def select_units(scores: list[Tensor], unit_flops: list[float], budget: float) -> list[Tensor]:
-    """Selects the units of several sublayers with the highest scores that fit a budget of FLOPs.
+    """Selects the units of several sublayers with the highest scores that fit a budget (docs/method.md, section 3).
 
     The smallest threshold nu is sought such that the units with score > nu cost no more than the budget: one
     sort and one cumulative sum. Of equal scores the units of lower sublayers, and in a sublayer those of lower
@@ -32,7 +32,8 @@ def round_selection(selected: Tensor, scores: Tensor, multiple: int, most: float
 
         kept = the n with the least |n - selected|, over n in {0, multiple, 2 multiple, ...; units} with n <= most
 
-    Between two that are as near, the lower. Of equal scores, those of lower index come first.
+    Of two counts that are as near, the lower is taken. Of equal scores, units of lower index come first. Not in the
+    paper (docs/method.md, section 6).
 
     Args:
         selected: (units,) boolean, of the units with the highest scores.

@@ -9,7 +9,7 @@ from .divergence import MASKED_LOGIT, Prediction
 
 
 def draw_signs(prediction: Prediction, ids: Tensor, mask: Tensor, seed: int) -> Tensor:
-    """Draws the signs e of `curvature_probe`: +1 or -1, for every value of a prediction.
+    """Draws the signs e of `curvature_probe`: +1 or -1, for every value of a prediction (docs/method.md, section 6).
 
     A sample's draw does not depend on the batch that it lies in, nor on its padding.
 

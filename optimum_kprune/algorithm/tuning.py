@@ -27,7 +27,7 @@ class Projection(NamedTuple):
 
 
 def fold(correction: Projection, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Folds an affine map M, c of row vectors into the projection that reads what it gives. Not in the paper.
+    """Folds an affine map M, c of row vectors into the projection that reads its result (docs/method.md, section 6).
 
         (x M + c) W^T + b  =  x (W M^T)^T + (b + W c)
 
@@ -43,53 +43,53 @@ def fold(correction: Projection, weight: Tensor, bias: Tensor | None) -> tuple[T
     return weight @ correction.weight.T, folded
 
 
-def scale_weights(stream: Tensor) -> Tensor:
+def scale_weights(residual: Tensor) -> Tensor:
     """Weights under which the error of every token counts relative to the scale of its residual stream.
 
         D_t = 1 / (Var(x_t) + eps)      x_t: the teacher's residual stream after the sublayer
 
     What reads the stream normalises it, so that an error matters as a share of the token's standard deviation.
-    Without weights, the few tokens of large scale would decide the fit. Not in the paper.
+    Without weights, the few tokens of large scale would decide the fit. Not in the paper (docs/method.md, section 6).
 
     Args:
-        stream: (tokens, d).
+        residual: x, (tokens, d).
 
     Returns:
         (tokens,) in float32.
     """
-    return 1 / (stream.float().var(dim=-1, correction=0) + NORM_EPSILON)
+    return 1 / (residual.float().var(dim=-1, correction=0) + NORM_EPSILON)
 
 
 class LeastSquares:
     """The sums over tokens that determine a linear fit of Y (tokens, d) on A (tokens, features).
 
     Only A1^T D A1, A1^T D Y and ||D^(1/2) Y||^2 are held, with A1 = [A, 1] and the tokens' weights on the diagonal of
-    D, in float64: memory does not grow with tokens.
+    D, in float64: memory does not grow with tokens (docs/method.md, section 4).
     """
 
     def __init__(self, features: int, outputs: int, device: torch.device) -> None:
         self.features = features
         self.gram = torch.zeros(features + 1, features + 1, dtype=torch.float64, device=device)
         self.cross = torch.zeros(features + 1, outputs, dtype=torch.float64, device=device)
-        self.squared_target = torch.zeros((), dtype=torch.float64, device=device)
+        self.squared_response = torch.zeros((), dtype=torch.float64, device=device)
 
-    def add(self, features: Tensor, target: Tensor, weights: Tensor | None = None) -> None:
+    def add(self, features: Tensor, response: Tensor, weights: Tensor | None = None) -> None:
         """Adds A (tokens, features) and Y (tokens, d) of real tokens, with their weights (tokens,), 1 if not given."""
-        features, target = features.float(), target.float()
+        features, response = features.float(), response.float()
         weights = features.new_ones(features.shape[0]) if weights is None else weights.float()
         weight = weights.sum(dtype=torch.float64)
         feature_mean, features = _centred(features, weights, weight)
-        target_mean, target = _centred(target, weights, weight)
+        response_mean, response = _centred(response, weights, weight)
         # Added in place and by parts, so that neither A1 nor a float64 copy of its products is made.
         self.gram[:-1, :-1] += features.T @ features
         self.gram[:-1, :-1].addr_(feature_mean, weight * feature_mean)
-        self.cross[:-1] += features.T @ target
-        self.cross[:-1].addr_(feature_mean, weight * target_mean)
+        self.cross[:-1] += features.T @ response
+        self.cross[:-1].addr_(feature_mean, weight * response_mean)
         self.gram[:-1, -1] += weight * feature_mean
         self.gram[-1, :-1] += weight * feature_mean
         self.gram[-1, -1] += weight
-        self.cross[-1] += weight * target_mean
-        self.squared_target += target.square().sum(dtype=torch.float64) + weight * target_mean.square().sum()
+        self.cross[-1] += weight * response_mean
+        self.squared_response += response.square().sum(dtype=torch.float64) + weight * response_mean.square().sum()
 
     @property
     def weight(self) -> Tensor:
@@ -97,11 +97,11 @@ class LeastSquares:
         return self.gram[-1, -1]
 
     def solve(self, start: Projection, ridge: float, fit_bias: bool, name: str) -> Projection:
-        """Fits the projection.
+        """Fits the projection (docs/method.md, sections 4 and 6).
 
             min_{W, b} || D^(1/2) (Y - A W - 1 b) ||_F^2 + rho * mean(diag(A^T D A)) * || W - W0 ||_F^2
 
-        With a free bias the fit is that of the centred features and targets, and b = mean(Y) - mean(A) W; with a
+        With a free bias the fit is that of the centred features and responses, and b = mean(Y) - mean(A) W; with a
         fixed one it is that of A to Y - 1 b0. Solved in float64 by Cholesky; where A^T A is singular the
         solution nearest to W0 is taken, with a warning.
 
@@ -112,10 +112,10 @@ class LeastSquares:
             name: the sublayer's name, for the warning.
         """
         gram, cross = self.gram[:-1, :-1], self.cross[:-1]
-        feature_sum, target_sum = self.gram[:-1, -1], self.cross[-1]
+        feature_sum, response_sum = self.gram[:-1, -1], self.cross[-1]
         if fit_bias:
             gram = gram - torch.outer(feature_sum, feature_sum) / self.weight
-            cross = cross - torch.outer(feature_sum, target_sum) / self.weight
+            cross = cross - torch.outer(feature_sum, response_sum) / self.weight
         else:
             cross = cross - torch.outer(feature_sum, start.bias)
         if self.features == 0:
@@ -126,13 +126,13 @@ class LeastSquares:
             regularised = gram + penalty * torch.eye(self.features, dtype=gram.dtype, device=gram.device)
             right = cross - gram @ start.weight
             weight = start.weight + _solve_positive(regularised, right, squares + penalty, name)
-        bias = (target_sum - feature_sum @ weight) / self.weight if fit_bias else start.bias
+        bias = (response_sum - feature_sum @ weight) / self.weight if fit_bias else start.bias
         return Projection(weight, bias)
 
     def squared_error(self, projection: Projection) -> float:
         """Returns || D^(1/2) (Y - A W - 1 b) ||_F^2 of a projection."""
         solution = torch.cat([projection.weight, projection.bias[None]])
-        error = self.squared_target - 2 * (solution * self.cross).sum() + (solution * (self.gram @ solution)).sum()
+        error = self.squared_response - 2 * (solution * self.cross).sum() + (solution * (self.gram @ solution)).sum()
         return max(error.item(), 0.0)
 
 

@@ -12,8 +12,8 @@ from transformers.pipelines import TASK_ALIASES
 from ..algorithm.divergence import MASKED_LOGIT, Prediction, at_least_float32
 
 
-def same_target(prediction: Prediction) -> Prediction:
-    """The target of a student is the teacher's prediction itself."""
+def same_prediction(prediction: Prediction) -> Prediction:
+    """The student's prediction is compared with the teacher's itself."""
     return prediction
 
 
@@ -28,7 +28,7 @@ class Task:
         predict: maps the outputs of a model, its config and a boolean (rows, tokens) mask of real tokens to the
             prediction to preserve.
         library: name of the library that loads its pruned models.
-        target: maps the teacher's prediction to what the student's is compared with.
+        reference: maps the teacher's prediction to what the student's is compared with.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Task:
     class_suffix: str
     predict: Callable[[Any, Any, Tensor], Prediction]
     library: str = "transformers"
-    target: Callable[[Prediction], Prediction] = same_target
+    reference: Callable[[Prediction], Prediction] = same_prediction
 
 
 def one_position(values: Tensor, family: Literal["categorical", "gaussian"]) -> Prediction:
@@ -114,7 +114,7 @@ def with_published_targets(task: Task) -> Task:
     """Returns the task as the authors' program reads it; see `KPruneConfig.published_targets`."""
     if task.predict is _span:
         return replace(task, predict=_padded_span)
-    return replace(task, target=_batch_mean) if task.predict is _classes else task
+    return replace(task, reference=_batch_mean) if task.predict is _classes else task
 
 
 def _padded_span(outputs: Any, config: Any, mask: Tensor) -> Prediction:

@@ -193,7 +193,7 @@ class SublayerPruner:
                 _replace(student.output, weight=projection.weight.T)
             if has_bias:
                 _replace(student.output, bias=projection.bias)
-            return fit.squared_error(projection) / max(fit.squared_target.item(), torch.finfo(torch.float64).tiny)
+            return fit.squared_error(projection) / max(fit.squared_response.item(), torch.finfo(torch.float64).tiny)
 
     def _work(self) -> list[float]:
         """Returns how much work each sublayer is, relative to each other, for an honest estimate of the time left.

@@ -44,7 +44,7 @@ class Predictions:
         teacher = self.pair.teacher.encoder
         for step in self.pair.measured_steps():
             with recorded_output(teacher.blocks[-1]) as outputs:
-                prediction = self._target(run(teacher, step.batch), step)
+                prediction = self._reference(run(teacher, step.batch), step)
             if self._reads_below or prediction.values.numel() <= outputs[0].numel():
                 self._stored[step.index] = prediction
             else:
@@ -57,7 +57,7 @@ class Predictions:
         if prediction is None:
             teacher = self.pair.teacher.encoder
             after_all = Place(len(teacher.blocks))
-            prediction = self._target(run(teacher, step.batch, after_all, self._last[step.index]), step)
+            prediction = self._reference(run(teacher, step.batch, after_all, self._last[step.index]), step)
         return prediction
 
     def of_student(self, step: Step) -> Prediction:
@@ -66,5 +66,5 @@ class Predictions:
         outputs = run(states.encoder, step.batch) if self._reads_below else states.run(step)
         return self._task.predict(outputs, states.encoder.config, step.mask)
 
-    def _target(self, outputs: Any, step: Step) -> Prediction:
-        return self._task.target(self._task.predict(outputs, self.pair.teacher.encoder.config, step.mask))
+    def _reference(self, outputs: Any, step: Step) -> Prediction:
+        return self._task.reference(self._task.predict(outputs, self.pair.teacher.encoder.config, step.mask))

@@ -113,7 +113,7 @@ def add_up_fit(fit: LeastSquares, name: str) -> None:
     Raises:
         ValueError: if a sum is not finite; the message names the sublayer.
     """
-    add_up(fit.gram, fit.cross, fit.squared_target)
+    add_up(fit.gram, fit.cross, fit.squared_response)
     require_finite(name, fit.gram, fit.cross)
 
 

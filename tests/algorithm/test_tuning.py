@@ -293,7 +293,7 @@ def test_the_squared_error_of_any_projection_is_its_residual(problem, ridge, fit
     fit = problem.gathered()
     solution = fit.solve(problem.start, ridge, fit_bias, "layer 0 ffn")
     # What is reported is a share of the target; differences of sums cannot be more precise than these.
-    terms = fit.squared_target.item() + residual(problem, problem.start)
+    terms = fit.squared_response.item() + residual(problem, problem.start)
     for projection in (problem.start, solution):
         assert fit.squared_error(projection) == pytest.approx(
             residual(problem, projection), rel=1e-5, abs=1e-6 * terms
@@ -310,7 +310,7 @@ def test_the_sums_do_not_depend_on_the_split_into_batches(problem):
     scale = gram.diagonal().sqrt()[:, None]
     torch.testing.assert_close(fit.gram, gram, rtol=0, atol=1e-6 * float((scale * scale.T).max()))
     torch.testing.assert_close(fit.cross, cross, rtol=0, atol=1e-6 * float(scale.max() * squared.sqrt()))
-    torch.testing.assert_close(fit.squared_target, squared, rtol=1e-6, atol=0)
+    torch.testing.assert_close(fit.squared_response, squared, rtol=1e-6, atol=0)
 
 
 def fitted(inputs, target):

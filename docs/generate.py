@@ -1,8 +1,9 @@
-"""Writes docs/settings.md from KPruneConfig: its docstring, defaults, published settings and checks.
+"""Writes docs/settings.md from KPruneConfig, and the tree in docs/architecture.md from the first lines of the modules.
 
-python docs/make_settings.py
+python docs/generate.py
 """
 
+import ast
 import inspect
 import re
 from pathlib import Path
@@ -11,7 +12,11 @@ from typing import Any
 from optimum_kprune import KPruneConfig
 from optimum_kprune.configuration import SETTINGS
 
-PAGE = Path(__file__).with_name("settings.md")
+DOCS = Path(__file__).parent
+PACKAGE = DOCS.parent / "optimum_kprune"
+SETTINGS_PAGE, ARCHITECTURE_PAGE = DOCS / "settings.md", DOCS / "architecture.md"
+# The tree is what stands between the first two of these.
+MARK = "```"
 HEAD = """# Settings
 
 Generated from `KPruneConfig` by `make docs`; do not edit.
@@ -48,8 +53,8 @@ def allowed(name: str) -> str:
     raise RuntimeError(f"KPruneConfig.check does not say what {name!r} may be.")
 
 
-def page() -> str:
-    """Returns the whole page."""
+def settings_page() -> str:
+    """Returns the page of the settings."""
     ours, published, told = KPruneConfig(), KPruneConfig.paper(), descriptions()
     rows = []
     for name in SETTINGS:
@@ -59,9 +64,31 @@ def page() -> str:
     return HEAD + "".join(rows)
 
 
+def tree(folder: Path = PACKAGE, indent: str = "") -> list[str]:
+    """Returns a line for every module of a folder, and below it those of the folders in it."""
+    modules = sorted(folder.glob("*.py"))
+    rooms = sorted(path.parent for path in folder.glob("*/__init__.py"))
+    lines = [_line(indent + module.name, module) for module in modules if module.name != "__init__.py"]
+    for room in rooms:
+        lines += ["", _line(f"{indent}{room.name}/", room / "__init__.py"), *tree(room, indent + "  ")]
+    return lines
+
+
+def architecture_page() -> str:
+    """Returns the page of the architecture, with the tree as it is now."""
+    before, _, after = ARCHITECTURE_PAGE.read_text().split(MARK, 2)
+    return MARK.join([before, "\n" + "\n".join(tree()) + "\n", after])
+
+
+def _line(name: str, module: Path) -> str:
+    told = (ast.get_docstring(ast.parse(module.read_text())) or "").partition("\n")[0].rstrip(".")
+    return f"{name:<24} {told}"
+
+
 def _code(value: Any) -> str:
     return f"`{value!r}`"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    SETTINGS_PAGE.write_text(settings_page())
+    ARCHITECTURE_PAGE.write_text(architecture_page())
