@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import os
 import re
 import shutil
 import signal
@@ -293,7 +292,7 @@ def test_an_interruption_is_told_in_one_line_and_leaves_nothing_behind(
 
     def interrupted(*_, **__):
         try:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         except BaseException as error:
             raise (then or error) from None
 
@@ -325,7 +324,7 @@ def test_an_error_of_the_machine_is_told_in_one_line(kind, place, tmp_path, comm
     monkeypatch.setattr(Sweep, "prune", fail)
     message = command(*arguments_of(place, tmp_path / "out"))
     reason = "another process has died, or cannot be reached: " if "process" in kind else ""
-    assert message == f"optimum-cli kprune: {reason}{OF_THE_MACHINE[kind]}" or message.endswith("MemoryError")
+    assert message == f"optimum-cli kprune: {reason}{str(OF_THE_MACHINE[kind]) or 'MemoryError'}"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a size that is wrong"), KeyError("name")])

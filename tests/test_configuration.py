@@ -119,9 +119,30 @@ def test_an_unknown_setting_is_refused():
 
 
 def test_defaults_are_those_of_the_method():
-    config = KPruneConfig()
-    assert (config.num_tokens, config.temperature, config.gradient, config.mu) == (100_000, 2.0, "sample", None)
-    assert config.tuning is True and config.seed == 0
+    assert values_of(KPruneConfig()) == {
+        "compression_rate": 0.5,
+        "temperature": 2.0,
+        "knowledge": "fisher",
+        "lambda_rep": 0.1,
+        "mu": None,
+        "head_weight": 3.0,
+        "gradient": "sample",
+        "num_tokens": 100_000,
+        "heldout_share": 0.1,
+        "measure_tokens": 10_000,
+        "measure_every": 1,
+        "measure_precision": "float32",
+        "memory_budget": None,
+        "sequence_length": None,
+        "neuron_multiple": 8,
+        "tuning": True,
+        "ridge": 0.01,
+        "token_weights": "scale",
+        "correct_inputs": True,
+        "bias": "refit",
+        "published_targets": False,
+        "seed": 0,
+    }
 
 
 def test_the_published_settings():

@@ -83,7 +83,7 @@ def test_scratch_folders_of_other_users_are_left_alone(tmp_path):
 def test_of_several_at_once_one_wins_and_is_whole(inside, tmp_path, monkeypatch):
     if inside:
         monkeypatch.setattr(folder, "_is_replaceable", lambda _: False)
-    place, ready, lost = empty_folder(tmp_path), threading.Barrier(4), []
+    place, ready, lost = empty_folder(tmp_path), threading.Barrier(4, timeout=300), []
 
     def writer(number):
         try:

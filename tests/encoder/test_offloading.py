@@ -9,6 +9,7 @@ from accelerate import cpu_offload, cpu_offload_with_hook
 from accelerate.hooks import remove_hook_from_submodules
 from accelerate.utils.offload import OffloadedWeightsLoader
 from datasets import Dataset
+from repeated import repeated
 from tiny import (
     FAMILIES,
     outputs_of,
@@ -252,7 +253,7 @@ def test_one_model_on_disk_is_pruned_and_used_in_several_threads(tmp_path):
     batch = pad(samples_for(model)[:4])
     pruner = offloaded(model, tmp_path)
     teacher, expected = pruner.teacher, outputs_of(pruner.teacher, batch)
-    found, served, is_over = {}, [], threading.Event()
+    found = {}
 
     def pruned_on(teacher):
         one = KPruner(teacher, tiny_tokenizer())
@@ -262,21 +263,15 @@ def test_one_model_on_disk_is_pruned_and_used_in_several_threads(tmp_path):
     def prune(name):
         found[name] = pruned_on(teacher)
 
-    def serve():
-        while not is_over.is_set():
-            served.append(torch.equal(outputs_of(teacher, batch)[0], expected[0]))
-
     alone = pruned_on(teacher)
     threads = [threading.Thread(target=prune, args=[name]) for name in "ab"]
-    server = threading.Thread(target=serve)
-    for thread in (*threads, server):
-        thread.start()
-    for thread in threads:
-        thread.join()
-    is_over.set()
-    server.join()
+    with repeated(lambda: torch.equal(outputs_of(teacher, batch)[0], expected[0])) as served:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert all(same_state(one, alone) for one in found.values()) and len(found) == 2
-    assert served and all(served)
+    assert set(served) == {True}
 
 
 # Errors

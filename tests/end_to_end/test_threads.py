@@ -1,15 +1,20 @@
 """The caller's model while it is pruned: other threads use it, prunes share it, interruptions leave no trace in it."""
 
-import signal
+import sys
 import threading
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
+from repeated import repeated
 from tiny import batches_of, outputs_of, pad, ragged_samples, same_state, tiny_model, tiny_tokenizer
 
+import optimum_kprune
 from optimum_kprune import KPruneConfig, KPruner
 
+PACKAGE = str(Path(optimum_kprune.__file__).parent)
 SAMPLES = ragged_samples(48)
 
 
@@ -17,6 +22,14 @@ def prune(model, **overrides):
     one = KPruner(model, tiny_tokenizer())
     one.prune(KPruneConfig(num_tokens=None, measure_tokens=None, **overrides), batches_of(SAMPLES))
     return one
+
+
+def prunes_while(model, found):
+    """Prunes a model at least three times, and until other threads have found something: they may be slow."""
+    pruned = [prune(model) for _ in range(3)]
+    while len(found) < 10:
+        pruned.append(prune(model))
+    return pruned
 
 
 def traces(model):
@@ -46,26 +59,14 @@ def test_inference_in_another_thread_and_a_prune_do_not_disturb_each_other():
     model = tiny_model().eval()
     batch = batches_of(SAMPLES)[0]
     expected, alone = outputs_of(model, batch), prune(model)
-    is_over, requests, failures = threading.Event(), [], []
 
-    def serve():
-        while not is_over.is_set():
-            try:
-                with torch.no_grad():
-                    outputs = model(**batch).to_tuple()
-                requests.append(torch.equal(outputs[0], expected[0]))
-            # Whatever a request fails with is what this test is about.
-            except BaseException as error:
-                failures.append(error)
+    @torch.no_grad()
+    def request():
+        return torch.equal(model(**batch).to_tuple()[0], expected[0])
 
-    threads = [threading.Thread(target=serve) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    pruned = [prune(model) for _ in range(3)]
-    is_over.set()
-    for thread in threads:
-        thread.join()
-    assert len(requests) > 20 and all(requests) and not failures
+    with repeated(request, threads=2) as requests:
+        pruned = prunes_while(model, requests)
+    assert set(requests) == {True}
     assert all(same_state(one.model, alone.model) for one in pruned)
 
 
@@ -92,66 +93,56 @@ def test_prunes_of_one_model_in_several_threads_are_those_of_each_alone():
 @pytest.mark.slow
 def test_models_that_other_threads_make_meanwhile_are_initialised():
     """transformers can switch initialisation off, but for all threads at once."""
-    models, is_over = [], threading.Event()
-    config = tiny_model().config
-
-    def make():
-        while not is_over.is_set():
-            models.append(type(tiny_model())(config).classifier.weight.detach())
-
     dense = tiny_model()
-    thread = threading.Thread(target=make)
-    thread.start()
-    for _ in range(3):
-        prune(dense)
-    is_over.set()
-    thread.join()
-    assert len(models) > 10
-    assert all(0 < weight.std() < 10 * config.initializer_range and weight.isfinite().all() for weight in models)
+    config = dense.config
+    with repeated(lambda: type(dense)(config).classifier.weight.detach()) as weights:
+        prunes_while(dense, weights)
+    assert all(0 < weight.std() < 10 * config.initializer_range and weight.isfinite().all() for weight in weights)
 
 
 def test_training_mode_may_change_while_a_model_is_pruned():
     model = tiny_model()
-    alone, is_over = prune(model), threading.Event()
+    alone = prune(model)
 
     def switch():
-        while not is_over.is_set():
-            model.train(not model.training)
-            time.sleep(1e-4)
+        time.sleep(1e-4)
+        model.train(not model.training)
 
-    thread = threading.Thread(target=switch)
-    thread.start()
-    pruned = prune(model)
-    is_over.set()
-    thread.join()
-    assert same_state(pruned.model, alone.model)
+    with repeated(switch) as switched:
+        pruned = prunes_while(model, switched)
+    assert set(switched) == {None}
+    assert all(same_state(one.model, alone.model) for one in pruned)
+
+
+@contextmanager
+def interrupted_at(number=None):
+    """Counts the calls of and in the package by this thread; at the given one, the thread is interrupted."""
+    count = 0
+
+    def at_event(frame, event, _):
+        nonlocal count
+        if event in ("call", "c_call") and frame.f_code.co_filename.startswith(PACKAGE):
+            count += 1
+            if count == number:
+                raise KeyboardInterrupt
+
+    sys.setprofile(at_event)
+    try:
+        yield lambda: count
+    finally:
+        sys.setprofile(None)
 
 
 @pytest.mark.slow
 def test_an_interruption_at_any_time_leaves_no_trace():
-    """Real signals, spread evenly over the time that a prune takes."""
+    """Spread evenly over what a prune does: as a signal raises it, in the middle of anything."""
     model = tiny_model()
     before, state = traces(model), {name: value.clone() for name, value in model.state_dict().items()}
-    seconds, interrupted, is_pruning = prune(model).result.seconds, 0, threading.Event()
-
-    def interrupt(*_):
-        if is_pruning.is_set():  # a signal that comes after the prune must not stop the test
-            raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        for part in range(1, 21):
-            is_pruning.set()
-            try:
-                signal.setitimer(signal.ITIMER_REAL, seconds * part / 20)
-                prune(model)
-                is_pruning.clear()
-            except KeyboardInterrupt:
-                interrupted += 1
-            assert traces(model) == before
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-    assert interrupted >= 10
+    with interrupted_at() as count:
+        prune(model)
+    for part in range(1, 21):
+        with pytest.raises(KeyboardInterrupt), interrupted_at(count() * part // 21):
+            prune(model)
+        assert traces(model) == before
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert all(output.isfinite().all() for output in outputs_of(model, pad(SAMPLES)))

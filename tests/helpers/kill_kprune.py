@@ -107,7 +107,7 @@ def kill_in(job, event, number, place):
         def count():
             left[0] -= 1
             if not left[0]:
-                os.kill(os.getpid(), number)
+                signal.raise_signal(number)
 
         def interruptible_job():
             with interruptible():

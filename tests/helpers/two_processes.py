@@ -165,6 +165,9 @@ def work(rank, folder, port):
 
 
 def free_port():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
+    """A port below those that systems give to connections, so that none of them takes it before it is used."""
+    for port in range(10_000 + os.getpid() % 10_000, 32_768):
+        with socket.socket() as listening:
+            if listening.connect_ex(("127.0.0.1", port)):
+                return port
+    raise OSError("no port is free")
