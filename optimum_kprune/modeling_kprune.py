@@ -61,8 +61,10 @@ class Bypass(nn.Module):
         super().__init__()
         self.constant, self.returns_tuple = constant, returns_tuple
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
-        """Returns the hidden states or the constant."""
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
+        """Returns the hidden states, which are the first input, or the constant."""
+        # Not by name: DistilBERT calls its attention with `query=` up to transformers 4.
+        hidden_states = args[0] if args else next(iter(kwargs.values()))
         output = self.get_submodule(self.constant)(hidden_states) if self.constant else hidden_states
         return (output, None) if self.returns_tuple else output
 

@@ -54,11 +54,12 @@ def test_the_arithmetic_sees_tensors_only(file):
 
 
 def test_the_files_that_travel_with_the_weights_stand_alone():
-    packages = {"modeling_kprune.py": {"torch", "transformers"}, "kprune_map.py": {"torch"}}
+    packages = {"modeling_kprune.py": {"safetensors", "torch", "transformers"}, "kprune_map.py": {"torch"}}
     relative = {"modeling_kprune.py": [".kprune_map"], "kprune_map.py": []}
     for name in packages:
         assert packages_of(PACKAGE / name) == packages[name]
         assert [found for found in imports_of(PACKAGE / name) if found.startswith(".")] == relative[name]
+    assert not [found for found in imports_of(PACKAGE / "modeling_kprune.py") if found.startswith("transformers.")]
 
 
 def test_plain_data_needs_nothing():
