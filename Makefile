@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart notebooks test lint clean
+.PHONY: quickstart notebooks test compatibility lint clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/quickstart.py
@@ -12,6 +12,16 @@ notebooks: .venv/installed
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+# Pruned folders under other versions of transformers, each in an environment without this package.
+compatibility: .venv/installed $(patsubst %,.compatibility/%/installed,4.57.6 5.0.0 newest)
+	$(BIN)/python -m pytest tests/test_compatibility.py
+
+.compatibility/%/installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet $$(grep ^torch= constraints.txt) numpy
+	$(@D)/bin/python -m pip install --quiet transformers$(patsubst ==newest,,==$*)
+	touch $@
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -27,4 +37,4 @@ lint: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .compatibility build dist *.egg-info
