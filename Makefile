@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP ?= $(BIN)/python -m pip
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: quickstart notebooks docs test test-fast mutants lint format clean
+.PHONY: quickstart notebooks docs test test-fast mutants compatibility lint format clean
 
 quickstart: .venv/installed
 	$(BIN)/python examples/quickstart.py
@@ -25,6 +25,16 @@ test-fast: .venv/installed
 mutants: .venv/installed
 	$(BIN)/python tests/mutants/run.py $(MUTANTS)
 
+# Pruned folders under other versions of transformers, each in an environment without this package.
+compatibility: .venv/installed $(patsubst %,.compatibility/%/installed,4.57.6 5.0.0 newest)
+	$(BIN)/python -m pytest tests/end_to_end/test_compatibility.py
+
+.compatibility/%/installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet $$(grep ^torch= constraints.txt) numpy
+	$(@D)/bin/python -m pip install --quiet transformers$(patsubst ==newest,,==$*)
+	touch $@
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,4 +53,4 @@ format: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv dist
+	rm -rf .venv .compatibility dist

@@ -61,8 +61,10 @@ class Bypass(nn.Module):
         super().__init__()
         self.constant, self.returns_tuple = constant, returns_tuple
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
-        """Returns the hidden states or the constant."""
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
+        """Returns the hidden states, which are the first input, or the constant."""
+        # Not by name: DistilBERT calls its attention with `query=` up to transformers 4.
+        hidden_states = args[0] if args else next(iter(kwargs.values()))
         output = self.get_submodule(self.constant)(hidden_states) if self.constant else hidden_states
         return (output, None) if self.returns_tuple else output
 
@@ -254,13 +256,14 @@ class KPruneConfigMixin(PickledByDenseClass):
 def save_code(folder: Path, auto_map: dict[str, str]) -> None:
     """Writes the files that travel into a folder, with one line for each class of transformers in an `auto_map`."""
     text = Path(__file__).read_text(encoding="utf-8")
-    names = [name.rpartition(".KPrune")[2] for name in auto_map.values()]
+    names = [str(name).rpartition(".KPrune")[2] for name in auto_map.values()]
     # An `auto_map` is text that came with some config: what is no name of transformers must not become code.
     known = [name for name in names if hasattr(transformers, name)]
     lines = [f"KPrune{name} = make_pruned_class(transformers.{name})\n" for name in known]
     if lines:
         # A copy of this file has the lines of its own model.
-        (folder / Path(__file__).name).write_text(text + "".join(line for line in lines if line not in text))
+        text += "".join(line for line in lines if line not in text)
+        (folder / Path(__file__).name).write_text(text, encoding="utf-8")
         shutil.copyfile(Path(__file__).with_name("kprune_map.py"), folder / "kprune_map.py")
 
 

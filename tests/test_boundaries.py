@@ -50,6 +50,7 @@ def test_the_files_that_travel_with_the_weights_stand_alone():
     for name in packages:
         assert packages_of(PACKAGE / name) == packages[name]
         assert [found for found in imports_of(PACKAGE / name) if found.startswith(".")] == relative[name]
+    assert not [found for found in imports_of(PACKAGE / "modeling_kprune.py") if found.startswith("transformers.")]
 
 
 def test_plain_data_needs_nothing():

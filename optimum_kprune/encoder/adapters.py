@@ -86,7 +86,8 @@ DISTILBERT = EncoderAdapter(
             residual="attention.q_lin",
             bypass="attention",
             returns_tuple=True,
-            counts={"attention.n_heads": "units"},
+            # Only transformers 4 reads `dim`, when it loads the pruned model.
+            counts={"attention.n_heads": "units", "attention.dim": "features"},
         ),
         SublayerAdapter(kind="ffn", inputs={"ffn.lin1": 1}, output="ffn.lin2", residual="ffn.lin1", bypass="ffn"),
     ),

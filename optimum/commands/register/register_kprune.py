@@ -24,6 +24,20 @@ class KPruneCommand(BaseOptimumCLICommand):
 
     COMMAND = CommandInfo(name="kprune", help="Prune a fine-tuned encoder without retraining and without labels.")
 
+    def __init__(
+        self,
+        subparsers: Any,
+        args: Any = None,
+        command: CommandInfo | None = None,
+        from_defaults_factory: bool = False,
+        parser: ArgumentParser | None = None,
+    ) -> None:
+        # With two copies of the package on the path, Optimum registers this class once for each folder that it finds.
+        registered = getattr(subparsers, "choices", {}).get(self.COMMAND.name)
+        super().__init__(
+            subparsers, args, command, from_defaults_factory or registered is not None, parser or registered
+        )
+
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
         """Declares the arguments."""
