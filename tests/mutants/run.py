@@ -1,25 +1,32 @@
 """Runs the mutants of mutants.toml: python tests/mutants/run.py [WORD ...]; with words, those that have one of them.
 
 A mutant is the package with one mistake in it. Each is made in a copy of the repository, where one of its tests must
-fail. Those that failed are run in an unchanged copy at the end, and must pass there.
+fail. Those that failed are run in an unchanged copy at the end, and must pass there. Every copy is tested in a fork of
+this process, which has imported all that takes long but the package: this needs a system that can fork.
 """
 
+import importlib
+import io
+import multiprocessing
 import os
-import re
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
 import tomllib
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 TABLE = Path(__file__).with_name("mutants.toml")
 COPIED = ("optimum", "optimum_kprune", "tests", "examples", "notebooks", "pyproject.toml", "README.md", "Makefile")
-SECONDS = 600
+SETTINGS = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
+IMPORTED = ("torch", "transformers.trainer", "datasets", "accelerate", "sentence_transformers", "hypothesis", "pandas")
+SECONDS = 300
 
 
 class Mutant(NamedTuple):
@@ -37,6 +44,16 @@ class Outcome(NamedTuple):
 
     killer: str | None
     seconds: float
+
+
+class FirstFailure:
+    """A plugin of pytest that notes the first test that fails."""
+
+    test: str | None = None
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed and self.test is None:
+            self.test = report.nodeid
 
 
 def read_mutants():
@@ -61,21 +78,26 @@ def read_mutants():
 
 
 def path_of(test):
-    """Returns the path of a test file, in the repository."""
+    """Returns the path of a test file in the repository."""
     found = list(ROOT.glob(f"tests/**/{test}.py"))
     if len(found) != 1:
         raise ValueError(f"There must be one test file {test}.py. Got {len(found)}.")
-    return found[0].relative_to(ROOT)
+    return str(found[0].relative_to(ROOT))
+
+
+def outcome_of(mutant):
+    """Tests a mutant until a test fails."""
+    return run_tests(list(map(path_of, mutant.tests)), mutant)
 
 
 def run_tests(tests, change=None):
-    """Runs tests in a copy of the repository until one fails; returns the outcome.
+    """Runs tests in a copy of the repository, in this process, until one fails; returns the outcome.
 
     Args:
         tests: paths of test files, or of tests in them.
         change: the mutant to make; None changes nothing.
     """
-    started = time.perf_counter()
+    started, failure, shown = time.perf_counter(), FirstFailure(), io.StringIO()
     with tempfile.TemporaryDirectory(prefix="kprune-mutant-") as folder:
         for name in COPIED:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
@@ -83,35 +105,41 @@ def run_tests(tests, change=None):
         if change is not None:
             file = Path(folder, change.file)
             file.write_text(file.read_text(encoding="utf-8").replace(change.old, change.new), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests]
-        environment = os.environ | {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        try:
-            done = subprocess.run(
-                command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return Outcome(f"no end within {SECONDS} seconds", time.perf_counter() - started)
-    seconds = time.perf_counter() - started
-    if done.returncode not in (0, 1):
-        raise RuntimeError(f"The tests {', '.join(tests)} could not be run:\n{done.stdout}\n{done.stderr}")
-    # Names of cases may hold blanks.
-    failed = re.findall(r"^(?:FAILED|ERROR) (\S+?(?:\[.*?\])?)(?: - .*)?$", done.stdout, re.MULTILINE)
-    return Outcome(failed[0] if done.returncode else None, seconds)
+        # Also for processes that tests start.
+        os.environ["PYTHONPATH"] = folder
+        sys.path.insert(0, folder)
+        os.chdir(folder)
+        # One that never ends is noticed, too.
+        signal.alarm(SECONDS)
+        with redirect_stdout(shown), redirect_stderr(shown):
+            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests], plugins=[failure])
+        signal.alarm(0)
+        if code not in (0, 1) or not sys.modules["optimum_kprune"].__file__.startswith(folder):
+            raise RuntimeError(f"The tests {', '.join(tests)} could not be run: {shown.getvalue()}")
+        os.chdir(ROOT)
+    return Outcome(failure.test, time.perf_counter() - started)
+
+
+def timed_out(*_):
+    raise TimeoutError(f"The tests did not end within {SECONDS} seconds.")
 
 
 def main(words):
     mutants = [mutant for mutant in read_mutants() if not words or any(word in str(mutant) for word in words)]
+    os.environ |= SETTINGS
+    for name in IMPORTED:
+        importlib.import_module(name)
+    signal.signal(signal.SIGALRM, timed_out)
     killers, survivors = set(), []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        outcomes = pool.map(lambda mutant: run_tests([str(path_of(name)) for name in mutant.tests], mutant), mutants)
-        for mutant, (killer, seconds) in zip(mutants, outcomes, strict=True):
+    with multiprocessing.get_context("fork").Pool(os.cpu_count(), maxtasksperchild=1) as pool:
+        for mutant, (killer, seconds) in zip(mutants, pool.imap(outcome_of, mutants), strict=True):
             print(f"{mutant.name:<65} {seconds:>4.0f} s  {killer or 'SURVIVED'}", flush=True)
             if killer is None:
                 survivors.append(mutant.name)
-            elif "::" in killer:
+            else:
                 killers.add(killer)
+        failing = pool.apply(run_tests, [sorted(killers)]).killer if killers else None
     print(f"{len(mutants) - len(survivors)} of {len(mutants)} mutants killed")
-    failing = run_tests(sorted(killers)).killer if killers else None
     if failing:
         sys.exit(f"This test fails without any mutant: {failing}")
     sys.exit(f"Survived: {'; '.join(survivors)}" if survivors else 0)
