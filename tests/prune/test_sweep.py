@@ -148,10 +148,10 @@ def test_a_failure_leaves_the_pruner_as_it_was_and_the_rates_before_it_whole(tmp
     before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
     original = publishing.write_report
 
-    def fail_at_second(folder, report):
+    def fail_at_second(folder, *report):
         if (tmp_path / "0.8").exists():
             raise KeyboardInterrupt
-        original(folder, report)
+        original(folder, *report)
 
     monkeypatch.setattr(publishing, "write_report", fail_at_second)
     with pytest.raises(KeyboardInterrupt):
