@@ -30,13 +30,14 @@ SECONDS = 300
 
 
 class Mutant(NamedTuple):
-    """A change of a file, and the names of the test files that notice it, wherever they lie."""
+    """A change of a file, the names of the test files that notice it, and a keyword of the tests in them."""
 
     name: str
     file: str
     old: str
     new: str
     tests: tuple[str, ...]
+    only: str = ""
 
 
 class Outcome(NamedTuple):
@@ -111,8 +112,9 @@ def run_tests(tests, change=None):
         os.chdir(folder)
         # One that never ends is noticed, too.
         signal.alarm(SECONDS)
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-k", change.only if change else ""]
         with redirect_stdout(shown), redirect_stderr(shown):
-            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests], plugins=[failure])
+            code = pytest.main([*options, *tests], plugins=[failure])
         signal.alarm(0)
         if code not in (0, 1) or not sys.modules["optimum_kprune"].__file__.startswith(folder):
             raise RuntimeError(f"The tests {', '.join(tests)} could not be run: {shown.getvalue()}")
