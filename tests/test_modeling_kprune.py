@@ -12,7 +12,6 @@ from shrunk import (
     KEPT,
     TOTAL,
     assert_same,
-    assert_same_weights,
     batch_for,
     dense_model,
     kprune_field,
@@ -22,6 +21,7 @@ from shrunk import (
     pruned_model,
     sublayers,
 )
+from tiny import same_state
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification, Trainer, TrainingArguments
 
@@ -163,9 +163,9 @@ def test_model_given_is_not_changed_nor_shared():
     before = copy.deepcopy(dense)
     everything = [[list(range(total)) for total in TOTAL]] * 3
     pruned = pruned_model_from(dense.train(), kprune_field(dense, everything))
-    assert_same_weights(dense, before)
+    assert same_state(dense, before)
     assert type(dense) is type(before) and dense.config.to_dict() == before.config.to_dict()
-    assert_same_weights(dense, pruned)
+    assert same_state(dense, pruned)
     assert not {p.data_ptr() for p in dense.parameters()} & {p.data_ptr() for p in pruned.parameters()}
     assert not pruned.training
     assert pruned.dtype is pruned.config.dtype is torch.bfloat16
@@ -232,7 +232,7 @@ def test_saved_equals_loaded(model_type, head, tmp_path):
         pruned.set_attn_implementation(attention)
         assert type(loaded) is type(pruned)
         assert loaded.config._attn_implementation == attention
-        assert_same_weights(pruned, loaded)
+        assert same_state(pruned, loaded)
         assert_same(pruned, loaded)
 
 
@@ -265,10 +265,10 @@ def test_head_is_dropped_and_made_anew(tmp_path):
     pruned = pruned_model(dense_model("distilbert"))
     pruned.save_pretrained(tmp_path / "classifier")
     encoder = AutoModel.from_pretrained(tmp_path / "classifier")
-    assert_same_weights(pruned.base_model, encoder)
+    assert same_state(pruned.base_model, encoder)
     encoder.save_pretrained(tmp_path / "encoder")
     classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "encoder")
-    assert_same_weights(classifier.base_model, encoder)
+    assert same_state(classifier.base_model, encoder)
 
 
 def test_prune_of_a_pruned_model(tmp_path):
@@ -285,8 +285,8 @@ def test_prune_of_a_pruned_model(tmp_path):
     kept = [[2], []], *KEPT[1:]
     twice = pruned_model_from(shrink, kprune_field(dense, kept))
     assert type(twice) is type(once)
-    assert_same_weights(once, before)
-    assert_same_weights(twice, pruned_model(dense, kept))
+    assert same_state(once, before)
+    assert same_state(twice, pruned_model(dense, kept))
     assert_same(masked_model(dense, kept), twice, tolerance=1e-9)
 
 
@@ -306,5 +306,5 @@ def test_checkpoint_of_the_trainer_reloads(tmp_path):
     trainer = Trainer(model, TrainingArguments(tmp_path, learning_rate=0.1, **options), train_dataset=rows)
     trainer.train()
     loaded = load(tmp_path / "checkpoint-1")
-    assert_same_weights(trainer.model, loaded)
+    assert same_state(trainer.model, loaded)
     assert_same(trainer.model.eval(), loaded)
