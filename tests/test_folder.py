@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from folders import FILES, NOBODY, content, empty_folder, everything, write
+from prunes import untouchable
 from safetensors import SafetensorError
 from tiny import batches_of, ragged_samples, tiny_model, tiny_tokenizer
 
@@ -139,10 +140,6 @@ def test_a_disk_that_is_read_only_is_refused_before_the_work(tmp_path):
 
 
 def test_a_prune_is_refused_before_it_begins(root):
-    def untouchable():
-        raise AssertionError("work has begun")
-        yield
-
     config, place = KPruneConfig(num_tokens=None, measure_tokens=None), parent_of_others(root)
     with pytest.raises(OSError, match="Permission denied"):
         KPruner(tiny_model()).prune(config, untouchable(), save_directory=place)

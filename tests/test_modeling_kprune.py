@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 from shrunk import (
     CASES,
     assert_same,
-    assert_same_weights,
     batch_for,
     dense_model,
     kprune_field,
@@ -18,6 +17,7 @@ from shrunk import (
     pruned_model,
     sublayers,
 )
+from tiny import same_state
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification, Trainer, TrainingArguments
 
@@ -182,7 +182,7 @@ def test_saved_equals_loaded(model_type, head, tmp_path):
         pruned.set_attn_implementation(attention)
         assert type(loaded) is type(pruned)
         assert loaded.config._attn_implementation == attention
-        assert_same_weights(pruned, loaded)
+        assert same_state(pruned, loaded)
         assert_same(pruned, loaded)
 
 
@@ -209,10 +209,10 @@ def test_head_is_dropped_and_made_anew(tmp_path):
     pruned = pruned_model(dense_model("distilbert"))
     pruned.save_pretrained(tmp_path / "classifier")
     encoder = AutoModel.from_pretrained(tmp_path / "classifier")
-    assert_same_weights(pruned.base_model, encoder)
+    assert same_state(pruned.base_model, encoder)
     encoder.save_pretrained(tmp_path / "encoder")
     classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "encoder")
-    assert_same_weights(classifier.base_model, encoder)
+    assert same_state(classifier.base_model, encoder)
 
 
 @pytest.mark.parametrize("device_map", [None, "cpu", "auto"])
@@ -231,5 +231,5 @@ def test_checkpoint_of_the_trainer_reloads(tmp_path):
     trainer = Trainer(model, TrainingArguments(tmp_path, learning_rate=0.1, **options), train_dataset=rows)
     trainer.train()
     loaded = load(tmp_path / "checkpoint-1")
-    assert_same_weights(trainer.model, loaded)
+    assert same_state(trainer.model, loaded)
     assert_same(trainer.model.eval(), loaded)

@@ -10,13 +10,13 @@ from shrunk import (
     KEPT,
     TOTAL,
     assert_same,
-    assert_same_weights,
     dense_model,
     kprune_field,
     load,
     masked_model,
     pruned_model,
 )
+from tiny import same_state
 from transformers import BertConfig, BertLMHeadModel, BertModel, DistilBertConfig, DistilBertForSequenceClassification
 
 from optimum_kprune.encoder.adapters import get_adapter, supported_model_types
@@ -38,9 +38,9 @@ def test_model_given_is_not_changed_nor_shared():
     before = copy.deepcopy(dense)
     everything = [[list(range(total)) for total in TOTAL]] * 3
     pruned = pruned_model_from(dense.train(), kprune_field(dense, everything))
-    assert_same_weights(dense, before)
+    assert same_state(dense, before)
     assert type(dense) is type(before) and dense.config.to_dict() == before.config.to_dict()
-    assert_same_weights(dense, pruned)
+    assert same_state(dense, pruned)
     assert not {p.data_ptr() for p in dense.parameters()} & {p.data_ptr() for p in pruned.parameters()}
     assert not pruned.training
     assert pruned.dtype is pruned.config.dtype is torch.bfloat16
@@ -90,6 +90,6 @@ def test_prune_of_a_pruned_model(tmp_path):
     kept = [[2], []], *KEPT[1:]
     twice = pruned_model_from(shrink, kprune_field(dense, kept))
     assert type(twice) is type(once)
-    assert_same_weights(once, before)
-    assert_same_weights(twice, pruned_model(dense, kept))
+    assert same_state(once, before)
+    assert same_state(twice, pruned_model(dense, kept))
     assert_same(masked_model(dense, kept), twice, tolerance=1e-9)

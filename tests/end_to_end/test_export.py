@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from exported import pruned_model
-from tiny import FAMILIES, pad, samples_for
+from shrunk import pruned_model
+from tiny import FAMILIES, pad, samples_for, tiny_model
 from torch.export import Dim
 from transformers.exporters import ExportedModel, OnnxConfig, OnnxExporter
 
@@ -37,14 +37,14 @@ def assert_same_outputs(run, model):
 
 @pytest.mark.parametrize(("family", "head"), CASES)
 def test_onnx_runtime_gives_what_pytorch_gives(family, head, tmp_path):
-    model = pruned_model(family, head)
+    model = pruned_model(tiny_model(family, head))
     OnnxExporter().export(model, batch_for(model, *SHAPES[0]), OnnxConfig(dynamic=True)).save_pretrained(tmp_path)
     assert_same_outputs(ExportedModel.from_pretrained(tmp_path), model)
 
 
 @pytest.mark.parametrize(("family", "head"), CASES)
 def test_torch_export_gives_what_the_model_gives(family, head):
-    model = pruned_model(family, head)
+    model = pruned_model(tiny_model(family, head))
     batch = batch_for(model, *SHAPES[0])
     length = batch["input_ids"].dim() - 1
     axes = {name: {0: Dim.DYNAMIC, length: Dim.DYNAMIC} for name in batch}
@@ -54,6 +54,6 @@ def test_torch_export_gives_what_the_model_gives(family, head):
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_torch_compile_sees_one_graph(family):
-    model = pruned_model(family)
+    model = pruned_model(tiny_model(family))
     torch._dynamo.reset()
     assert_same_outputs(torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True), model)

@@ -10,7 +10,7 @@ import deploy
 import pandas as pd
 import pytest
 import torch
-from exported import pruned_model
+from shrunk import pruned_model
 from tiny import samples_for, save_tiny, texts_of, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -26,7 +26,7 @@ def run_example(*arguments, code=None):
 
 
 def test_the_example_measures_the_stack(tmp_path):
-    dense, pruned = save_tiny(tmp_path / "d"), save_tiny(tmp_path / "p", pruned_model())
+    dense, pruned = save_tiny(tmp_path / "d"), save_tiny(tmp_path / "p", pruned_model(tiny_model()))
     rows = {"sentence": texts_of(samples_for(tiny_model(), 20)), "label": [f"LABEL_{row % 3}" for row in range(20)]}
     pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
 

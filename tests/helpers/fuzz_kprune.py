@@ -17,20 +17,14 @@ from unittest import mock
 
 import torch
 from safetensors.torch import load_file, save_file
+from shrunk import TOTAL, pruned_model
 from tiny import batches_of, outputs_of, pad, ragged_samples, tiny_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from optimum_kprune import KPruneConfig, KPruner, modeling_kprune
-from optimum_kprune.encoder.adapters import get_adapter
-from optimum_kprune.encoder.conversion import pruned_model_from
-from optimum_kprune.kprune_map import format_units
-from optimum_kprune.modeling_kprune import shrink_model
 
-# Heads and neurons kept in each layer: some of both, no head, no neuron.
-KEPT = [[0, 2], [3, 4, 5, 60]], [[], list(range(64))], [[0, 1, 2, 3], []]
-TOTALS = (4, 64)
 MODEL_TYPES = ("bert", "distilbert", "roberta")
 # What the checksum does: it is that of the map before the damage, it is not there, as in folders of earlier versions,
 # or whoever made the damage has computed it anew.
@@ -71,16 +65,7 @@ def saved_models(root):
 
 
 def save(folder, model_type):
-    dense = tiny_model(model_type).eval()
-    adapter = get_adapter(model_type).to_dict()
-    entries = [
-        {"layer": layer, "kind": sublayer["kind"], "kept": format_units(units), "total": total}
-        for layer, kept in enumerate(KEPT)
-        for sublayer, units, total in zip(adapter["sublayers"], kept, TOTALS, strict=True)
-    ]
-    kprune = {"adapter": adapter, "kept": entries}
-    shrink_model(dense, kprune)
-    pruned_model_from(dense, kprune | {"settings": {"compression_rate": 0.5}}).save_pretrained(folder)
+    pruned_model(tiny_model(model_type), settings={"compression_rate": 0.5}).save_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     return Saved(folder, config, load_file(folder / "model.safetensors"), *seen(model))
@@ -124,7 +109,7 @@ def damage(holder, key, places, random):
     elif kind == "units" or key == "kept":
         # A damage before this one may have removed them all.
         entry = random.choice([other for other, name in places if name == "total"] or [{}])
-        entry[random.choice(("kept", "kept", "total"))] = random.choice([*UNITS, *TOTALS, 2, 32, 10**9])
+        entry[random.choice(("kept", "kept", "total"))] = random.choice([*UNITS, *TOTAL, 2, 32, 10**9])
     else:
         holder[key] = random.choice(VALUES)
 

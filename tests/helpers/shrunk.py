@@ -3,11 +3,13 @@
 import copy
 
 import torch
+from tiny import assert_same_outputs, outputs_of
 from transformers import AutoConfig
 from transformers.models.auto import modeling_auto
 
 from optimum_kprune.encoder.adapters import get_adapter, supported_model_types
 from optimum_kprune.encoder.conversion import pruned_model_from
+from optimum_kprune.encoder.registration import register_auto_classes
 from optimum_kprune.kprune_map import format_units
 from optimum_kprune.modeling_kprune import shrink_sublayer
 
@@ -59,11 +61,13 @@ def masked_model(model, kept=KEPT):
     return masked
 
 
-def pruned_model(model, kept=KEPT):
+def pruned_model(model, kept=KEPT, **told):
+    """A copy without the other units; `told` are further entries of its config field."""
+    register_auto_classes(model.config.model_type)
     shrunk = copy.deepcopy(model)
     for block, sublayer, units, total, _ in sublayers(shrunk, kept):
         shrink_sublayer(block, sublayer, units, total)
-    return pruned_model_from(shrunk, kprune_field(model, kept))
+    return pruned_model_from(shrunk, kprune_field(model, kept) | told)
 
 
 def batch_for(model):
@@ -74,20 +78,12 @@ def batch_for(model):
     return {"input_ids": ids, "attention_mask": mask}
 
 
-@torch.no_grad()
 def outputs(model):
-    return [output for output in model(**batch_for(model)).to_tuple() if isinstance(output, torch.Tensor)]
+    return outputs_of(model, batch_for(model))
 
 
 def assert_same(first, second, tolerance=0.0):
-    for one, other in zip(outputs(first), outputs(second), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
-
-
-def assert_same_weights(first, second):
-    first, second = first.state_dict(), second.state_dict()
-    assert list(first) == list(second)
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert_same_outputs(first, second, batch_for(first), tolerance)
 
 
 def load(folder, head="ForSequenceClassification", **options):
