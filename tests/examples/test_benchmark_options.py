@@ -1,22 +1,18 @@
 """What the benchmark measures of offloaded models and of prunes on real text, on tiny models."""
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
-
-import pytest
-from datasets import Dataset
-from tiny import save_tiny
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 import benchmark
 import benchmark_measure
 import benchmark_models
-import common
+import pytest
+from datasets import Dataset
+from tiny import save_tiny
 
 from optimum_kprune import KPruneConfig
+
+pytestmark = pytest.mark.slow
 
 TEXTS = ["the cat sat on the mat", "a dog ran", "it rains in the old town today", "no"] * 20
 
@@ -40,7 +36,7 @@ def test_an_offloaded_model_is_measured_where_it_is(is_saved, tmp_path, monkeypa
 def test_latency_of_a_prune_on_real_text(tmp_path, monkeypatch):
     """The medians over repeats are those of the ratios."""
     times = iter([(4.0, 2.0), (9.0, 3.0), (5.0, 1.0)])
-    monkeypatch.setattr(common, "median_milliseconds", lambda *args: next(times))
+    monkeypatch.setattr(benchmark, "latencies", lambda *args: next(times))
     Dataset.from_dict({"text": TEXTS}).to_parquet(tmp_path / "data" / "train.parquet")
     model = save_tiny(tmp_path / "model")
     sizes = ["--rates", "0.5", "--batch_sizes", "1", "--sequence_lengths", "8", "--repeats", "3"]
