@@ -255,15 +255,6 @@ def test_a_percentage_is_told_as_a_share():
         KPruneConfig(compression_rate=60)
 
 
-# Whole prunes
-
-
-def settings(**overrides):
-    """Settings that use all data, and fits that rounding hardly moves."""
-    defaults = {"num_tokens": None, "measure_tokens": None, "heldout_share": 0, "ridge": 0.1}
-    return KPruneConfig(**{**defaults, **overrides})
-
-
 # What is written
 
 

@@ -290,7 +290,6 @@ def test_the_command_prunes_a_pipeline_as_a_whole(encoder, tmp_path, monkeypatch
     make_pipeline(encoder, behind=[models.Normalize()], prompts=PROMPTS).save_pretrained(str(tmp_path / "dense"))
     (tmp_path / "texts.txt").write_text("".join(f"{text}\n" for text in TEXTS))
     given = ["--model", str(tmp_path / "dense"), "--dataset", str(tmp_path / "texts.txt")]
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     for name, task in {"pipeline": [], "alone": ["--task", "feature-extraction"]}.items():
         monkeypatch.setattr(sys, "argv", ["optimum-cli", "kprune", *given, *task, str(tmp_path / name)])
         optimum_cli.main()
