@@ -24,7 +24,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 TABLE = Path(__file__).with_name("mutants.toml")
 COPIED = ("optimum", "optimum_kprune", "tests", "examples", "notebooks", "pyproject.toml", "README.md", "Makefile")
-SETTINGS = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
+SETTINGS = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 IMPORTED = ("torch", "transformers.trainer", "datasets", "accelerate", "sentence_transformers", "hypothesis", "pandas")
 SECONDS = 300
 
@@ -110,6 +110,8 @@ def run_tests(tests, change=None):
         os.environ["PYTHONPATH"] = folder
         sys.path.insert(0, folder)
         os.chdir(folder)
+        # Workers of a pool are daemons, which may start no processes; tests do.
+        multiprocessing.current_process().daemon = False
         # One that never ends is noticed, too.
         signal.alarm(SECONDS)
         options = ["-x", "-q", "-p", "no:cacheprovider", "-k", change.only if change else ""]
