@@ -16,12 +16,14 @@ from shrunk import (
     masked_model,
     pruned_model,
 )
-from tiny import same_state
+from tiny import batches_of, ragged_samples, same_state, tiny_model
 from transformers import BertConfig, BertLMHeadModel, BertModel, DistilBertConfig, DistilBertForSequenceClassification
 
+from optimum_kprune import KPruneConfig, KPruner
 from optimum_kprune.encoder.adapters import get_adapter, supported_model_types
 from optimum_kprune.encoder.conversion import pruned_class, pruned_model_from
 from optimum_kprune.encoder.registration import register_auto_classes
+from optimum_kprune.kprune_map import checksum
 from optimum_kprune.modeling_kprune import shrink_sublayer
 
 
@@ -93,3 +95,9 @@ def test_prune_of_a_pruned_model(tmp_path):
     assert same_state(once, before)
     assert same_state(twice, pruned_model(dense, kept))
     assert_same(masked_model(dense, kept), twice, tolerance=1e-9)
+
+
+def test_a_pruned_model_has_the_checksum_of_its_map():
+    pruner = KPruner(tiny_model())
+    pruner.prune(KPruneConfig(), batches_of(ragged_samples()))
+    assert pruner.model.config.kprune["checksum"] == checksum(pruner.model, pruner.model.config.kprune)

@@ -1,10 +1,14 @@
 """The task of a model: from its checkpoint, as given, or refused."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 from tiny import HEADS, same_state, save_tiny, tiny_model
 from transformers import BertForNextSentencePrediction, BertLMHeadModel
 
 from optimum_kprune import KPruner
+from optimum_kprune.encoder.tasks import from_logits
 
 
 @pytest.mark.parametrize("head", sorted(HEADS))
@@ -39,3 +43,9 @@ def test_a_wrong_task_for_the_head_is_refused(tmp_path):
 def test_a_head_without_a_task_is_refused(model_class):
     with pytest.raises(ValueError, match=rf"{model_class.__name__}.*ForSequenceClassification"):
         KPruner(model_class(tiny_model().config))
+
+
+def test_the_tokens_of_every_sample_count_as_one():
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]]).bool()
+    weights = from_logits(torch.randn(2, 4, 3), SimpleNamespace(problem_type=None), mask).weights
+    torch.testing.assert_close(weights, torch.tensor([[0.25, 0.25, 0.25, 0.25], [1.0, 0, 0, 0]]))

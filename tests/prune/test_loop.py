@@ -258,15 +258,18 @@ def test_a_drift_that_is_affine_is_undone():
 def test_inputs_are_corrected_by_the_map_that_least_squares_gives():
     """The student differs from its teacher below: what it reads, mapped, is what its projections are made for."""
     teacher, student = teacher_and_student("single label")
-    frontier = frontier_of(teacher, student, batches_of(SAMPLES, 12))
-    target = frontier.targets[2]
-    frontier.advance(target)
-    pruned = frontier.student.sublayer(target.place)
-    inputs = [[step.real(part) for part in frontier.inputs(step, target, pruned)] for step in frontier]
+    predictions = predictions_of(teacher, student, batches_of(SAMPLES, 12))
+    pair, target = predictions.pair, predictions.pair.targets[2]
+    pair.advance(target)
+    pruned = pair.student.encoder.sublayer(target.place)
+    inputs = [
+        [step.real(pair.teacher.input_of(step, target)), step.real(pair.student.input_of(step, pruned))]
+        for step in pair.steps()
+    ]
     preserved, present = (torch.cat(parts) for parts in zip(*inputs, strict=True))
     system = torch.cat([present, torch.ones_like(present[:, :1])], dim=1)
     mapped = system @ torch.linalg.lstsq(system, preserved).solution
-    SublayerPruner(frontier, KPruneConfig(ridge=0.0))._correct_inputs(target, pruned)
+    loop_of(predictions, KPruneConfig(ridge=0.0))._correct_inputs(target, pruned)
     for teachers, students in zip(target.inputs, pruned.inputs, strict=True):
         torch.testing.assert_close(students(present), teachers(mapped), rtol=1e-4, atol=1e-4)
         assert (students(present) - teachers(present)).abs().max() > 0.1
