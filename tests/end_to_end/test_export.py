@@ -52,6 +52,7 @@ def test_torch_export_gives_what_the_model_gives(family, head):
     assert_same_outputs(exported.module(), model)
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.6"), reason="torch 2.6 makes no one graph of transformers")
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_torch_compile_sees_one_graph(family):
     model = pruned_model(tiny_model(family))
