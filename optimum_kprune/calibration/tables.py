@@ -92,7 +92,7 @@ def table_of(data: Any) -> Dataset | None:
     # Asked first of all data: iterating over a table would give the names of its columns, which are texts.
     if isinstance(data, Dataset):
         return data
-    with _failures_told():
+    with _table_errors_explained():
         if isinstance(data, pandas.DataFrame):
             return Dataset.from_pandas(data, preserve_index=False)
         # What polars, pyarrow and others have in common. Without names of columns it is no table.
@@ -104,12 +104,12 @@ def table_of(data: Any) -> Dataset | None:
 
 
 def _from_columns(columns: dict[str, list]) -> Dataset:
-    with _failures_told():
+    with _table_errors_explained():
         return Dataset.from_dict(columns)
 
 
 @contextmanager
-def _failures_told() -> Iterator[None]:
+def _table_errors_explained() -> Iterator[None]:
     """Turns errors about values that cannot be put into a table into a ValueError with advice."""
     try:
         yield

@@ -237,7 +237,7 @@ def _encode_questions(spec: InputSpec, questions: list[str], contexts: list[str]
     """Tokenizes questions with their contexts, each cut to what fits beside the question."""
     ids = spec.tokenizer(questions, add_special_tokens=False)["input_ids"]
     longest = max(map(len, ids)) + spec.tokenizer.num_special_tokens_to_add(pair=True)
-    # Checked here, because a tokenizer that cannot cut the context enough only logs an error.
+    # Checked here, because the error of a tokenizer that cannot cut enough says nothing about `max_length`.
     if longest >= spec.cut_length:
         raise ValueError(
             f"Every question must leave room for its context within `max_length`, {spec.cut_length} tokens. Got a "

@@ -169,7 +169,7 @@ def figures_of_each(measure: Callable[[nn.Module], Any], *models: nn.Module) -> 
     Raises:
         ValueError: if the function returns anything but figures by name.
     """
-    with _random_state_kept():
+    with _random_state_restored():
         found = [measure(model) for model in models]
     for figures in found:
         if not isinstance(figures, Mapping):
@@ -181,7 +181,7 @@ def figures_of_each(measure: Callable[[nn.Module], Any], *models: nn.Module) -> 
 
 
 @contextmanager
-def _random_state_kept() -> Iterator[None]:
+def _random_state_restored() -> Iterator[None]:
     """Restores the global generators of random numbers at the end, because every Trainer seeds them."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
