@@ -1,6 +1,6 @@
 """Dense against pruned on labelled data: rows with labels -> figures by name, through `transformers.Trainer`.
 
-This is the only module that reads labels. A prune never sees them.
+Only this room reads labels. A prune never sees them.
 """
 
 import copy
