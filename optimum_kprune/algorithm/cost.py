@@ -17,7 +17,6 @@ def unit_flops(kind: str, unit_weights: int, unit_size: int, sequence_length: fl
         unit_size: d_h for a head, 1 for a neuron.
         sequence_length: T.
     """
-    # Heads also compare all pairs of tokens (scores, context). This does not depend on the weights.
     mixing = 4.0 * sequence_length**2 * unit_size if kind == "attention" else 0.0
     return 2 * sequence_length * unit_weights + mixing
 

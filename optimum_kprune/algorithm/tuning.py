@@ -122,7 +122,6 @@ class LeastSquares:
         else:
             cross = cross - torch.outer(feature_sum, start.bias)
         if self.features == 0:
-            # A sublayer without units has only a bias to fit.
             weight = start.weight
         else:
             squares = self.gram[:-1, :-1].diagonal()

@@ -251,7 +251,6 @@ def _looked_up(name: str, numbers: Tensor, size: int | None, spec: InputSpec) ->
     if lowest >= 0 and (size is None or highest < size):
         return numbers
     advice = "Prepare the data with the tokenizer that the model was trained with."
-    # The usual cause, which the numbers alone do not show.
     if spec.processing_class is not None and size is not None and size < len(spec.processing_class):
         advice += f" The one given has {len(spec.processing_class)} tokens: it is that of another model, or got more."
     raise ValueError(

@@ -114,7 +114,6 @@ def _separator_of(files: Sequence[Path]) -> str:
         with _open_text(file) as opened:
             header = [opened.readline(HEADER_BYTES).decode(errors="replace")]
         usual = "\t" if _type_of(file) == ".tsv" else ","
-        # `max` returns the first of several maxima, so that the usual separator comes first.
         separator = max(f"{usual},{SEPARATORS}", key=lambda one: len(next(csv.reader(header, delimiter=one), ())))
         if separator != usual:
             logger.info("%r is read with the separator %r, which its header has.", str(file), separator)

@@ -80,6 +80,5 @@ def _text_of(sample: Sample, spec: InputSpec) -> str | None:
     ids = rows_of(sample["input_ids"])[0]
     mask = rows_of(sample.get("attention_mask", [True] * len(ids)))[0]
     real = [token for token, is_real in zip(ids, mask, strict=True) if is_real]
-    # In one line, whatever line breaks the text has.
     text = " ".join(str(spec.processing_class.decode(real)).split())
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."

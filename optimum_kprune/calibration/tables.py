@@ -58,7 +58,6 @@ def given_as(data: Any, task: str, seed: int) -> Given:
     first, items = _first_item(data)
     is_at_hand = hasattr(data, "__getitem__") and hasattr(data, "__len__")
     if isinstance(first, Mapping):
-        # A list of all items, because `data` may be any sequence, and `prepare` draws from lists alone.
         source = f"a list of {len(data):,} batches" if is_at_hand else "batches"
         return Given(source, batches=list(items) if is_at_hand else items)
     blocks = _blocks(items, None if is_at_hand else ROWS_PER_BLOCK)

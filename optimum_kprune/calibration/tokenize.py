@@ -126,7 +126,6 @@ def require_count(name: str, value: Any, optional: bool = True) -> None:
     """Raises a ValueError if an argument is no whole number of 1 or above. None is allowed if it is optional."""
     if value is None and optional:
         return
-    # In Python, True is an int.
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         allowed = "a whole number, 1 or above" + (", or None" if optional else "")
         raise ValueError(f"`{name}` must be {allowed}. Got {value!r} instead.")

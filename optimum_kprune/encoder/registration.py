@@ -29,7 +29,6 @@ def register_adapter(model_type: str, adapter: EncoderAdapter) -> None:
     add_adapter(model_type, adapter)
     # The map module cannot read the table of adapters: it also runs without this package.
     REGISTERED[model_type] = adapter.to_dict()
-    # A type that transformers does not know has no Auto classes.
     if model_type in CONFIG_MAPPING:
         register_auto_classes(model_type)
 

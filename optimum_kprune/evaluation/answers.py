@@ -90,7 +90,6 @@ def _best_span(starts: np.ndarray, ends: np.ndarray, places: list[list[int]]) ->
     inside = np.array([start != OUTSIDE for start, _ in places])
     # The logits may be longer than the window, where a batch was padded.
     scores = starts[: len(inside), None] + ends[None, : len(inside)]
-    # The upper triangle: an answer ends at or after its start.
     allowed = np.tril(np.triu(inside[:, None] & inside), LONGEST_ANSWER - 1)
     scores = np.where(allowed, scores, -np.inf)
     first, last = np.unravel_index(scores.argmax(), scores.shape)

@@ -266,7 +266,6 @@ def _encode_words(
     tags = []
     for row, tags_of_words in enumerate(labels):
         word_ids = tokens.word_ids(row)
-        # The other tokens of a word, and special tokens (no word), are ignored by the loss and the figures.
         pairs = zip(word_ids, [None, *word_ids[:-1]], strict=True)
         tags.append([IGNORED if word in (None, before) else tags_of_words[word] for word, before in pairs])
     return {**tokens, "labels": tags}
