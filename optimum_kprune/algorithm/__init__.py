@@ -2,5 +2,5 @@
 
 The equations are those of Park, Choi and Kang, "Accurate Retraining-free Pruning for Pretrained Encoder-based Language
 Models" (ICLR 2024, arXiv 2308.03449): knowledge measurement (divergence, knowledge), knowledge-preserving mask search
-(search) and knowledge-preserving weight tuning (tuning); what goes beyond the paper is said where it stands.
+(search) and knowledge-preserving weight tuning (tuning). A docstring says so where a function goes beyond the paper.
 """

@@ -1,10 +1,12 @@
-"""FLOPs of the units, and how many of them may stay."""
+"""FLOPs of the units, and how many FLOPs the kept units may cost."""
 
 import math
 
 
 def unit_flops(kind: str, unit_weights: int, unit_size: int, sequence_length: float) -> float:
-    """FLOPs of one unit on a sequence of T tokens, at 2 FLOPs per multiply-accumulate (docs/method.md, section 1).
+    """Returns the FLOPs of one unit on a sequence of T tokens (docs/method.md, section 1).
+
+    One multiply-accumulate counts as 2 FLOPs.
 
         head    8 T d d_h + 4 T^2 d_h       (four projections, scores and context)
         neuron  4 T d, or 6 T d when gated  (two projections, or three)
@@ -20,7 +22,7 @@ def unit_flops(kind: str, unit_weights: int, unit_size: int, sequence_length: fl
 
 
 def flops_budget(total: float, compression_rate: float) -> float:
-    """FLOPs tau that the kept units may cost, so that at least the rate r is removed (docs/method.md, section 1).
+    """Returns the FLOPs tau that kept units may cost, so that at least the rate r goes (docs/method.md, section 1).
 
     tau = total - ceil(r total)
     """

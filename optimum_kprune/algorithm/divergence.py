@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-# The logit of what cannot be, such as an answer that starts at padding. A finite stand-in for -inf: exp() of it is 0
-# at any temperature, and its products with 0 stay finite.
+# The logit of an impossible class, such as an answer that starts at padding. It is finite, unlike -inf: its exp() is
+# 0 at any temperature, and its product with 0 is 0 instead of NaN.
 MASKED_LOGIT = -1e9
 
 
@@ -27,15 +27,15 @@ class Prediction:
 
 
 def divergence(teacher: Prediction, student: Prediction, temperature: float) -> Tensor:
-    """Predictive knowledge lost, per sample (docs/method.md, section 2).
+    """Returns the predictive knowledge lost, per sample (docs/method.md, section 2).
 
         categorical:  K_pred(x) = gamma^2 * sum_positions w * KL(softmax(t / gamma) || softmax(s / gamma))
         gaussian:     K_pred(x) = sum_positions w * || t - s ||^2
 
     Args:
-        teacher: the predictions to preserve; its weights count.
+        teacher: the predictions to preserve. Its weights are used, not the student's.
         student: the predictions that lost knowledge, of the same shape.
-        temperature: gamma; of no effect on plain values.
+        temperature: gamma. It has no effect on plain values.
 
     Returns:
         (samples,) in float32 or better, differentiable in the student's values.
@@ -44,6 +44,7 @@ def divergence(teacher: Prediction, student: Prediction, temperature: float) -> 
     if teacher.family == "gaussian":
         distance = (teacher_values - student_values).square().sum(dim=-1)
     else:
+        # Logarithms, because tiny probabilities would be rounded to 0 before their ratio is taken.
         teacher_log = torch.log_softmax(teacher_values / temperature, dim=-1)
         student_log = torch.log_softmax(student_values / temperature, dim=-1)
         distance = temperature**2 * (teacher_log.exp() * (teacher_log - student_log)).sum(dim=-1)
@@ -51,13 +52,15 @@ def divergence(teacher: Prediction, student: Prediction, temperature: float) -> 
 
 
 def agreement(teacher: Prediction, student: Prediction) -> Tensor:
-    """How alike two predictions are, per sample: 1 where the student predicts what the teacher does. Not in the paper.
+    """Returns how alike two predictions are, per sample: 1 if the student predicts what the teacher predicts.
+
+    Not in the paper.
 
         categorical:  sum_positions w * [argmax t = argmax s] / sum_positions w
         gaussian:     sum_positions w * cos(t, s) / sum_positions w
 
     Args:
-        teacher: the predictions to preserve; its weights count.
+        teacher: the predictions to preserve. Its weights are used, not the student's.
         student: the predictions that lost knowledge, of the same shape.
 
     Returns:
@@ -73,24 +76,25 @@ def agreement(teacher: Prediction, student: Prediction) -> Tensor:
 
 
 def curvature_probe(teacher: Prediction, student: Prediction, temperature: float, signs: Tensor) -> Tensor:
-    """A linear function of the student's values whose squared mask gradients give the curvature of `divergence`.
+    """Returns a linear function of the student's values that has the curvature of `divergence` in its gradients.
 
-    With random signs e, independent and of mean 0, its gradient g in a mask satisfies, in expectation over them,
+    The signs e are random, independent and of mean 0. The gradient g of this function in a mask satisfies, in
+    expectation over the signs,
 
         1/2 g^2  =  1/2 * J^T H J       H: Hessian of K_pred in the student's values, J: their derivative in the mask
 
-    which is the diagonal Gauss-Newton curvature, or Fisher information, of K_pred:
+    This is the diagonal Gauss-Newton curvature, or Fisher information, of K_pred:
 
         categorical:  H = w (diag(p) - p p^T),  probe = sqrt(w) (sqrt(p) e - p (sqrt(p) . e)) . s
         gaussian:     H = 2 w I,                probe = sqrt(2 w) e . s
 
-    Here p = softmax(t / gamma); see docs/method.md, section 6. Unlike labels drawn from the teacher, signs leave
-    little variance where the teacher is confident.
+    Here p = softmax(t / gamma). Not in the paper (docs/method.md, section 6). Labels drawn from the teacher would
+    have the same expectation, but signs have less variance where the teacher is confident.
 
     Args:
-        teacher: the predictions to preserve; its weights count.
+        teacher: the predictions to preserve. Its weights are used, not the student's.
         student: the predictions that lost knowledge, of the same shape.
-        temperature: gamma; of no effect on plain values.
+        temperature: gamma. It has no effect on plain values.
         signs: +1 or -1, of the shape of the values.
 
     Returns:
@@ -100,6 +104,7 @@ def curvature_probe(teacher: Prediction, student: Prediction, temperature: float
     if teacher.family == "gaussian":
         direction = 2**0.5 * signs
     else:
+        # No factor gamma^2 here: two derivatives in the logits give 1 / gamma^2, and both cancel.
         probability = torch.softmax(at_least_float32(teacher.values) / temperature, dim=-1)
         root = probability.sqrt() * signs
         direction = root - probability * root.sum(dim=-1, keepdim=True)
@@ -107,5 +112,5 @@ def curvature_probe(teacher: Prediction, student: Prediction, temperature: float
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Returns the values in float32, or as they are if they are wider."""
+    """Returns the values in float32, or unchanged if they are wider."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

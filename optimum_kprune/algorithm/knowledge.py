@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Importance:
-    """Knowledge that goes with every unit of one sublayer, averaged over the dimensions of the unit.
+    """Knowledge that is lost with each unit of one sublayer, averaged over the dimensions of the unit.
 
     Attributes:
         predictive: (units,) float64, K_pred of each unit.
@@ -29,12 +29,13 @@ class UnitStatistics:
         K_pred,j = 1/|D| sum_x 1/2 (d K_pred(x; m) / d m_j)^2       (at m = 1, second-order Taylor term)
         K_rep,j  = 1/(N d) sum_tokens f_j^2 ||w_j||^2
 
-    and a unit's knowledge is the mean over its `unit_size` features.
+    The knowledge of a unit is the mean over its `unit_size` features.
 
     Args:
         features: number of features, units x unit size.
-        gradient: `"sample"` squares the gradient of every sample as above; `"batch"` squares the gradient of the
-            batch mean, as the authors' program does, still divided by the number of samples.
+        gradient: `"sample"` squares the gradient of every sample, as above. `"batch"` squares the gradient of the
+            mean over the batch, as the authors' program does. Both divide by the number of samples.
+        device: the device on which the sums are held.
     """
 
     def __init__(self, features: int, gradient: Literal["sample", "batch"], device: torch.device) -> None:
@@ -44,10 +45,12 @@ class UnitStatistics:
 
     def add_features(self, features: Tensor) -> None:
         """Adds the features of real tokens, (tokens, features)."""
+        # Float32 within a batch, because a float64 copy of all features would double their memory.
         self.squared_features += features.float().square().sum(dim=0).double()
 
     def add_gradients(self, gradients: Tensor) -> None:
         """Adds one batch of mask gradients d K_pred(x) / d m_j, (samples, features)."""
+        # Float64, in which squares of small gradients do not become 0.
         gradients = gradients.double()
         if self.gradient == "batch":
             gradients = gradients.mean(dim=0, keepdim=True)
@@ -68,7 +71,9 @@ class UnitStatistics:
 
 
 def unit_scores(importance: Importance, lambda_rep: float, mu: float, unit_flops: float) -> Tensor:
-    """Score of every unit, S = mu (K_pred + lambda K_rep) / F, with mu = 1 for neurons (docs/method.md, section 2).
+    """Returns the score of every unit, S = mu (K_pred + lambda K_rep) / F (docs/method.md, section 2).
+
+    mu is 1 for neurons.
 
     Returns:
         (units,) float64, knowledge per FLOP.

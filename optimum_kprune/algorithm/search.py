@@ -7,9 +7,8 @@ from torch import Tensor
 def select_units(scores: list[Tensor], unit_flops: list[float], budget: float) -> list[Tensor]:
     """Selects the units of several sublayers with the highest scores that fit a budget (docs/method.md, section 3).
 
-    The smallest threshold nu is sought such that the units with score > nu cost no more than the budget: one
-    sort and one cumulative sum. Of equal scores the units of lower sublayers, and in a sublayer those of lower
-    index, come first.
+    Finds the smallest threshold nu such that the units with score > nu cost no more than the budget, with one sort
+    and one cumulative sum. Among equal scores, units of lower sublayers come first, then units of lower index.
 
     Args:
         scores: (units,) per sublayer, bottom to top.
@@ -19,8 +18,11 @@ def select_units(scores: list[Tensor], unit_flops: list[float], budget: float) -
     Returns:
         (units,) boolean per sublayer, true where a unit is selected.
     """
+    # In the dtype of the scores: sums of FLOPs need float64, as float32 is exact up to 2^24 only.
     costs = torch.cat([torch.full_like(score, flops) for score, flops in zip(scores, unit_flops, strict=True)])
     order = torch.cat(scores).argsort(descending=True, stable=True)
+    # Units after the first that does not fit are left out, even cheaper ones that would fit: a threshold separates
+    # scores, it does not fill the budget.
     affordable = costs[order].cumsum(dim=0) <= budget
     selected = torch.zeros_like(costs, dtype=torch.bool)
     selected[order] = affordable
@@ -28,17 +30,17 @@ def select_units(scores: list[Tensor], unit_flops: list[float], budget: float) -
 
 
 def round_selection(selected: Tensor, scores: Tensor, multiple: int, most: float) -> Tensor:
-    """Selects as many units of a sublayer as the nearest multiple of a number, those with the highest scores.
+    """Selects the units of a sublayer with the highest scores, in a number rounded to a multiple of `multiple`.
 
         kept = the n with the least |n - selected|, over n in {0, multiple, 2 multiple, ...; units} with n <= most
 
-    Of two counts that are as near, the lower is taken. Of equal scores, units of lower index come first. Not in the
-    paper (docs/method.md, section 6).
+    If two counts are equally near, the lower one is taken. Among equal scores, units of lower index come first. Not
+    in the paper (docs/method.md, section 6).
 
     Args:
-        selected: (units,) boolean, of the units with the highest scores.
+        selected: (units,) boolean, true for the units with the highest scores.
         scores: (units,).
-        multiple: 1 or above. All units may be kept even if their number is none of its multiples.
+        multiple: 1 or above. All units may be kept, even if their number is no multiple of it.
         most: how many units fit the budget, 0 or above.
 
     Returns:
@@ -46,6 +48,7 @@ def round_selection(selected: Tensor, scores: Tensor, multiple: int, most: float
     """
     allowed = [count for count in (*range(0, len(scores), multiple), len(scores)) if count <= most]
     wanted = int(selected.sum())
+    # The counts ascend, and `min` takes the first of two that are equally near.
     count = min(allowed, key=lambda count: abs(count - wanted))
     kept = torch.zeros_like(selected)
     kept[scores.argsort(descending=True, stable=True)[:count]] = True

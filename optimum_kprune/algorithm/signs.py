@@ -1,4 +1,4 @@
-"""Random signs of a prediction, which depend on nothing but a sample's tokens and a seed."""
+"""Random signs for the values of a prediction, drawn by the tokens of a sample and a seed alone."""
 
 import zlib
 
@@ -9,27 +9,31 @@ from .divergence import MASKED_LOGIT, Prediction
 
 
 def draw_signs(prediction: Prediction, ids: Tensor, mask: Tensor, seed: int) -> Tensor:
-    """Draws the signs e of `curvature_probe`: +1 or -1, for every value of a prediction (docs/method.md, section 6).
+    """Draws the signs e of `curvature_probe`: +1 or -1 for every value of a prediction (docs/method.md, section 6).
 
-    A sample's draw does not depend on the batch that it lies in, nor on its padding.
+    The signs of a sample depend neither on its batch nor on its padding. Not in the paper.
 
     Args:
-        prediction: values (samples, positions, classes) and which of them count.
+        prediction: its values (samples, positions, classes) get signs; its weights say which positions count.
         ids: the tokens, (samples, tokens) or (samples, choices, tokens).
         mask: true at real tokens, (rows, tokens).
         seed: 0 or above.
 
     Returns:
-        (samples, positions, classes) in float32; 0 at padding, which would shift the draws after it.
+        (samples, positions, classes) in float32. Padding gets 0 and no draw, because a draw would shift the next ones.
     """
     values = prediction.values
     real = (prediction.weights > 0)[..., None] & (values > MASKED_LOGIT)
+    # On the CPU, because the generators of other devices draw other numbers from the same seed.
     signs = torch.zeros(values.shape, dtype=torch.float32, device="cpu")
     ids, mask = ids.cpu(), mask.view(ids.shape).cpu()
-    # The checksum starts from 32 bits.
+    # `crc32` starts from 32 bits, so that longer seeds are reduced first. Python's `hash` of bytes would differ from
+    # process to process.
     start = seed if seed < 2**32 else zlib.crc32(str(seed).encode())
-    for sample, drawn, places in zip(range(len(ids)), signs, real.cpu(), strict=True):
+    # One generator per sample: in a shared one, the signs of a sample would depend on the samples before it.
+    for sample, drawn, counts in zip(range(len(ids)), signs, real.cpu(), strict=True):
+        # As int64, because the same tokens have other bytes in another type.
         content = zlib.crc32(ids[sample][mask[sample]].long().numpy().tobytes(), start)
         generator = torch.Generator().manual_seed(content)
-        drawn[places] = torch.randint(2, (int(places.sum()),), generator=generator).float() * 2 - 1
+        drawn[counts] = torch.randint(2, (int(counts.sum()),), generator=generator).float() * 2 - 1
     return signs.to(values.device)

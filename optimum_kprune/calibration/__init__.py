@@ -1,1 +1,1 @@
-"""Calibration data: whatever is given, and a budget of tokens -> batches of the model's inputs. It knows no model."""
+"""Turns calibration data of any form, and a budget of tokens, into batches of model inputs. It knows no model."""

@@ -1,4 +1,4 @@
-"""Samples -> batches of tensors, padded and checked: what reaches the model is what it can look up."""
+"""Samples -> batches of tensors, padded, and checked so that the model can look up every number in its tables."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -9,33 +9,34 @@ from torch import Tensor
 
 from .tokenize import InputSpec, Sample
 
-# Tokens, padding included, from which on a batch is as fast per token as larger ones, which only take more memory.
+# In tokens, padding included. Larger batches are no faster per token; they only take more memory.
 FULL_BATCH = 512
 
 Batch = dict[str, Tensor]
 DataCollator = Callable[[list[Sample]], Mapping[str, Any]]
 
-# What there is one number of per token.
+# Inputs that have one number per token, so that their shape is that of `input_ids`.
 LIKE_IDS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def make_batches(
     samples: list[Sample], spec: InputSpec, collate: DataCollator, batch_size: int, keep_order: bool = False
 ) -> list[Batch]:
-    """Makes batches of samples in their order.
+    """Makes batches of samples, in the order given.
 
     Args:
         samples: the samples, sorted by length unless their order is to be kept.
         spec: what the model reads.
-        collate: makes a batch of a list of samples.
+        collate: makes a batch from a list of samples.
         batch_size: most samples in a batch.
-        keep_order: whether every batch but the last is of `batch_size`; long samples fill one earlier otherwise.
+        keep_order: whether every batch but the last has `batch_size` samples. Otherwise, long samples fill a batch
+            earlier.
 
     Returns:
-        Batches as of `to_tensors`.
+        Batches as `to_tensors` returns them, without padding at their end that all rows share.
 
     Raises:
-        ValueError: if the collator cannot do with the samples, or what it returns is no batch.
+        ValueError: if the collator cannot read the samples, or returns something that is no batch.
     """
     full = math.inf if keep_order else FULL_BATCH
     groups = _grouped(samples, batch_size, full)
@@ -43,11 +44,12 @@ def make_batches(
 
 
 def _grouped(samples: list[Sample], batch_size: int, full: float) -> Iterator[list[Sample]]:
-    """Makes groups of samples in their order; they end before a sample with which they would be more than full."""
+    """Yields groups of samples, in the order given. A group ends before the sample that would overfill it."""
     group: list[Sample] = []
     for sample in samples:
-        width = width_of(sample) * len(rows_of(sample["input_ids"]))
-        if group and (len(group) == batch_size or width * (len(group) + 1) > full):
+        # Samples come sorted by length, so that the others of the group will be padded to the width of this one.
+        size = width_of(sample) * len(rows_of(sample["input_ids"]))
+        if group and (len(group) == batch_size or size * (len(group) + 1) > full):
             yield group
             group = []
         group.append(sample)
@@ -56,12 +58,12 @@ def _grouped(samples: list[Sample], batch_size: int, full: float) -> Iterator[li
 
 
 def rows_of(values: list) -> list[list]:
-    """Returns the rows of tokens of a sample: one, or one per choice."""
+    """Returns the rows of one input of a sample: a single row, or one per choice."""
     return values if values and isinstance(values[0], list) else [values]
 
 
 def _row_lengths(sample: Sample) -> list[int]:
-    """The number of real tokens in each row of a sample."""
+    """Returns the number of real tokens in each row of a sample."""
     if "attention_mask" in sample:
         return [sum(map(bool, row)) for row in rows_of(sample["attention_mask"])]
     return [len(row) for row in rows_of(sample["input_ids"])]
@@ -83,7 +85,11 @@ def batch_tokens(batch: Batch) -> int:
 
 
 def default_collator(spec: InputSpec) -> DataCollator:
-    """Pads with the tokenizer; without one, samples must have one length already."""
+    """Returns a collator that pads with the tokenizer, or only stacks samples if there is no tokenizer.
+
+    Raises:
+        ValueError: if the tokenizer has no pad token.
+    """
     if spec.processing_class is None:
         return _stack
     if spec.processing_class.pad_token is None:
@@ -95,6 +101,7 @@ def default_collator(spec: InputSpec) -> DataCollator:
 
 
 def _stack(samples: list[Sample]) -> dict[str, Tensor]:
+    """Makes tensors of samples that all have one length."""
     try:
         return {name: torch.tensor([sample[name] for sample in samples]) for name in samples[0]}
     except ValueError as error:
@@ -105,7 +112,7 @@ def _stack(samples: list[Sample]) -> dict[str, Tensor]:
 
 
 def _pad(samples: list[Sample], spec: InputSpec) -> dict[str, Tensor]:
-    """Pads to the longest row of the batch: (batch, tokens), or (batch, choices, tokens) for nested samples."""
+    """Pads samples to the longest row of the batch: (batch, tokens), or (batch, choices, tokens) for nested ones."""
     nested = isinstance(samples[0]["input_ids"][0], list)
     if not nested:
         return _padded(samples, spec)
@@ -115,6 +122,7 @@ def _pad(samples: list[Sample], spec: InputSpec) -> dict[str, Tensor]:
             "All samples of a multiple-choice model must have the same number of choices. Got "
             f"{' and '.join(map(str, sorted(counts)))} choices. Fill up or leave out rows, or pass ready batches."
         )
+    # Tokenizers pad flat rows only, so that the choices are taken apart and put together again.
     rows = [
         {name: values[choice] for name, values in sample.items()}
         for sample in samples
@@ -135,7 +143,7 @@ def _padded(rows: list[Sample], spec: InputSpec) -> dict[str, Tensor]:
 
 def _collate(samples: list[Sample], collate: DataCollator) -> Mapping[str, Any]:
     try:
-        # Copies, because collators may take columns out of the samples.
+        # Copies, because some collators remove columns from the samples, and samples may be read again.
         return collate([dict(sample) for sample in samples])
     except KeyError as error:
         raise ValueError(
@@ -145,10 +153,10 @@ def _collate(samples: list[Sample], collate: DataCollator) -> Mapping[str, Any]:
 
 
 def to_tensors(batch: Any, spec: InputSpec) -> Batch:
-    """Returns the tensors of a batch on the CPU, with a mask, and without what the model does not read.
+    """Returns the tensors of a batch, on the CPU. Adds a missing mask, and drops what the model does not read.
 
     Raises:
-        ValueError: if it is no batch, or its tensors do not fit each other or the task.
+        ValueError: if `batch` is no batch, or its tensors do not fit each other or the task.
     """
     if not isinstance(batch, Mapping) or batch.get("input_ids") is None:
         got = f"the keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
@@ -169,6 +177,7 @@ def to_tensors(batch: Any, spec: InputSpec) -> Batch:
             f"{tuple(ids.shape)} instead. For single samples, pass `datasets.Dataset.from_list(samples)`."
         )
     for name, tensor in tensors.items():
+        # Other inputs, such as positions, may have shapes of their own, but belong to the same samples.
         given, expected = (tensor.shape, ids.shape) if name in LIKE_IDS else (tensor.shape[:1], ids.shape[:1])
         if given != expected:
             raise ValueError(
@@ -181,7 +190,7 @@ def to_tensors(batch: Any, spec: InputSpec) -> Batch:
 def _to_tensor(name: str, values: Any) -> Tensor:
     try:
         tensor = torch.as_tensor(values).detach().cpu()
-        # Not every type of whole numbers can be counted, compared or looked up.
+        # As int64, because torch cannot count, compare or look up every type of whole numbers (such as uint16).
         return tensor.long() if _is_whole(tensor) else tensor
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(
@@ -195,8 +204,12 @@ def _is_whole(tensor: Tensor) -> bool:
 
 
 def _trim_padding(batch: Batch) -> Batch:
-    """Cuts off the trailing positions that are padding in every row; leading ones shift the positions of the text."""
+    """Cuts off the trailing positions that are padding in every row.
+
+    Leading padding stays, because the positions of the text would change without it.
+    """
     mask = batch["attention_mask"]
+    # An input of another shape per token cannot be cut along with the mask.
     if any(tensor.dim() >= mask.dim() and tensor.shape != mask.shape for tensor in batch.values()):
         return batch
     end = int(mask.flatten(0, -2).any(dim=0).nonzero().max()) + 1
@@ -207,10 +220,10 @@ def _trim_padding(batch: Batch) -> Batch:
 
 
 def for_model(batch: Batch, spec: InputSpec) -> Batch:
-    """Returns what the model takes of a batch, checked: its length, and the numbers that it looks up in its tables.
+    """Returns the inputs of a batch that the model takes, after checking their length and the numbers in them.
 
     Raises:
-        ValueError: if an input is too long, or a number has no row in the table of the model's embeddings.
+        ValueError: if an input is too long, or if a number has no row in the model's table of embeddings.
     """
     limits = [limit for limit in (spec.max_length, spec.max_positions) if limit is not None]
     length = batch["input_ids"].shape[-1]
@@ -227,7 +240,8 @@ def for_model(batch: Batch, spec: InputSpec) -> Batch:
 
 
 def _looked_up(name: str, numbers: Tensor, size: int | None, spec: InputSpec) -> Tensor:
-    """Checks that numbers are rows of a table, padding included: on accelerators, others end the process."""
+    """Returns numbers if each is a row of a table, those at padding included; raises a ValueError otherwise."""
+    # Checked here, because a number out of range makes an accelerator fail in a way that ends the process.
     allowed = "whole numbers, 0 or above" + (
         "" if size is None else f" and below {size}, the rows of the model's table"
     )
@@ -245,7 +259,7 @@ def _looked_up(name: str, numbers: Tensor, size: int | None, spec: InputSpec) ->
 
 
 def token_mask(batch: Batch) -> Tensor:
-    """Returns (rows, tokens) boolean, true at real tokens: the attention mask, all true where there is none."""
+    """Returns (rows, tokens) boolean, true at real tokens. All tokens are real where there is no attention mask."""
     mask = batch.get("attention_mask")
     mask = torch.ones_like(batch["input_ids"]) if mask is None else mask
     return mask.reshape(-1, mask.shape[-1]).bool()

@@ -1,4 +1,4 @@
-"""Which columns of a data set hold the texts: as named by the user, or as names and types give away."""
+"""Finds which columns of a data set hold the texts: those that the user names, or those that names and types show."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,12 @@ from datasets import Features
 
 @dataclass(frozen=True)
 class TextColumns:
-    """The text columns that a task reads: their allowed numbers, and the same in words."""
+    """How many text columns a task reads.
+
+    Attributes:
+        counts: the allowed numbers of columns.
+        allowed: the same in words, for messages.
+    """
 
     counts: range
     allowed: str
@@ -21,10 +26,12 @@ TEXT_COLUMNS = {
     "question-answering": TextColumns(range(2, 3), "two text columns, question and context"),
     "token-classification": TextColumns(range(1, 2), "one column of texts or of lists of words"),
     "fill-mask": _ONE_OR_PAIR,
+    # 1000 stands for any number.
     "multiple-choice": TextColumns(range(3, 1000), "the text column of the prompt and those of two or more choices"),
     "feature-extraction": TextColumns(range(1, 1000), "one or more text columns"),
 }
 
+# Names that common data sets give to the two texts of a pair, in the order in which a model reads them.
 PAIRS = (
     ("question", "context"),
     ("question", "passage"),
@@ -43,21 +50,24 @@ PAIRS = (
 )
 PREFERRED = ("text", "sentence")
 WORDS = ("tokens", "words")
+# The one known data set of multiple choice whose columns can be told; see `tokenize._encode` for `sent2`.
 SWAG = ("sent1", "sent2", "ending0", "ending1", "ending2", "ending3")
+# Strings that are no text to calibrate on. A title comes with the text that it belongs to.
 NOT_TEXT = frozenset(
     {"id", "idx", "index", "guid", "uid", "uuid", "key", "title", "url", "uri", "link", "source", "split"}
     | {"lang", "language", "date", "timestamp", "category", "class", "target", "label", "labels", "label_text"}
 )
-# Of columns in a file of text, beside the comma; no column that is read with the right one has them in its name.
+# What separates the columns of a text file, besides the comma. One of these in the name of a column shows that the
+# file was read with the wrong separator.
 SEPARATORS = ";\t|"
 NOT_TEXT_SUFFIXES = ("_id", "-id", "_idx", "_uuid", "_url", "_label")
 
 
 def find_text_columns(features: Features, task: str, text_columns: Sequence[str] | None) -> tuple[str, ...]:
-    """Returns the columns that hold the texts: the ones given, else the ones that names and types give away.
+    """Returns the columns that hold the texts: those given, or else those that their names and types show.
 
     Raises:
-        ValueError: if a given column is absent or holds no text, or if the columns cannot be told.
+        ValueError: if a given column is absent or holds no text, or if it is not clear which columns hold the texts.
     """
     if text_columns is not None:
         return _checked(features, task, tuple(text_columns))
@@ -79,6 +89,7 @@ def find_text_columns(features: Features, task: str, text_columns: Sequence[str]
 
 
 def _checked(features: Features, task: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the names that the user gave; raises a ValueError if they do not fit the data or the task."""
     absent = [name for name in names if name not in features]
     if absent:
         raise ValueError(f"`text_columns` must be among {_quoted(features)}. Got {_quoted(absent)} instead.")
@@ -96,12 +107,14 @@ def _checked(features: Features, task: str, names: tuple[str, ...]) -> tuple[str
 
 
 def _guessed(features: Features, task: str) -> tuple[str, ...] | None:
+    """Returns the text columns by their names and types; None if several choices are possible, or none."""
     if task == "multiple-choice":
         return SWAG if set(SWAG) <= set(features) else None
     counts, candidates = TEXT_COLUMNS[task].counts, _candidates(features)
     words = [name for name in WORDS if name in features and _holds_words(features[name])]
     if task == "token-classification" and len(words) == 1:
         return tuple(words)
+    # Pairs are looked for first, because each of their columns could also be a single text.
     pairs = [pair for pair in PAIRS if set(pair) <= set(candidates)] if 2 in counts else []
     if pairs:
         return pairs[0] if len(pairs) == 1 else None
@@ -112,18 +125,19 @@ def _guessed(features: Features, task: str) -> tuple[str, ...] | None:
 
 
 def _candidates(features: Features) -> list[str]:
-    """The columns of strings, without identifiers, labels and the like as their names tell."""
+    """Returns the columns of strings, without those that are identifiers, labels and the like by their names."""
     texts = [name for name, feature in features.items() if holds_text(feature)]
     return [name for name in texts if name.lower() not in NOT_TEXT and not name.lower().endswith(NOT_TEXT_SUFFIXES)]
 
 
 def holds_text(feature: Any) -> bool:
-    """Whether a feature is a string."""
+    """Returns whether a feature is a string."""
     return getattr(feature, "dtype", None) in ("string", "large_string", "string_view")
 
 
 def _holds_words(feature: Any) -> bool:
-    """Whether a feature is a list of strings, in the ways that versions of `datasets` write it."""
+    """Returns whether a feature is a list of strings."""
+    # Versions of `datasets` write it as a list with one feature, or as a `Sequence` or `List` that holds it.
     return holds_text(feature[0] if isinstance(feature, list) else getattr(feature, "feature", None))
 
 

@@ -1,4 +1,4 @@
-"""The draw: in which order rows are taken, by a seed and by what they hold."""
+"""The draw: puts rows in an order that depends on a seed and on what the rows hold."""
 
 import json
 import logging
@@ -15,19 +15,20 @@ from .tokenize import Reading, Sample
 
 logger = logging.getLogger(__name__)
 
-# Rows that are told apart by what they hold; of more, so many are chosen by their places first.
+# Most rows that are read to put them in order. From a larger table, so many rows are chosen by their index first.
 MOST_ROWS = 1_000_000
 ROWS_PER_CHUNK = 256
+# How the description of a data set begins whose samples were drawn here; see `Draw.note`.
 NOTE = "Calibration samples drawn by K-prune: "
 
 
 def drawn_order(contents: Iterable[Any], seed: int) -> list[int]:
-    """Returns the places of rows in an order that depends on `seed` and on what they hold, not on their order.
+    """Returns the indices of rows in an order that depends on `seed` and on what the rows hold, not on their order.
 
-    Equal rows are told apart by counting them, so that they do not come one after the other.
+    Equal rows are counted, and the count is part of what decides: otherwise they would come one after the other.
 
     Args:
-        contents: what every row holds, as something whose `repr` tells it.
+        contents: what every row holds, as an object whose `repr` shows all of it.
         seed: seed of the order.
     """
     copies: Counter[bytes] = Counter()
@@ -40,11 +41,14 @@ def drawn_order(contents: Iterable[Any], seed: int) -> list[int]:
 
 
 def _digest(text: str) -> bytes:
+    # Not `hash`, which differs from process to process. 8 bytes make equal digests of unlike rows unlikely.
     return blake2b(text.encode(), digest_size=8).digest()
 
 
 def draw_samples(tables: Iterable[Dataset], reading: Reading, seed: int) -> Iterator[Sample]:
-    """Yields the samples of tables, drawn within each, tokenizing only as far as they are asked for.
+    """Yields the samples of tables, one table after the other, in drawn order within each.
+
+    Rows are tokenized in chunks as samples are asked for, so that a small budget does not tokenize a large table.
 
     Args:
         tables: tables with the same columns.
@@ -52,15 +56,15 @@ def draw_samples(tables: Iterable[Dataset], reading: Reading, seed: int) -> Iter
         seed: seed of the draw.
 
     Raises:
-        ValueError: if what the columns hold cannot be tokenized.
+        ValueError: if the columns cannot be tokenized.
     """
     for table in tables:
-        # Neither tensors nor transforms on access: lists are what can be counted and padded.
+        # Without the format of the user: rows must come as lists, not as tensors or through transforms.
         rows = table.with_format(None).select_columns(reading.columns)
         if len(rows) > MOST_ROWS:
             logger.info("Of %d rows of calibration data, %d are chosen by their places first.", len(rows), MOST_ROWS)
             chosen = sorted(random.Random(seed).sample(range(len(rows)), MOST_ROWS))
-            # In memory: which rows were chosen must not be written into the user's folders.
+            # In memory, because `select` would otherwise write the indices into the folder of the user's data.
             rows = rows.select(chosen, keep_in_memory=True)
         order = drawn_order(_contents(rows.select_columns(reading.content), reading.content), seed)
         for start in range(0, len(order), ROWS_PER_CHUNK):
@@ -68,6 +72,7 @@ def draw_samples(tables: Iterable[Dataset], reading: Reading, seed: int) -> Iter
 
 
 def _contents(rows: Dataset, names: list[str]) -> Iterator[tuple]:
+    """Yields the values of the named columns, row by row."""
     for start in range(0, len(rows), ROWS_PER_CHUNK):
         columns = rows[start : start + ROWS_PER_CHUNK]
         yield from zip(*(columns[name] for name in names), strict=True)
@@ -75,14 +80,14 @@ def _contents(rows: Dataset, names: list[str]) -> Iterator[tuple]:
 
 @dataclass(frozen=True)
 class Draw:
-    """How samples were drawn. In the description of a data set, it tells that these are the samples.
+    """How samples were drawn. A note of it in the description of a data set marks the data set as drawn samples.
 
-    Copies, pickles and saved folders keep the description; a selection of samples is a data set like any other.
+    Copies, pickles and saved folders keep the description. A data set of only some of the samples counts as not drawn.
 
     Attributes:
         columns: the columns that held the texts, if they are known.
         how: how the samples were chosen, in words.
-        arguments: those of `load_calibration_dataset`, as they can be published; {} if it was not called.
+        arguments: the arguments of `load_calibration_dataset`, as they can be published; {} if it was not called.
     """
 
     columns: tuple[str, ...] | None
@@ -91,25 +96,26 @@ class Draw:
 
     @property
     def num_tokens(self) -> int | None:
-        """The budget of tokens that was asked for; None took all."""
+        """The budget of tokens that was asked for. None means all samples."""
         return self.arguments.get("num_tokens")
 
     def note(self, dataset: Dataset) -> None:
-        """Writes this into the description of a data set that holds the samples, and nothing else."""
+        """Writes this draw into the description of a data set that holds exactly the drawn samples."""
+        # With the number of samples, by which `of` recognises a selection of them.
         dataset.info.description = NOTE + json.dumps(
             [len(dataset), self.columns, self.how, self.arguments], default=str
         )
 
     @classmethod
     def of(cls, data: Any) -> "Draw | None":
-        """Returns how the samples of a data set were drawn; None if they were not, or are not all of them any more."""
+        """Returns how the samples of a data set were drawn. None if they were not drawn, or some are gone."""
         description = data.info.description if isinstance(data, Dataset) else None
         if not description or not description.startswith(NOTE):
             return None
         try:
             samples, columns, how, arguments = json.loads(description.removeprefix(NOTE))
             draw = cls(columns and tuple(columns), how, dict(arguments))
-        # Several data sets were put together, and with them their descriptions; or it is no note of ours.
+        # Joining data sets joins their descriptions, so that the rest is not JSON; or somebody else wrote it.
         except (ValueError, TypeError, RecursionError):
             return None
         return draw if samples == len(data) else None

@@ -1,4 +1,4 @@
-"""Calibration data: whatever is given, and a budget of tokens -> batches of the model's inputs."""
+"""Prepares calibration data: data of any form, and a budget of tokens -> batches of model inputs."""
 
 import logging
 import math
@@ -45,12 +45,12 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
-# Batches to be measured, other ones, and those that are held out.
+# Batches on which knowledge is measured, other batches to fit on, and batches that are held out.
 Split = tuple[list[Batch], list[Batch], list[Batch]]
 
-# Samples, or ready batches, below which none is held out.
+# Nothing is held out of fewer samples (or ready batches) than this: the fit needs them more.
 LEAST_FOR_HELDOUT = 10
-# Samples on which something can be measured.
+# A loss over fewer held-out samples than this says nothing.
 LEAST_HELDOUT = 3
 
 
@@ -59,10 +59,10 @@ class CalibrationBatches:
     """Batches of calibration data.
 
     Attributes:
-        batches: all batches that are calibrated on, of CPU tensors.
-        measured: how many of them, from the first, hold the samples on which knowledge is measured.
-        heldout: batches that are kept out of all that, to tell on them how much was lost.
-        summary: what all of this is; None for batches that were put together by hand.
+        batches: all batches to calibrate on, of CPU tensors.
+        measured: number of batches on which knowledge is measured; they come first in `batches`.
+        heldout: batches that take no part in the prune. The loss is measured on them.
+        summary: description of the data; None for batches that were put together by hand.
     """
 
     batches: list[Batch]
@@ -72,49 +72,51 @@ class CalibrationBatches:
 
     @property
     def samples(self) -> int:
-        """Number of samples that are calibrated on, |D|."""
+        """Number of samples to calibrate on, |D|."""
         return sum(len(batch["input_ids"]) for batch in self.batches)
 
     @property
     def rows(self) -> int:
-        """Number of their sequences: more than samples in multiple choice."""
+        """Number of rows of these samples; in multiple choice, a sample has several."""
         return sum(len(token_mask(batch)) for batch in self.batches)
 
     @property
     def tokens(self) -> int:
-        """Number of their real tokens, N."""
+        """Number of real tokens in these samples, N."""
         return sum(int(token_mask(batch).sum()) for batch in self.batches)
 
     @property
     def mean_length(self) -> int:
-        """Mean number of real tokens of a sequence, rounded; at least 1."""
+        """Mean number of real tokens of a row, rounded; at least 1."""
         return max(1, round(self.tokens / self.rows))
 
     @property
     def largest_batch(self) -> int:
-        """Number of samples of the largest batch."""
+        """Number of samples in the largest batch."""
         return max(len(batch["input_ids"]) for batch in self.batches)
 
     def halved(self) -> "CalibrationBatches":
         """Returns the same samples in batches of half the size."""
+        # Apart, so that no new batch mixes measured samples with others.
         measured = _halves(self.batches[: self.measured])
         others = _halves(self.batches[self.measured :])
         return replace(self, batches=measured + others, measured=len(measured), heldout=_halves(self.heldout))
 
 
 def budget_of(data: Any, num_tokens: int | None) -> int | None:
-    """Returns the budget of tokens of a prune: the one that its data was drawn with, if it was drawn.
+    """Returns the budget of tokens of a prune. Data that was drawn already keeps the budget of its draw.
 
     Args:
-        data: the calibration data; what `load_calibration_dataset` returned is used whole.
-        num_tokens: the budget that the settings name.
+        data: the calibration data. All of it is used if `load_calibration_dataset` returned it.
+        num_tokens: the budget in the settings.
 
     Raises:
-        ValueError: if the settings name another budget than that of the draw, and it is not the default.
+        ValueError: if the budget in the settings is neither that of the draw nor the default.
     """
     draw = Draw.of(data)
     if draw is None:
         return num_tokens
+    # The default counts as not given: a user who drew the data should not have to repeat the budget.
     if num_tokens not in (NUM_TOKENS, draw.num_tokens):
         raise ValueError(
             "There is one budget of tokens: the setting `num_tokens` must be the one that the calibration data was "
@@ -125,7 +127,7 @@ def budget_of(data: Any, num_tokens: int | None) -> int | None:
 
 
 def drawn_with(data: Any) -> dict[str, Any]:
-    """Returns the arguments that a data set was drawn with, as they can be published; {} if it was not drawn."""
+    """Returns the arguments with which a data set was drawn, as they can be published; {} if it was not drawn."""
     draw = Draw.of(data)
     return {} if draw is None else draw.arguments
 
@@ -138,25 +140,26 @@ def load_calibration_dataset(
     dataset_config_name: str | None = None,
     dataset_split: str = "train",
 ) -> Dataset:
-    """Draws samples from a data set, in an order that depends on `spec.seed` and the texts alone, and tokenizes them.
+    """Draws samples from a data set and tokenizes them. The draw depends on `spec.seed` and the texts alone.
 
     Args:
         dataset_name: a name on the Hugging Face Hub; a local folder of files, or one written by `save_to_disk`; a
-            file, a glob pattern or a list of files; or a data set that is loaded, see `prepare_batches`.
-        spec: what the model reads, and how texts become it.
-        num_tokens: budget of real tokens; the sample that reaches it is the last one. `None` takes all samples.
+            file, a glob pattern or a list of files; or a loaded data set, in the forms that `prepare_batches` takes.
+        spec: what the model reads, and how texts are tokenized.
+        num_tokens: budget of real tokens. The sample that reaches it is the last one. `None` takes all samples.
         dataset_config_name: configuration of the data set.
         dataset_split: split of the data set. Files form the split "train".
 
     Returns:
-        The tokenized samples, without labels and without padding (unless `spec.preprocess_function` pads), which
-        `prepare_batches` uses whole.
+        The tokenized samples, without labels, and without padding unless `spec.preprocess_function` pads.
+        `prepare_batches` uses all of them.
 
     Raises:
         FileNotFoundError: if there is no such data set.
         ValueError: if the data or an argument cannot be used; the message says why and what to do.
     """
     require_count("num_tokens", num_tokens)
+    # None counts as a name, so that `read_split` says what a name may be.
     is_name = dataset_name is None or isinstance(dataset_name, str | PathLike | Sequence)
     if not is_name and (dataset_config_name is not None or dataset_split != "train"):
         raise ValueError(
@@ -193,32 +196,35 @@ def prepare_batches(
 ) -> CalibrationBatches:
     """Makes batches of calibration data.
 
-    Samples are drawn by `spec.seed` and what they hold, whatever the order of the data, until the budget is reached;
-    then sorted by length and batched, so that there is nearly no padding. What `load_calibration_dataset` drew is used
-    whole. Batches stay as they are: from a list of them they are drawn like samples, and stay in their order; an
-    iterator's are taken as they come. `batch_size`, `data_collator` and `keep_order` do not apply to them.
+    Samples are drawn until the budget is reached. The draw depends on `spec.seed` and on what the samples hold, not on
+    the order of the data. Then the samples are sorted by length and batched, so that there is nearly no padding. Data
+    that `load_calibration_dataset` drew is used as a whole.
+
+    Batches that are given stay unchanged: `batch_size`, `data_collator` and `keep_order` do not apply to them. From a
+    list of batches, some are drawn like samples, and stay in the order of the list. Batches of an iterator are taken
+    as they come.
 
     Args:
         calibration_dataset: a data set, raw or tokenized (with `input_ids`); a data frame, an Arrow table or a
-            dictionary of columns; a stream (`IterableDataset`), which is drawn from in blocks; texts; pairs of texts;
-            (prompt, choice, choice, ...) for multiple choice; lists of words for token classification; or an iterable
-            of batches, which are mappings of tensors, arrays or lists of shape (batch, tokens).
-        spec: what the model reads, and how texts become it.
-        num_tokens: budget of real tokens, those held out included; the sample (or batch) that reaches it is the last
-            one. `None` takes all, which a stream must end for.
-        measure_tokens: real tokens in the batches on which knowledge is measured, spread evenly over the lengths.
-            `None` takes all.
-        batch_size: most samples in a batch; long ones fill it earlier.
-        data_collator: makes a batch from a list of samples; gets the label columns of tokenized data too, as in
+            dictionary of columns; a stream (`IterableDataset`), from which blocks of rows are drawn; texts; pairs of
+            texts; (prompt, choice, choice, ...) for multiple choice; lists of words for token classification; or an
+            iterable of batches, which are mappings of tensors, arrays or lists of shape (batch, tokens).
+        spec: what the model reads, and how texts are tokenized.
+        num_tokens: budget of real tokens, held-out ones included. The sample (or batch) that reaches it is the last
+            one. `None` takes all; a stream must then have an end.
+        measure_tokens: number of real tokens on which knowledge is measured, spread evenly over the lengths. `None`
+            measures on all.
+        batch_size: most samples in a batch. Long samples fill a batch earlier.
+        data_collator: makes a batch from a list of samples. It gets the label columns of tokenized data too, as in
             training. `None` pads with the tokenizer.
         keep_order: whether to leave the samples in the order of the draw, in batches of `batch_size`.
-        heldout_share: share of the tokens to hold out, at most, in [0, 1): the last samples of the draw, or every n-th
-            of the batches that are given. Nothing is held out of fewer than ten, or if it would be less than three
-            samples.
+        heldout_share: largest share of the tokens to hold out, in [0, 1): the last samples of the draw, or every n-th
+            of the batches that are given. Nothing is held out of fewer than ten samples (or batches), or if fewer than
+            three samples would be held out.
 
     Returns:
-        Batches of CPU tensors with `input_ids` and `attention_mask` (if the model takes it) of shape (batch, tokens),
-        or (batch, choices, tokens) for multiple choice, and what else of the data the model reads. Never labels.
+        Batches of CPU tensors: `input_ids`, `attention_mask` if the model takes it, and the other columns that the
+        model reads, but no labels. The shape is (batch, tokens), or (batch, choices, tokens) for multiple choice.
 
     Raises:
         ValueError: if the data or an argument cannot be used; the message says why and what to do.
@@ -241,6 +247,7 @@ def prepare_batches(
         collate = default_collator(spec) if data_collator is None else data_collator
         make = partial(make_batches, spec=spec, collate=collate, batch_size=batch_size, keep_order=keep_order)
         split = _split_samples(samples, make, measure_tokens, heldout_share, keep_order)
+    # `split` is kept for the summary, which needs the masks. A model need not take them.
     measured, others, heldout = ([for_model(batch, spec) for batch in part] for part in split)
     draw = draw or Draw(columns, _how(given, spec))
     summary = summary_of(split[0] + split[1], split[2], first, draw, spec)
@@ -249,7 +256,7 @@ def prepare_batches(
 
 
 def _how(given: Given, spec: InputSpec) -> str:
-    """How the samples are chosen, in words."""
+    """Returns how the samples are chosen, in words."""
     if given.batches is not None and not isinstance(given.batches, list):
         return "batches in the order in which they come"
     return f"drawn by seed {spec.seed} from {given.source}"
@@ -258,7 +265,7 @@ def _how(given: Given, spec: InputSpec) -> str:
 def _drawn(
     given: Given, spec: InputSpec, num_tokens: int | None, with_labels: bool = False
 ) -> tuple[list[Sample], Reading]:
-    """Draws samples from rows until the budget is reached; returns them with how the rows were read."""
+    """Draws samples from rows until the budget is reached. Returns the samples, and how the rows were read."""
     if given.tables is None:
         raise ValueError("Batches cannot be drawn from again. Pass them to `prune` as they are, or pass rows of text.")
     first, tables = peek(given.tables)
@@ -266,33 +273,36 @@ def _drawn(
         spec = replace(spec, text_columns=first.column_names)
     reading = reading_of(first, spec, with_labels)
     samples = _take(draw_samples(tables, reading, spec.seed), sample_tokens, num_tokens)
+    # Columns of plain texts were named here: the summary must not show names that the user never gave.
     return samples, replace(reading, text_columns=None) if given.are_texts else reading
 
 
 def _halves(batches: list[Batch]) -> list[Batch]:
+    """Splits every batch in two. A batch of one sample stays as it is."""
     parts = [{name: values.chunk(2) for name, values in batch.items()} for batch in batches]
     return [dict(zip(part, values, strict=True)) for part in parts for values in zip(*part.values(), strict=True)]
 
 
 def _take_batches(batches: Iterable[Any], spec: InputSpec, num_tokens: int | None) -> list[Batch]:
-    """Takes batches until the budget is reached: those drawn from a list, in its order, or as they come."""
+    """Takes batches until the budget is reached: drawn from a list, or as they come from an iterator."""
     tensors = (_without_padding_rows(to_tensors(batch, spec)) for batch in batches)
     if not isinstance(batches, list):
         return _take(tensors, batch_tokens, num_tokens)
     listed = list(tensors)
     contents = (batch["input_ids"][batch["attention_mask"].bool()].tolist() for batch in listed)
     order = iter(drawn_order(contents, spec.seed))
-    return [listed[place] for place in sorted(_take(order, lambda place: batch_tokens(listed[place]), num_tokens))]
+    # The seed decides which batches are taken; sorting puts these back into the order of the list.
+    return [listed[index] for index in sorted(_take(order, lambda index: batch_tokens(listed[index]), num_tokens))]
 
 
 def _without_padding_rows(batch: Batch) -> Batch:
-    """Leaves out the samples of a batch that are all padding, as of rows of text."""
+    """Leaves out the samples of a batch that are all padding, as rows of text without tokens are left out."""
     real = batch["attention_mask"].flatten(1).any(dim=1)
     return batch if real.all() else {name: values[real] for name, values in batch.items()}
 
 
 def _take(items: Iterator[Item], tokens_of: Callable[[Item], int], num_tokens: int | None) -> list[Item]:
-    """Takes items until `num_tokens` real tokens are reached; leaves out what is all padding."""
+    """Takes items until they have `num_tokens` real tokens. Leaves out items that are all padding."""
     taken, total = [], 0
     with progress_bar(total=num_tokens, desc="Reading calibration data", unit=" tokens", leave=False) as progress:
         for item in items:
@@ -308,6 +318,7 @@ def _take(items: Iterator[Item], tokens_of: Callable[[Item], int], num_tokens: i
 
 
 def _check_total(total: int, num_tokens: int | None) -> None:
+    """Raises a ValueError if the data holds no tokens, and warns if it holds fewer than the budget."""
     if total == 0:
         raise ValueError(
             "The calibration data must hold tokens. Got none: it has no rows, or only missing, blank or padded ones. "
@@ -324,10 +335,10 @@ def _split_samples(
     heldout_share: float,
     keep_order: bool,
 ) -> Split:
-    """Makes three lists of batches: to be measured, other, held out."""
+    """Splits samples by their use, and makes batches of each part."""
     fit, heldout = _hold_out(samples, heldout_share)
     if not keep_order:
-        # By content where lengths are equal: what is measured must not depend on the order of the data.
+        # Equally long samples are sorted by content: what `_spread` measures must not depend on the order of the data.
         for part in (fit, heldout):
             part.sort(key=lambda sample: (width_of(sample), sample["input_ids"]))
     measured, others = _spread(fit, sample_tokens, measure_tokens)
@@ -335,7 +346,8 @@ def _split_samples(
 
 
 def _split_batches(batches: list[Batch], measure_tokens: int | None, heldout_share: float) -> Split:
-    """The same of batches that are ready: every n-th is held out."""
+    """Splits batches that are given by their use. Every n-th batch is held out."""
+    # Every n-th and not the last ones, because batches that are given may be sorted by length.
     every = math.ceil(1 / heldout_share) if heldout_share and len(batches) >= LEAST_FOR_HELDOUT else len(batches) + 1
     heldout = batches[every - 1 :: every]
     if sum(len(batch["input_ids"]) for batch in heldout) < LEAST_HELDOUT:
@@ -345,24 +357,28 @@ def _split_batches(batches: list[Batch], measure_tokens: int | None, heldout_sha
 
 
 def _hold_out(samples: list[Sample], share: float) -> tuple[list[Sample], list[Sample]]:
-    """Splits off the last samples, which are a draw like the first, with at most a share of the tokens."""
-    left, kept = share * sum(map(sample_tokens, samples)), len(samples)
-    for sample in reversed(samples if kept >= LEAST_FOR_HELDOUT else []):
+    """Splits off the last samples with at most a share of the tokens. Returns the others and these.
+
+    The samples are in drawn order, so that the last ones are as random as the first ones.
+    """
+    left, fitted = share * sum(map(sample_tokens, samples)), len(samples)
+    for sample in reversed(samples if fitted >= LEAST_FOR_HELDOUT else []):
         left -= sample_tokens(sample)
         if left < 0:
             break
-        kept -= 1
-    if len(samples) - kept < LEAST_HELDOUT:
-        kept = len(samples)
-    return samples[:kept], samples[kept:]
+        fitted -= 1
+    if len(samples) - fitted < LEAST_HELDOUT:
+        fitted = len(samples)
+    return samples[:fitted], samples[fitted:]
 
 
 def _spread(items: list[Item], tokens_of: Callable[[Item], int], budget: int | None) -> tuple[list[Item], list[Item]]:
-    """Splits items in those on which knowledge is measured and the others; the former lie evenly among the items."""
+    """Splits items into those on which knowledge is measured, which lie evenly among all items, and the others."""
     total = sum(map(tokens_of, items))
     share = 1.0 if budget is None else min(1.0, budget / total)
     measured: list[Item] = []
     others: list[Item] = []
+    # Of the first n items, ceil(n * share) are measured (as in Bresenham's line). This needs no random numbers.
     for index, item in enumerate(items):
         (measured if math.ceil((index + 1) * share) > math.ceil(index * share) else others).append(item)
     return measured, others

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 ALLOWED_TYPES = f"{', '.join(FILE_FORMATS)} (those of text also as .gz)"
 GZIP_MAGIC = b"\x1f\x8b"
 HEADER_BYTES = 100_000
-# Files that `datasets` does not take for data either.
+# Files of JSON that describe data instead of holding it; `datasets` skips them too.
 METADATA_FILES = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
 
 
@@ -30,7 +30,7 @@ def read_split(
 
     Args:
         dataset_name: a folder of files of one format, or one written by `save_to_disk`; a file, a glob pattern or a
-            list of these; otherwise a name on the Hugging Face Hub. What exists locally wins.
+            list of these; otherwise a name on the Hugging Face Hub. A local path that exists comes before a name.
         config_name: configuration of a Hub data set or of a folder.
         split: split to read, such as "train" or "train[:1000]". Files form the split "train".
 
@@ -53,16 +53,18 @@ def read_split(
 
 
 def default_split(dataset_name: Any) -> str:
-    """Returns the split to evaluate on: "validation", but of files "train", as which all of them are read."""
+    """Returns the split to evaluate on: "validation", or "train" for files, which `datasets` reads as that split."""
     is_name = isinstance(dataset_name, str | PathLike)
     is_files = is_name and looks_like_path(str(dataset_name)) and not Path(dataset_name).is_dir()
     return "train" if is_files else "validation"
 
 
 def _expand(path: Path) -> list[Path]:
-    """The file itself, or the files that a glob pattern matches, sorted."""
+    """Returns the file itself, or the files that a glob pattern matches, sorted."""
     if path.exists():
         return [path]
+    # `Path.glob` takes relative patterns only, so that it starts from the root or the current folder. A path that
+    # exists never gets here, even if its name has the characters of a pattern.
     matches = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
     files = sorted(match for match in matches if match.is_file()) if any(c in str(path) for c in "*?[") else []
     if not files:
@@ -75,13 +77,13 @@ def _expand(path: Path) -> list[Path]:
 
 
 def _type_of(file: Path) -> str:
-    """The suffix that tells the format; of a text file that is compressed, the one before."""
+    """Returns the suffix that shows the format: the last one, or the one before ".gz" of a compressed text file."""
     suffix, inner = file.suffix.lower(), Path(file.stem).suffix.lower()
     return inner if suffix == ".gz" and inner in TEXT_FORMATS else suffix
 
 
 def _format_of(files: Sequence[Path]) -> str:
-    """The one format of all files, as `datasets.load_dataset` calls it."""
+    """Returns the one format of all files, as `datasets.load_dataset` calls it."""
     for file in files:
         if _type_of(file) not in FILE_FORMATS:
             raise ValueError(
@@ -99,13 +101,14 @@ def _format_of(files: Sequence[Path]) -> str:
 
 def _open_text(file: Path) -> Any:
     """Opens a file of text, compressed or not, to read its bytes."""
+    # By its first bytes and not by its name: `datasets` unpacks compressed files whatever they are called.
     with file.open("rb") as opened:
         is_compressed = opened.read(len(GZIP_MAGIC)) == GZIP_MAGIC
     return gzip.open(file) if is_compressed else file.open("rb")
 
 
 def _separator_of(files: Sequence[Path]) -> str:
-    """The separator with which the headers of tables have most columns: that of the file type, if others do not."""
+    """Returns the separator that splits the headers of tables into most columns; the usual one wins a tie."""
     separators: dict[str, Path] = {}
     for file in files:
         with _open_text(file) as opened:
@@ -139,12 +142,13 @@ def _read_folder(folder: Path, config_name: str | None, split: str) -> Dataset:
             f"The folder {str(folder)!r} must hold files of the types {ALLOWED_TYPES}, or be written by "
             f"`save_to_disk`. Got {found} instead. Name another folder, or convert the files."
         )
+    # Checked here, because `datasets` reads the most frequent format and silently leaves the other files out.
     _format_of(data_files)
     return _load(str(folder), split, config_name, data_files)
 
 
 def _split_of(loaded: Dataset | DatasetDict, folder: Path, split: str) -> Dataset:
-    """The split of a saved `DatasetDict`; a saved `Dataset` is one table, whatever split it once was."""
+    """Returns a split of a saved `DatasetDict`, or a saved `Dataset`, which is one table without splits."""
     if isinstance(loaded, Dataset):
         return loaded
     if split not in loaded:
@@ -162,7 +166,7 @@ def _load(
     files: Sequence[Path] = (),
     data_files: list[str] | None = None,
 ) -> Dataset:
-    """Calls `datasets.load_dataset` and says which argument or which of the files to change where it fails."""
+    """Calls `datasets.load_dataset`. If it fails, raises an error that says which argument or file to change."""
     shown = data_files or source
     options = {"sep": _separator_of(files)} if files and _format_of(files) == "csv" else {}
     try:
@@ -172,7 +176,7 @@ def _load(
             f"{source!r} is no local folder or file, and it could not be read from the Hugging Face Hub: {error}. "
             "Correct `dataset_name`, or pass the path of local data."
         ) from error
-    # An empty file of JSON ends an iterator of the library.
+    # On an empty file of JSON, `datasets` lets a StopIteration out.
     except (DatasetGenerationError, ValueError, StopIteration) as error:
         reason = "it has no rows" if "corresponds to no data" in str(error) else error.__cause__ or error
         raise ValueError(
@@ -182,7 +186,7 @@ def _load(
 
 
 def _broken_file(files: Sequence[Path]) -> str | None:
-    """Says which of the files is empty or no text in UTF-8, if one is."""
+    """Returns what is wrong with the first file that is empty or not in UTF-8; None if no file is."""
     for file in files:
         if not file.stat().st_size:
             return f"{str(file)!r} is empty"
@@ -197,6 +201,7 @@ def _broken_file(files: Sequence[Path]) -> str | None:
 
 
 def _reject_config(config_name: str | None, source: str) -> None:
+    """Raises a ValueError if a configuration is named for data that has none."""
     if config_name is not None:
         raise ValueError(
             f"`dataset_config_name` must be None for {source}, which have no configurations. "

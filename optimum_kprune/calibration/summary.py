@@ -1,4 +1,4 @@
-"""What is calibrated on, to be looked at: a wrong column is seen at once."""
+"""A summary of the calibration data for the user to look at: a wrong column is seen at once."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,16 @@ SHOWN_CHARACTERS = 200
 
 @dataclass(frozen=True)
 class CalibrationSummary:
-    """What is calibrated on.
+    """The data that a prune calibrates on.
 
     Attributes:
         columns: the columns that hold the texts; None if they have no names, or the data was tokenized already.
         first_sample: the beginning of the text of the first sample that was drawn; None without a tokenizer.
         samples: number of samples, without those that are held out.
-        tokens: number of their real tokens.
+        tokens: number of real tokens in them.
         heldout_samples: number of samples that are held out.
-        heldout_tokens: number of their real tokens.
-        mean_length: mean number of real tokens in a sequence, of which a sample has one, or one per choice.
+        heldout_tokens: number of real tokens in those.
+        mean_length: mean number of real tokens in a row. A sample has one row, or one per choice.
         draw: how the samples were chosen, in words.
     """
 
@@ -34,7 +34,7 @@ class CalibrationSummary:
     draw: str
 
     def __str__(self) -> str:
-        """Returns some lines of text."""
+        """Returns the summary as two lines of text."""
         held_out = f"; {self.heldout_samples:,} samples, {self.heldout_tokens:,} tokens are held out"
         columns = f"Columns: {', '.join(self.columns)}. " if self.columns else ""
         return (
@@ -50,11 +50,11 @@ def summary_of(
     """Returns the summary of batches that have their masks.
 
     Args:
-        batches: what is calibrated on.
-        heldout: what is held out.
+        batches: the batches to calibrate on.
+        heldout: the batches that are held out.
         first: the first sample that was drawn.
         draw: how the samples were drawn.
-        spec: what reads them.
+        spec: what the model reads; its tokenizer decodes the first sample.
     """
     tokens = sum(map(batch_tokens, batches))
     return CalibrationSummary(
@@ -74,7 +74,7 @@ def _count(batches: list[Batch]) -> int:
 
 
 def _text_of(sample: Sample, spec: InputSpec) -> str | None:
-    """The text of a sample, or of its first choice."""
+    """Returns the beginning of the text of a sample, or of its first choice."""
     if spec.processing_class is None:
         return None
     ids = rows_of(sample["input_ids"])[0]

@@ -1,4 +1,4 @@
-"""What is given to calibrate on -> tables of rows to draw from, or batches that are ready."""
+"""Calibration data in any form that users give -> tables of rows to draw from, or batches that are ready."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,19 +14,19 @@ from .columns import TEXT_COLUMNS
 
 Item = TypeVar("Item")
 
-# Of what can only be read on and on: so many rows at a time are drawn from.
+# A stream cannot be put in order as a whole. So many rows at a time are read from it and put in drawn order.
 ROWS_PER_BLOCK = 10_000
 
 
 @dataclass(frozen=True)
 class Given:
-    """What is given to calibrate on: rows in tables, or batches.
+    """Calibration data that was given: rows in tables, or batches.
 
     Attributes:
-        source: what it is, in words.
-        tables: the rows, in one table, or of a stream block by block; None if batches are given.
-        batches: the batches, in a list if all of them are at hand; None if rows are given.
-        are_texts: whether the columns of the tables are the texts in the order in which they are read.
+        source: what was given, in words.
+        tables: the rows in one table, or the blocks of a stream as tables; None if batches were given.
+        batches: the batches, in a list if the user gave a sequence of them; None if rows were given.
+        are_texts: whether plain texts were given, so that the columns are all text, in the order to read them.
     """
 
     source: str
@@ -36,23 +36,23 @@ class Given:
 
 
 def given_as(data: Any, task: str, seed: int) -> Given:
-    """Tells what is given to calibrate on; of a stream or an iterator, no more is read than is asked for.
+    """Returns calibration data as tables of rows, or as batches. Streams and iterators are read only as needed.
 
     Args:
         data: a data set or a stream of one; a data frame, an Arrow table or a dictionary of columns; texts or tuples
             of texts; batches.
         task: name of the task.
-        seed: seed of the order of the parts of a stream.
+        seed: seed of the order of the files of a stream.
 
     Raises:
-        ValueError: if it is none of these, or empty.
+        ValueError: if `data` is none of these, or empty.
     """
     table = table_of(data)
     if table is not None:
         return Given(f"{len(table):,} rows", iter([table]))
     stream = f"a stream, {ROWS_PER_BLOCK:,} rows at a time"
     if isinstance(data, IterableDataset):
-        # A buffer of one shuffles the files alone: rows are drawn block by block, as of any stream.
+        # With a buffer of one, `shuffle` shuffles the order of the files only. Rows are drawn block by block later.
         rows = iter(data.with_format(None).shuffle(seed=seed, buffer_size=1))
         return Given(stream, (Dataset.from_list(block, data.features) for block in _blocks(rows, ROWS_PER_BLOCK)))
     first, items = _first_item(data)
@@ -69,7 +69,7 @@ def peek(items: Iterable[Item]) -> tuple[Item, Iterator[Item]]:
     """Returns the first item of an iterable, and an iterator over all its items.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no item.
     """
     items = iter(items)
     for first in items:
@@ -78,17 +78,23 @@ def peek(items: Iterable[Item]) -> tuple[Item, Iterator[Item]]:
 
 
 def _blocks(items: Iterator[Item], size: int | None) -> Iterator[list[Item]]:
+    """Yields lists of `size` items, or one list of all items if `size` is None."""
     while block := list(islice(items, size)):
         yield block
 
 
 def table_of(data: Any) -> Dataset | None:
-    """Returns the table that is given as one: what would otherwise be iterated over by the names of its columns."""
+    """Returns data that is a table as a data set: a data set, a data frame, an Arrow table or a dictionary of lists.
+
+    Returns None for anything else.
+    """
+    # Asked first of all data: iterating over a table would give the names of its columns, which are texts.
     if isinstance(data, Dataset):
         return data
-    with _failures_told():
+    with _table_errors_explained():
         if isinstance(data, pandas.DataFrame):
             return Dataset.from_pandas(data, preserve_index=False)
+        # What polars, pyarrow and others have in common. Without names of columns it is no table.
         if hasattr(data, "__arrow_c_stream__") and hasattr(data, "columns"):
             return Dataset(pyarrow.table(data))
     if isinstance(data, Mapping) and data and all(isinstance(values, list) for values in data.values()):
@@ -97,13 +103,13 @@ def table_of(data: Any) -> Dataset | None:
 
 
 def _from_columns(columns: dict[str, list]) -> Dataset:
-    with _failures_told():
+    with _table_errors_explained():
         return Dataset.from_dict(columns)
 
 
 @contextmanager
-def _failures_told() -> Iterator[None]:
-    """Says what cannot be put into a table."""
+def _table_errors_explained() -> Iterator[None]:
+    """Turns errors about values that cannot be put into a table into a ValueError with advice."""
     try:
         yield
     except UnicodeEncodeError as error:
@@ -120,7 +126,11 @@ def _failures_told() -> Iterator[None]:
 
 
 def _first_item(data: Any) -> tuple[Any, Iterator[Any]]:
-    """Returns the first item of an iterable of texts or batches, and an iterator over all its items."""
+    """Returns the first item of an iterable of texts or batches, and an iterator over all its items.
+
+    Raises:
+        ValueError: if `data` is something else, or empty.
+    """
     advice = ""
     if isinstance(data, str):
         advice = " Load it: get_calibration_dataset(...); or, if it is a text, pass a list of texts."
@@ -143,9 +153,10 @@ def _first_item(data: Any) -> tuple[Any, Iterator[Any]]:
 
 
 def dataset_from_texts(items: Sequence[Any], task: str) -> Dataset:
-    """Puts a list of texts, of pairs of texts, or of (prompt, choice, choice, ...) into columns, in that order.
+    """Makes a data set of a list of texts, of pairs of texts, or of (prompt, choice, choice, ...).
 
-    For token classification, lists of strings are the words of one text.
+    The columns have the order of the texts in an item. For token classification, an item that is a list of strings
+    holds the words of one text.
 
     Raises:
         ValueError: if the list mixes types, or its items hold too few or too many texts for the task.
@@ -161,16 +172,17 @@ def dataset_from_texts(items: Sequence[Any], task: str) -> Dataset:
     if task == "token-classification":
         return _from_columns({"text": [item if are_texts else list(item) for item in items]})
     rows = [(item,) if are_texts else tuple(item) for item in items]
-    widths = {len(row) for row in rows}
-    if len(widths) > 1 or not widths <= set(TEXT_COLUMNS[task].counts):
+    counts = {len(row) for row in rows}
+    if len(counts) > 1 or not counts <= set(TEXT_COLUMNS[task].counts):
         raise ValueError(
             f"The items of a list of calibration data for {task} must stand for {TEXT_COLUMNS[task].allowed}: a text "
-            f"or a tuple of texts, all of one length. Got items of {' and '.join(map(str, sorted(widths)))} texts."
+            f"or a tuple of texts, all of one length. Got items of {' and '.join(map(str, sorted(counts)))} texts."
         )
     return _from_columns({f"text_{index}": list(texts) for index, texts in enumerate(zip(*rows, strict=True))})
 
 
 def _described(item: Any) -> str:
+    """Returns the type of an item, and of what it holds, for a message."""
     if isinstance(item, list | tuple):
         return f"a {type(item).__name__} of {', '.join(sorted({type(part).__name__ for part in item})) or 'nothing'}"
     return f"an item of type {type(item).__name__}"

@@ -1,4 +1,4 @@
-"""Raw rows -> tokenized samples, as each task reads its texts."""
+"""Raw rows -> tokenized samples, in the way in which each task reads its texts."""
 
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,32 +19,34 @@ TEXT_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "posit
 LABEL_NAMES = frozenset(
     {"label", "labels", "label_ids", "start_positions", "end_positions", "next_sentence_label", "sentence_order_label"}
 )
+# The longest input of BERT and its kin. Texts are cut there for models that can read more, too.
 DEFAULT_MAX_LENGTH = 512
+# The share that BERT and its kin were trained with.
 MASKED_SHARE = 0.15
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a model reads, and how texts become it.
+    """What a model reads, and how texts are tokenized for it.
 
     Attributes:
         task: name of the task in `transformers.pipeline`; one of the six that encoders have.
-        processing_class: the tokenizer; only needed for texts and to pad.
+        processing_class: the tokenizer. It is needed only to tokenize texts and to pad.
         text_columns: columns that hold the texts, in order: one; two for a pair (question, context); or the prompt
             and its choices. `None` finds them by their names.
-        preprocess_function: maps a chunk of raw rows, a dictionary of lists, to a dictionary of lists of inputs
-            (as in `Dataset.map(..., batched=True)`), instead of the tokenization here.
+        preprocess_function: replaces the tokenization here. It maps raw rows, a dictionary of lists, to a dictionary
+            of lists of inputs, as in `Dataset.map(..., batched=True)`.
         max_length: tokens at which texts are cut. `None` takes the smallest of the limit of the tokenizer,
             `max_positions` and 512.
         max_positions: the longest input of the model, in tokens.
         vocab_size: rows of the model's table of embeddings. `None` does not check `input_ids` against it.
         type_vocab_size: the same for `token_type_ids`.
-        model_inputs: names of the arguments of the model's forward; everything else is dropped, and so are labels.
-            `None` takes `input_ids`, `attention_mask`, `token_type_ids` and `position_ids`.
+        model_inputs: names of the arguments of the model's forward. Other columns and labels are dropped. `None` takes
+            `input_ids`, `attention_mask`, `token_type_ids` and `position_ids`.
         seed: seed of the choice of samples and of masked tokens.
 
     Raises:
-        ValueError: if a value cannot be used; the message says what can.
+        ValueError: if a value cannot be used. The message says which values can.
     """
 
     task: str
@@ -59,7 +61,7 @@ class InputSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Checks what can be told before any data is seen."""
+        """Checks what can be checked before any data is read."""
         if self.task not in TEXT_COLUMNS:
             raise ValueError(f"`task` must be one of {', '.join(TEXT_COLUMNS)}. Got {self.task!r} instead.")
         if not isinstance(self.processing_class, PreTrainedTokenizerBase | None):
@@ -93,15 +95,18 @@ class InputSpec:
 
     @property
     def read_names(self) -> frozenset[str]:
-        """Names of the columns to read: the mask tells real tokens from padding even if the model takes none."""
+        """Names of the columns to read.
+
+        The mask is among them even if the model takes none, because it tells real tokens from padding.
+        """
         return self.kept_names | {"input_ids", "attention_mask"}
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, which texts cannot do without.
+        """The tokenizer, for uses that need one.
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if there is no tokenizer.
         """
         if self.processing_class is None:
             raise ValueError(
@@ -118,7 +123,7 @@ class InputSpec:
 
 
 def require_count(name: str, value: Any, optional: bool = True) -> None:
-    """Raises a ValueError if an argument is no whole number, 1 or above, nor None where it is optional."""
+    """Raises a ValueError if an argument is no whole number of 1 or above. None is allowed if it is optional."""
     if value is None and optional:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -132,10 +137,10 @@ class Reading:
 
     Attributes:
         columns: the columns that are read.
-        content: those of them that tell what a row holds, in an order that does not depend on the table's.
-        encode: rows, as a dictionary of lists -> samples with `input_ids` and whatever else the model reads, not
-            padded any further.
-        text_columns: the columns that hold the texts; None where they are not known, or the rows are tokenized.
+        content: the columns by which the draw tells rows apart, in an order that does not depend on the table.
+        encode: maps rows, a dictionary of lists, to samples with `input_ids` and the other inputs of the model. It
+            adds no padding.
+        text_columns: the columns that hold the texts; None if they are not known, or the rows are tokenized.
     """
 
     columns: list[str]
@@ -160,7 +165,7 @@ def reading_of(table: Dataset, spec: InputSpec, with_labels: bool = False) -> Re
         columns = [name for name in table.column_names if name in wanted]
         return Reading(columns, sorted(spec.read_names.intersection(columns)), _split_rows)
     if spec.preprocess_function is not None:
-        # Which of the columns it reads is not known; the texts tell rows apart.
+        # It is not known which columns the function reads. Any text column can tell rows apart for the draw.
         texts = sorted(name for name, feature in table.features.items() if holds_text(feature))
         return Reading(table.column_names, texts or sorted(table.column_names), partial(_preprocess, spec))
     names = find_text_columns(table.features, spec.task, spec.text_columns)
@@ -168,13 +173,13 @@ def reading_of(table: Dataset, spec: InputSpec, with_labels: bool = False) -> Re
 
 
 def _split_rows(columns: Mapping[str, Sequence]) -> list[Sample]:
-    """Leaves out rows without tokens."""
+    """Turns columns into samples, and leaves out rows without tokens."""
     samples = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return [sample for sample in samples if sample["input_ids"]]
 
 
 def _preprocess(spec: InputSpec, columns: dict[str, list]) -> list[Sample]:
-    """Calls the user's own function from raw rows to samples."""
+    """Makes samples of raw rows with the user's own function."""
     processed = spec.preprocess_function(columns)  # type: ignore[misc]
     if not isinstance(processed, Mapping) or "input_ids" not in processed:
         got = ", ".join(processed) if isinstance(processed, Mapping) else type(processed).__name__
@@ -186,20 +191,21 @@ def _preprocess(spec: InputSpec, columns: dict[str, list]) -> list[Sample]:
 
 
 def _lists(values: Any) -> list:
-    """Lists of numbers from lists, arrays or tensors, or lists of these."""
+    """Returns lists of numbers for lists, arrays or tensors, or for a list of these."""
     values = values.tolist() if hasattr(values, "tolist") else values
     return [item.tolist() if hasattr(item, "tolist") else item for item in values]
 
 
 def _encode(spec: InputSpec, names: tuple[str, ...], columns: dict[str, list]) -> list[Sample]:
-    """Leaves out rows that miss a text or hold nothing but blanks; a text may also be a list of words."""
+    """Tokenizes texts, or lists of words. Leaves out rows that lack a text or hold nothing but blanks."""
     texts = [columns[name] for name in names]
     is_full = [
         all(text is not None for text in row) and any("".join(text).strip() for text in row)
         for row in zip(*texts, strict=True)
     ]
     texts = [list(compress(column, is_full)) for column in texts]
-    if names == SWAG:  # `sent2` is the beginning of every ending
+    # In SWAG, `sent2` is the beginning of every ending.
+    if names == SWAG:
         first, second, *endings = texts
         texts = [first, *([f"{one} {other}" for one, other in zip(second, ending, strict=True)] for ending in endings)]
     return _ENCODERS[spec.task](spec, *texts) if any(is_full) else []
@@ -218,7 +224,7 @@ def _tokenize(spec: InputSpec, *texts: list, **arguments: Any) -> list[Sample]:
 
 
 def _encode_singly(spec: InputSpec, *texts: list) -> list[Sample]:
-    """An embedding model reads one text at a time, also where the data has pairs to compare."""
+    """Tokenizes every text alone: an embedding model reads one text at a time, even if the data has pairs."""
     return _tokenize(spec, [text for row in zip(*texts, strict=True) for text in row if text.strip()])
 
 
@@ -227,9 +233,10 @@ def _encode_words(spec: InputSpec, texts: list) -> list[Sample]:
 
 
 def _encode_questions(spec: InputSpec, questions: list[str], contexts: list[str]) -> list[Sample]:
-    """The question and the first window of its context: as much of it as fits."""
+    """Tokenizes questions with their contexts, each cut to what fits beside the question."""
     ids = spec.tokenizer(questions, add_special_tokens=False)["input_ids"]
     longest = max(map(len, ids)) + spec.tokenizer.num_special_tokens_to_add(pair=True)
+    # Checked here, because the error of a tokenizer that cannot cut enough says nothing about `max_length`.
     if longest >= spec.cut_length:
         raise ValueError(
             f"Every question must leave room for its context within `max_length`, {spec.cut_length} tokens. Got a "
@@ -240,7 +247,7 @@ def _encode_questions(spec: InputSpec, questions: list[str], contexts: list[str]
 
 
 def _encode_choices(spec: InputSpec, prompts: list[str], *choices: list[str]) -> list[Sample]:
-    """Each choice is a pair with the prompt; samples are nested (choices, tokens)."""
+    """Tokenizes each choice as a pair with its prompt. Samples are nested: (choices, tokens)."""
     count = len(choices)
     repeated = [prompt for prompt in prompts for _ in range(count)]
     pairs = _tokenize(spec, repeated, [choice for row in zip(*choices, strict=True) for choice in row])
@@ -249,6 +256,7 @@ def _encode_choices(spec: InputSpec, prompts: list[str], *choices: list[str]) ->
 
 
 def _encode_masked(spec: InputSpec, *texts: list[str]) -> list[Sample]:
+    """Tokenizes texts, and masks a share of their tokens, as in the training of the model."""
     mask_token_id = spec.tokenizer.mask_token_id
     if mask_token_id is None:
         raise ValueError(
@@ -260,17 +268,18 @@ def _encode_masked(spec: InputSpec, *texts: list[str]) -> list[Sample]:
 
 
 def _mask_tokens(sample: Sample, mask_token_id: int, seed: int) -> Sample:
-    """Masks a share of the tokens, unless the text has masks; the draw depends on nothing but seed and sample."""
+    """Masks a share of the tokens, unless the text has masks. The choice depends on the seed and the sample alone."""
     special, ids = sample.pop("special_tokens_mask"), sample["input_ids"]
-    places = [place for place, is_special in enumerate(special) if not is_special]
-    if mask_token_id in ids or not places:
+    maskable = [index for index, is_special in enumerate(special) if not is_special]
+    if mask_token_id in ids or not maskable:
         return sample
-    count = max(1, round(MASKED_SHARE * len(places)))
-    masked = set(random.Random(f"{seed} {ids}").sample(places, count))
-    return {**sample, "input_ids": [mask_token_id if place in masked else token for place, token in enumerate(ids)]}
+    count = max(1, round(MASKED_SHARE * len(maskable)))
+    # Seeded with a text, from which Python draws the same numbers in every process.
+    masked = set(random.Random(f"{seed} {ids}").sample(maskable, count))
+    return {**sample, "input_ids": [mask_token_id if index in masked else token for index, token in enumerate(ids)]}
 
 
-# Columns of texts, without empty rows -> samples.
+# By task: the function that maps columns of texts, without empty rows, to samples.
 _ENCODERS: dict[str, Callable[..., list[Sample]]] = {
     "text-classification": _tokenize,
     "question-answering": _encode_questions,

@@ -1,1 +1,1 @@
-"""A model seen as sublayers: where they are, how they are run and observed, how a smaller one is made of them."""
+"""A model seen as sublayers: finds, runs and observes them, and makes a smaller model of them."""

@@ -1,7 +1,7 @@
 """Where the prunable sublayers of an encoder live: one row of names per architecture, no code.
 
-An adapter is plain data (it is also written into the config of a pruned model, so that the saved
-folder can rebuild itself). Supporting another architecture means registering another row.
+An adapter is plain data. It is also written into the config of a pruned model, from which the saved folder can be
+rebuilt. To support another architecture, register another row.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -14,11 +14,11 @@ class SublayerAdapter:
 
     Attributes:
         kind: `"attention"` (units are heads) or `"ffn"` (units are neurons).
-        inputs: input projections (`nn.Linear`) whose rows belong to the units, with the number of
-            projections fused in each, stacked one after the other (1 when it is not fused).
-        output: output projection (`nn.Linear`) whose columns belong to the units.
-        residual: the module whose first input is the residual stream `X` that the sublayer adds to.
-        bypass: the module that is replaced when no unit is left; it contains the unit computation.
+        inputs: names of the input projections (`nn.Linear`), whose rows belong to the units. The value is the number
+            of projections that are fused in the module, one below the other (1 when it is not fused).
+        output: the output projection (`nn.Linear`), whose columns belong to the units.
+        residual: the module whose first input is the residual stream X, to which the sublayer adds Sub(X).
+        bypass: the module that computes the units. It is replaced when no unit is left.
         returns_tuple: whether `bypass` returns a tuple that begins with the hidden states.
         counts: attributes that hold the number of `"units"` or of `"features"` (units x unit size).
     """
@@ -86,7 +86,7 @@ DISTILBERT = EncoderAdapter(
             residual="attention.q_lin",
             bypass="attention",
             returns_tuple=True,
-            # Only transformers 4 reads `dim`, when it loads the pruned model.
+            # Only transformers 4 reads `dim`, and divides it by the number of heads.
             counts={"attention.n_heads": "units", "attention.dim": "features"},
         ),
         SublayerAdapter(kind="ffn", inputs={"ffn.lin1": 1}, output="ffn.lin2", residual="ffn.lin1", bypass="ffn"),
@@ -109,10 +109,10 @@ def supported_model_types() -> list[str]:
 
 
 def add_adapter(model_type: str, adapter: EncoderAdapter) -> None:
-    """Adds a row to the table; `register_adapter` also tells transformers of it.
+    """Adds an adapter to the table. `register_adapter` does so too, and registers the model type with transformers.
 
     Raises:
-        ValueError: if `model_type` has another adapter already.
+        ValueError: if `model_type` already has a different adapter.
     """
     if _ADAPTERS.setdefault(model_type, adapter) != adapter:
         raise ValueError(
@@ -125,7 +125,7 @@ def get_adapter(model_type: str) -> EncoderAdapter:
     """Returns the adapter of `model_type`.
 
     Raises:
-        ValueError: if there is none; the message names the supported types and how to add one.
+        ValueError: if there is none. The message names the supported types, and says how to add one.
     """
     if model_type not in _ADAPTERS:
         raise ValueError(

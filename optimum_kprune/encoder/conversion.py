@@ -1,4 +1,4 @@
-"""From a shrunk model to an instance of its pruned class, which saves and loads like any other model."""
+"""Turns a shrunk model into an instance of its pruned class, which saves and loads like any other model."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ def pruned_model_from(model: PreTrainedModel, kprune: dict[str, Any]) -> PreTrai
     """Returns a shrunk model as an instance of its pruned class, which saves and loads like any other model.
 
     Args:
-        model: a model whose sublayers were shrunk by `shrink_sublayer`, of a dense or a pruned class. It is not
-            changed and shares no tensor with the result.
-        kprune: the config field, for all sublayers and relative to the dense architecture.
+        model: a model of a dense or a pruned class whose sublayers `shrink_sublayer` has shrunk. It is not changed,
+            and shares no tensor with the result.
+        kprune: the config field, with all sublayers and relative to the dense architecture.
 
     Returns:
-        The pruned model in evaluation mode, on the device and in the dtype of the given one.
+        The pruned model in evaluation mode, on the device and in the dtype of the given model.
     """
     pruned = empty_pruned_model(model, kprune, model.device)
     pruned.load_state_dict(model.state_dict())
@@ -28,23 +28,25 @@ def pruned_model_from(model: PreTrainedModel, kprune: dict[str, Any]) -> PreTrai
 
 
 def empty_pruned_model(model: PreTrainedModel, kprune: dict[str, Any], device: torch.device) -> PreTrainedModel:
-    """Returns the pruned model of a shrunk one in evaluation mode on a device, with weights that hold anything."""
+    """Returns the pruned model of a shrunk model, in evaluation mode on a device. Its weights are not initialised."""
     model_class = pruned_class(type(model))
     fields = model.config.to_dict() | {
         "model_type": model_class.config_class.model_type,
         "architectures": [model_class.__name__],
+        # `to_dict` leaves it out.
         "attn_implementation": model.config._attn_implementation,
         "kprune": {**kprune, "checksum": checksum(model, kprune)},
     }
-    # Tokenizer files that do not name their class are read by the model type, which is a new one.
+    # A tokenizer whose files do not name its class is found by the model type. That of the pruned model is new.
     fields["tokenizer_class"] = fields.get("tokenizer_class") or TOKENIZER_MAPPING_NAMES.get(model.config.model_type)
-    # Without data there is nothing to initialise. The switches of transformers for that and for the dtype hold for the
-    # whole process: what other threads make or load at the time would come out wrong, or this model.
+    # On the meta device, no time is spent on initial weights. Transformers has switches for that and for the dtype,
+    # but they hold for the whole process: models that other threads make meanwhile, or this one, would come out wrong.
     with torch.device("meta"):
         pruned = model_class._from_config(model_class.config_class(**fields), dtype=None)
     pruned.config.dtype = model.dtype
     for parameter in pruned.to_empty(device=device).parameters():
         parameter.data = parameter.to(model.dtype)
+    # Some buffers, such as position ids, are in no state dict.
     for name, buffer in model.named_buffers():
         if not buffer.is_meta:
             pruned.get_buffer(name).copy_(buffer)
@@ -54,14 +56,14 @@ def empty_pruned_model(model: PreTrainedModel, kprune: dict[str, Any], device: t
 
 
 def pruned_class(dense: type) -> Any:
-    """Returns the pruned class of a config or model class, which loads what was saved of its pruned models.
+    """Returns the pruned class of a config or model class. It loads pruned models of that class.
 
-    `pruned_class(MyModel).from_pretrained(folder)` loads a model with a head of your own: the class is made from
-    `MyModel`, which must be at hand. That of a pruned class, also a remote one, is its equal; a class that you derive
-    from a pruned one is pruned already.
+    `pruned_class(MyModel).from_pretrained(folder)` loads a model with a head of your own. The pruned class is made
+    from `MyModel`, whose code must be there. For a pruned class, also for one of remote code, returns the class that
+    was made from the same dense class. A class that you derive from a pruned class is returned as it is.
 
     Raises:
-        ValueError: if models of the class generate text, or the class takes the name of one of transformers.
+        ValueError: if models of the class generate text, or the class has the name of a class of transformers.
     """
     own: Any = dense_class_of(dense)
     if own is dense and issubclass(dense, PickledByDenseClass):
@@ -80,5 +82,6 @@ def pruned_class(dense: type) -> Any:
 
 
 def dense_class_of(model_class: Any) -> Any:
-    """Returns the class that a pruned class was made from, and any other class as it is."""
+    """Returns the class that a pruned class was made from, or any other class as it is."""
+    # By `vars`, because a class that is derived from a pruned one inherits the attribute, but has code of its own.
     return vars(model_class).get("dense_class", model_class)

@@ -1,4 +1,4 @@
-"""Heads of one's own: what of their outputs a prune must preserve."""
+"""Heads that users write themselves: finds which of their outputs a prune must preserve."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,21 +16,22 @@ from .conversion import dense_class_of
 from .registration import auto_classes
 from .tasks import TASKS, Task, from_logits, from_span, get_task, task_of
 
-# Maps what `forward` returns to logits, to several of them, or to a prediction.
+# Maps the outputs of `forward` to one tensor of logits, to a dictionary or list of them, or to a prediction.
 PredictionFunction = Callable[[Any], Any]
 
 
 def choose_task(model: nn.Module, name: str | None = None, prediction: PredictionFunction | None = None) -> Task:
-    """Returns the task of a model; for one with a head of its own, that task with what is found in its outputs.
+    """Returns the task of a model. For a head of the user's own, the task predicts from the outputs that it has.
 
     Args:
         model: a model with a head, or a module that holds one.
-        name: name of the task; None takes that of its class, of the class of transformers that it is derived from, or
-            "feature-extraction".
-        prediction: what to take of the outputs; see `KPruner`. None takes what the class is known for, or logits.
+        name: name of the task. None takes the task of the model's class, or else that of the class of transformers
+            from which it is derived, or else "feature-extraction".
+        prediction: function that takes logits out of the outputs; see `KPruner`. None takes the outputs that the task
+            of a class of transformers compares, or else all logits.
 
     Raises:
-        ValueError: if there is no such task, or the model's class is known for another one.
+        ValueError: if there is no such task, or the model's class is for another one.
     """
     if prediction is not None and not callable(prediction):
         raise ValueError(
@@ -53,7 +54,7 @@ def choose_task(model: nn.Module, name: str | None = None, prediction: Predictio
 
 
 def _task_of_bases(model_class: type) -> Task | None:
-    """The task of the class of transformers that a class is derived from."""
+    """Returns the task of the class of transformers from which a class is derived; None if there is none."""
     for base in model_class.__mro__:
         known = auto_classes(getattr(base, "config_class", None) or PreTrainedConfig)
         for task in TASKS.values():
@@ -63,11 +64,13 @@ def _task_of_bases(model_class: type) -> Task | None:
 
 
 def _predict(function: PredictionFunction | None, outputs: Any, config: Any, mask: Tensor) -> Prediction:
+    """Returns the prediction of a head of the user's own, by the user's function or by the names of the outputs."""
     found = _logits_in(outputs) if function is None else function(outputs)
     return _prediction_of(found, config, mask)
 
 
 def _predict_embedding(outputs: Any, config: Any, mask: Tensor) -> Prediction:
+    """Returns the mean of the last hidden states, which must be among the outputs."""
     named = _named(outputs)
     if "last_hidden_state" not in named:
         raise _nothing_found("`last_hidden_state`, of which the embedding is the mean", outputs)
@@ -76,7 +79,7 @@ def _predict_embedding(outputs: Any, config: Any, mask: Tensor) -> Prediction:
 
 
 def _logits_in(outputs: Any) -> Any:
-    """The logits among outputs, by their names; several are those of several heads, and a bare tensor is one."""
+    """Returns the outputs whose names end with "logits", one per head. A bare tensor is the logits of one head."""
     if isinstance(outputs, Tensor):
         return outputs
     heads = {
@@ -88,6 +91,7 @@ def _logits_in(outputs: Any) -> Any:
 
 
 def _nothing_found(wanted: str, outputs: Any) -> ValueError:
+    """Returns the error that says what the outputs lack, and what they hold."""
     described = ", ".join(f"{name} ({_described(value)})" for name, value in _named(outputs).items())
     return ValueError(
         f"The outputs of the model must hold what a prune preserves: {wanted}. Got {described or _described(outputs)} "
@@ -97,6 +101,7 @@ def _nothing_found(wanted: str, outputs: Any) -> ValueError:
 
 
 def _named(outputs: Any) -> dict[str, Any]:
+    """Returns outputs by name: those of a mapping, a named tuple, or the attributes of an object."""
     if isinstance(outputs, Mapping):
         return {str(name): value for name, value in outputs.items()}
     return dict(outputs._asdict()) if hasattr(outputs, "_asdict") else dict(getattr(outputs, "__dict__", {}))
@@ -109,7 +114,7 @@ def _described(value: Any) -> str:
 
 
 def _prediction_of(found: Any, config: Any, mask: Tensor) -> Prediction:
-    """The prediction that logits make; the divergences of several heads add up."""
+    """Returns the prediction that logits make. The divergences of several heads add up."""
     if isinstance(found, Prediction):
         return found
     if isinstance(found, Tensor):
@@ -124,13 +129,15 @@ def _prediction_of(found: Any, config: Any, mask: Tensor) -> Prediction:
         )
     predictions = []
     if {"start_logits", "end_logits"} <= heads.keys():
+        # Start and end of an answer are one prediction, their mean. Apart, they would be compared over padding, too.
         predictions.append(_span_of(heads.pop("start_logits"), heads.pop("end_logits"), mask))
     predictions += [_prediction_of(head, config, mask) for head in heads.values()]
     return _side_by_side(predictions)
 
 
 def _checked(logits: Tensor, mask: Tensor) -> Tensor:
-    """Logits of samples or of tokens; a sample has several rows of tokens in multiple choice."""
+    """Returns logits if they have the shape of logits of samples or of tokens; raises a ValueError otherwise."""
+    # In multiple choice, a sample has several rows of tokens.
     of_samples = logits.dim() == 2 and len(logits) and len(mask) % len(logits) == 0
     of_tokens = logits.dim() == 3 and logits.shape[:2] == mask.shape
     if not (logits.is_floating_point() and (of_samples or of_tokens)):
@@ -143,15 +150,17 @@ def _checked(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 def _span_of(start: Tensor, end: Tensor, mask: Tensor) -> Prediction:
+    # Each token is a class here: a last dimension makes them logits of tokens, which can be checked.
     for logits in (start, end):
         _checked(logits[..., None], mask)
     return from_span(start, end, mask)
 
 
 def _side_by_side(predictions: list[Prediction]) -> Prediction:
-    """Several predictions of the same samples as one, whose positions are those of all: their divergences add up.
+    """Joins several predictions of the same samples into one with all their positions, so that divergences add up.
 
-    Classes that the narrower ones lack are of probability 0, or of the value 0, for teacher and student alike.
+    Predictions with fewer classes are filled up with classes of probability 0, or with the value 0. These are the same
+    for teacher and student, and add nothing.
     """
     families = {prediction.family for prediction in predictions}
     if len(families) > 1:

@@ -1,4 +1,4 @@
-"""Modules of one's own that hold an encoder: where it is, how a pruned one gets in, and what is saved of the rest."""
+"""Modules of users that hold an encoder: finds it, puts the pruned one in its place, saves and loads the rest."""
 
 import copy
 import inspect
@@ -29,15 +29,15 @@ HEAD_NAME = "head.safetensors"
 
 
 def find_encoder(model: Any, name: str | None = None) -> str:
-    """Returns where the encoder to prune is: the name of a submodule, "" for the model itself.
+    """Returns the name of the submodule that is the encoder to prune; "" for the model itself.
 
     Args:
         model: a transformers model, or a module that holds one.
-        name: the submodule to take; None takes the outermost transformers model that can be pruned, if it is the only
+        name: the submodule to take. None takes the outermost transformers model that can be pruned, if there is only
             one.
 
     Raises:
-        ValueError: if there is none, or no telling which.
+        ValueError: if there is no encoder, or several and no name.
     """
     _require_module(model)
     if isinstance(model, PreTrainedModel):
@@ -64,8 +64,9 @@ def find_encoder(model: Any, name: str | None = None) -> str:
 
 
 def require_encoder_type(config: Any) -> None:
-    """Raises a ValueError that says why, if a model type is that of a decoder or has one."""
+    """Raises a ValueError with the reason if a model is a decoder, or an encoder with a decoder."""
     kind = config.model_type
+    # BERT and its kin are in both mappings, because they can be built as decoders, too.
     generates = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if getattr(config, "is_encoder_decoder", False) or generates:
         kind_of_model = "a decoder" if generates else "an encoder with a decoder"
@@ -77,6 +78,7 @@ def require_encoder_type(config: Any) -> None:
 
 
 def _require_module(model: Any) -> None:
+    """Raises a ValueError if a model is not loaded, or if it is wrapped, compiled or has adapters of PEFT."""
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"`model` must be a loaded transformers model. Got {type(model).__name__} instead. "
@@ -87,6 +89,7 @@ def _require_module(model: Any) -> None:
             f"`model` must be the model itself. Got the {type(model).__name__} around it. Pass `model.module`, and "
             "wrap the pruned model."
         )
+    # `torch.compile(model)` makes a module around the model, `model.compile()` only an attribute.
     if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
         raise ValueError(
             "A compiled model cannot be observed. Pass the model as it was before `torch.compile(...)` or "
@@ -107,12 +110,13 @@ def _require_module(model: Any) -> None:
 
 
 def _is_from(module: nn.Module, library: str) -> bool:
-    """Whether a module is of a class of a library, without importing it."""
+    """Returns whether the class of a module comes from a library, or is derived from one that does."""
+    # By name, because importing an optional library only to ask would be slow, or fail.
     return any(base.__module__.partition(".")[0] == library for base in type(module).__mro__)
 
 
 def _encoders_in(model: nn.Module) -> list[str]:
-    """The names of the outermost encoders in a module."""
+    """Returns the names of the outermost encoders in a module."""
     found: list[str] = []
     for name, module in model.named_modules():
         inside = any(not outer or name.startswith(f"{outer}.") for outer in found)
@@ -122,17 +126,15 @@ def _encoders_in(model: nn.Module) -> list[str]:
 
 
 def _is_encoder(module: nn.Module) -> bool:
-    """Whether a module is a transformers model, with or without a head, that has blocks where its adapter says.
-
-    One that holds its encoder under another name than those of transformers do is a module of one's own: `AutoModel`
-    would not find the weights.
-    """
+    """Returns whether a module is a transformers model, with or without a head, with blocks where its adapter says."""
     if not isinstance(module, PreTrainedModel):
         return False
     is_pruned = getattr(module.config, "kprune", None) is not None
     base = module.base_model
     if not is_pruned and module.config.model_type not in supported_model_types():
         return False
+    # A class of the user's own may hold its encoder under a name that transformers does not use. `AutoModel` would not
+    # find the weights of such a model, so that it counts as a module that holds an encoder.
     if getattr(base, "base_model_prefix", None) != module.base_model_prefix:
         return False
     try:
@@ -143,6 +145,7 @@ def _is_encoder(module: nn.Module) -> bool:
 
 
 def _nothing_to_prune(model: nn.Module) -> ValueError:
+    """Returns the error that says why there is no encoder in a module."""
     inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     if inner is None:
         return ValueError(
@@ -158,7 +161,7 @@ def _nothing_to_prune(model: nn.Module) -> ValueError:
 
 
 def input_names(model: nn.Module, encoder: PreTrainedModel) -> list[str]:
-    """Returns the names of what the forward of a model reads; with `**kwargs`, the encoder's inputs are among them."""
+    """Returns the names of the inputs of a model. If it takes `**kwargs`, these are also the inputs of its encoder."""
     parameters = inspect.signature(model.forward).parameters
     hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return list(dict.fromkeys([*parameters, *(inspect.signature(encoder.forward).parameters if hands_on else ())]))
@@ -167,7 +170,7 @@ def input_names(model: nn.Module, encoder: PreTrainedModel) -> list[str]:
 def input_spec(
     model: nn.Module, encoder: Any, task: str, processing_class: PreTrainedTokenizerBase | None, **reading: Any
 ) -> InputSpec:
-    """Returns what a model that holds an encoder, or is it, reads; `reading` are more fields of `InputSpec`."""
+    """Returns what a model reads that is an encoder or holds one. `reading` has more fields of `InputSpec`."""
     return InputSpec(
         task=task,
         processing_class=processing_class,
@@ -180,34 +183,42 @@ def input_spec(
 
 
 def with_encoder(host: nn.Module, name: str, encoder: PreTrainedModel) -> nn.Module:
-    """Returns a copy of a module with another encoder in the place of its own, which is not copied.
+    """Returns a copy of a module in which another encoder replaces its own.
 
-    Whatever else of the module refers to a part of the encoder refers to that part of the other one.
+    The module may refer to parts of its encoder in other places, such as tied embeddings. In the copy, these refer to
+    the same parts of the other encoder.
+
+    Args:
+        host: the module.
+        name: the submodule that is its encoder; "" for the module itself.
+        encoder: the other encoder. It is not copied.
     """
     if not name:
         return encoder
+    # A memo that already maps the parts of one encoder to those of the other makes `deepcopy` replace them everywhere.
     return copy.deepcopy(host, _replacements(host.get_submodule(name), encoder)).train(encoder.training)
 
 
 def _replacements(own: nn.Module, encoder: nn.Module) -> dict[int, Any]:
-    """The parts of another encoder by the identity of those of one's own; a pruned one does not have them all."""
+    """Returns the parts of another encoder, by the ids of the same parts of one's own. A pruned one lacks some."""
     modules, parameters = dict(encoder.named_modules()), dict(encoder.named_parameters())
     replaced: dict[int, Any] = {id(part): modules[path] for path, part in own.named_modules() if path in modules}
     return replaced | {id(part): parameters[path] for path, part in own.named_parameters() if path in parameters}
 
 
 def save_head(host: nn.Module, name: str, folder: Path) -> None:
-    """Writes the weights of a module but those of its encoder into a folder."""
+    """Writes the weights of a module into a folder, without those of its encoder."""
+    # Cloned, because safetensors refuses tensors that share memory, as tied weights do.
     state = {key: value.detach().cpu().contiguous().clone() for key, value in _head_state(host, name).items()}
     save_file(state, folder / HEAD_NAME, metadata={"format": "pt", "encoder": name})
 
 
 def load_into(module: nn.Module, folder: str | PathLike, **kwargs: Any) -> nn.Module:
-    """Puts the pruned encoder of a folder, and the head that was saved beside it, into a module of one's own.
+    """Loads the pruned encoder of a folder, and the head that was saved beside it, into a module of your own.
 
     Args:
-        module: a module like the one that was pruned; its own encoder may be of any size. It is changed in place.
-        folder: what `KPruner.save_pretrained` wrote for such a module, or its name on the Hub.
+        module: a module like the one that was pruned. Its own encoder may have any size. It is changed in place.
+        folder: the folder that `KPruner.save_pretrained` wrote for such a module, or its name on the Hub.
         kwargs: where files come from, as in `from_pretrained`: `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Returns:
@@ -215,7 +226,7 @@ def load_into(module: nn.Module, folder: str | PathLike, **kwargs: Any) -> nn.Mo
 
     Raises:
         OSError: if there is no such folder, or it holds no head.
-        ValueError: if the module is not like the one that was pruned; it stays as it was.
+        ValueError: if the module is not like the one that was pruned. The module is then unchanged.
     """
     try:
         file: Any = cached_file(folder, HEAD_NAME, **kwargs)
@@ -244,39 +255,43 @@ def load_into(module: nn.Module, folder: str | PathLike, **kwargs: Any) -> nn.Mo
             "pruned."
         )
     loaded = pruned_class(type(encoder)).from_pretrained(folder, dtype=encoder.dtype, **kwargs).to(encoder.device)
+    # Whatever was to fail has failed by now: from here on, the module is changed.
     replaced, inside = _replacements(encoder, loaded), set(encoder.modules())
     for part in [part for part in module.modules() if part not in inside]:
         for held in (part._modules, part._parameters):
             held.update({key: replaced[id(value)] for key, value in held.items() if id(value) in replaced})
+    # Not strict, because the weights of the encoder are not among these.
     module.load_state_dict(state, strict=False)
     return module.eval()
 
 
 def _head_state(host: nn.Module, name: str) -> dict[str, Tensor]:
-    """The weights of a module that are not those of its encoder, under whatever name."""
+    """Returns the weights of a module without those of its encoder, under whatever name the module has them."""
+    # `keep_vars` returns the tensors themselves: tied weights have one id under all their names.
     inside = {id(value) for value in host.get_submodule(name).state_dict(keep_vars=True).values()}
     return {key: value for key, value in host.state_dict(keep_vars=True).items() if id(value) not in inside}
 
 
 def _forms(state: dict[str, Tensor]) -> set[tuple[str, torch.Size, bool]]:
+    """Returns the name, the shape and the kind of number of each weight. The precision may differ."""
     return {(key, value.shape, value.is_floating_point()) for key, value in state.items()}
 
 
-def how_to_load(model: nn.Module, name: str, place: str) -> str | None:
-    """Returns, in Markdown, how to load a model that no Auto class of transformers loads whole; None if one does.
+def how_to_load(model: nn.Module, name: str, source: str) -> str | None:
+    """Returns instructions in Markdown for a model that no Auto class can load as a whole; None for other models.
 
     Args:
         model: the pruned model.
         name: where its encoder is; "" for the model itself.
-        place: the folder or repository that it will be loaded from.
+        source: the folder or repository that it will be loaded from.
     """
     own = dense_class_of(type(model))
     if name:
         load = f"module = {own.__name__}(...)  # as it was built when it was pruned\n"
-        load += f"optimum_kprune.load_into(module, {place!r})"
+        load += f"optimum_kprune.load_into(module, {source!r})"
         rest = f"the other weights lie beside it, in `{HEAD_NAME}`"
     elif not is_of_transformers(own):
-        load = f"model = optimum_kprune.pruned_class({own.__name__}).from_pretrained({place!r})"
+        load = f"model = optimum_kprune.pruned_class({own.__name__}).from_pretrained({source!r})"
         rest = "the head needs its class"
     else:
         return None
@@ -285,5 +300,5 @@ def how_to_load(model: nn.Module, name: str, place: str) -> str | None:
         f"optimum-kprune`):\n\n```python\nimport optimum_kprune\n\n{load}\n```\n\n"
         f"Without the code of `{own.__name__}`, the encoder alone can be loaded; {rest}:\n\n"
         f"```python\nimport optimum_kprune\nfrom transformers import AutoModel\n\n"
-        f"encoder = AutoModel.from_pretrained({place!r})\n```"
+        f"encoder = AutoModel.from_pretrained({source!r})\n```"
     )

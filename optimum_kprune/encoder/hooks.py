@@ -1,4 +1,4 @@
-"""Context managers that record a forward pass, or stop it, and always take their hooks off the model again."""
+"""Context managers that record or stop forward passes, and always remove their hooks from the model."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,29 +10,30 @@ from .sublayers import Encoder, Place, Sublayer
 
 
 class Stop(Exception):
-    """Ends a forward pass whose rest is not needed."""
+    """Raised by hooks to end a forward pass whose rest is not needed."""
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts a model in evaluation mode and every module back into the mode it was in."""
+    """Puts a model in evaluation mode, and restores the mode of every module at the end."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
         for module, training in modes.items():
+            # Not by `train()`, which would set the modules inside, too.
             module.training = training
 
 
 def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The hidden states among the arguments of a module, by convention the first."""
+    """Returns the hidden states among the arguments of a module, by convention the first one."""
     return args[0] if args else next(iter(kwargs.values()))
 
 
 @contextmanager
 def hooks(*handles: Any) -> Iterator[None]:
-    """Removes the given hooks at the end."""
+    """Removes hooks at the end, given the handles that registering them returned."""
     try:
         yield
     finally:
@@ -41,12 +42,12 @@ def hooks(*handles: Any) -> Iterator[None]:
 
 
 class SublayerRecord:
-    """What one forward pass showed of a sublayer.
+    """The tensors of a sublayer in the last forward pass.
 
     Attributes:
-        residual: X, (rows, tokens, d): the residual stream that enters.
-        features: A, (rows, tokens, features): the input of the output projection.
-        output: Sub(X), (rows, tokens, d): the output of the output projection; not set where the pass stops before.
+        residual: X, (rows, tokens, d), the residual stream that enters.
+        features: A, (rows, tokens, features), the input of the output projection.
+        output: Sub(X), (rows, tokens, d), the output of the output projection. Not set if the pass stops before it.
     """
 
     residual: Tensor
@@ -56,12 +57,15 @@ class SublayerRecord:
 
 @contextmanager
 def recorded(sublayer: Sublayer, until: Literal["features", "output"] | None = None) -> Iterator[SublayerRecord]:
-    """Records a sublayer in the forward passes inside.
+    """Records a sublayer during the forward passes in the context.
 
     Args:
         sublayer: the sublayer.
         until: where to stop the forward passes: before the output projection ("features"), after it ("output"), or
-            not at all (None).
+            nowhere (None).
+
+    Yields:
+        the record. It holds the last forward pass.
     """
     record = SublayerRecord()
 
@@ -88,7 +92,8 @@ def recorded(sublayer: Sublayer, until: Literal["features", "output"] | None = N
 
 @contextmanager
 def recorded_states(encoder: Encoder, place: Place) -> Iterator[list[Tensor]]:
-    """Records the hidden states that enter a place (not the first of all), and stops the forward passes there."""
+    """Records the hidden states that enter a place, and stops the forward passes there. Not for the bottom."""
+    # As the output of the block below, because there is no module to enter after the last block.
     if not place.position:
         with recorded_output(encoder.blocks[place.layer - 1], stop=True) as outputs:
             yield outputs
@@ -112,7 +117,7 @@ def recorded_input(module: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def recorded_output(block: nn.Module, stop: bool = False) -> Iterator[list[Tensor]]:
-    """Records the hidden states that leave a block, and stops the forward passes there if asked."""
+    """Records the hidden states that leave a block. If `stop` is true, stops the forward passes there."""
     outputs: list[Tensor] = []
 
     def at_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -128,14 +133,14 @@ def recorded_output(block: nn.Module, stop: bool = False) -> Iterator[list[Tenso
 def observed_units(
     sublayers: list[Sublayer], on_features: Callable[[int, Tensor], None], on_gradients: Callable[[int, Tensor], None]
 ) -> Iterator[None]:
-    """Shows the features of sublayers and the gradients of masks on them, in the backward pass.
+    """Calls functions with the features of sublayers, and with the gradients of masks on them, in a backward pass.
 
-    The gradient of the loss in a mask m on a feature, at m = 1, is the sum over tokens of feature x gradient of
-    the feature, so that one backward pass gives it for every row, sublayer and feature. The lowest sublayer's
-    features become leaves: the backward pass ends there.
+    The gradient of the loss in a mask m on a feature, at m = 1, is the sum over tokens of feature x gradient of the
+    feature. So one backward pass gives it for every row, sublayer and feature. The features of the lowest sublayer
+    become leaves, so that the backward pass ends there.
 
     Args:
-        sublayers: bottom to top.
+        sublayers: the sublayers, bottom to top.
         on_features: called with the index of a sublayer and its features, (rows, tokens, features).
         on_gradients: called with the index of a sublayer and the gradients, (rows, features).
     """
@@ -145,10 +150,11 @@ def observed_units(
             features = args[0] if args[0].requires_grad else args[0].detach().requires_grad_()
             values = features.detach()
 
-            # Features are shown here too: blocks that are run again in the backward pass must not show them twice.
+            # Both functions are called here, and not in the forward pass: a block of `weights_let_go` runs forward
+            # twice, and would give its features twice.
             def at_gradient(gradient: Tensor) -> None:
                 on_features(index, values)
-                # Float32 times a narrower type is float32, so that the gradient need not be copied.
+                # Float32 times a narrower type is float32, so that no float32 copy of the gradient is needed.
                 on_gradients(index, (values.float() * gradient).sum(dim=1))
 
             features.register_hook(at_gradient)

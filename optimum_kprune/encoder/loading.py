@@ -1,4 +1,4 @@
-"""Loading what is to be pruned: the model with the head of its task, and its tokenizer."""
+"""Loads the model to prune, with the head of its task, and its tokenizer."""
 
 import logging
 from collections.abc import Iterator
@@ -29,12 +29,13 @@ def load_model(path: str | PathLike, task: str | None, **model_kwargs: Any) -> P
 
     Args:
         path: local folder or name on the Hub.
-        task: name of the task; None takes that of the architecture that the checkpoint was saved as.
+        task: name of the task. None takes the task of the class that the checkpoint was saved from.
         model_kwargs: arguments of `from_pretrained`.
 
     Raises:
-        OSError: if there is no such checkpoint, or its weights are not there, broken, or not of its config's shapes.
-        ValueError: if the task cannot be told or does not fit the checkpoint's head.
+        OSError: if there is no such checkpoint, or its weights are missing, broken, or of other shapes than its
+            config says.
+        ValueError: if the task is not clear or does not fit the head of the checkpoint.
     """
     source = {name: model_kwargs[name] for name in SOURCE_ARGUMENTS if name in model_kwargs}
     if "trust_remote_code" in model_kwargs:
@@ -50,25 +51,26 @@ def load_model(path: str | PathLike, task: str | None, **model_kwargs: Any) -> P
             f"No model could be loaded from {str(path)!r}: the folder has no config.json. Give the folder that the "
             "model's `save_pretrained` wrote."
         )
-    with _told_of(f"No model could be loaded from {str(path)!r}."):
+    with _loading_errors_explained(f"No model could be loaded from {str(path)!r}."):
         config = AutoConfig.from_pretrained(path, **source)
     require_encoder_type(config)
     chosen = _choose_task(path, config, task)
     if chosen.name == "feature-extraction":
         _warn_of_pipeline(path, source)
     auto_class = getattr(transformers, chosen.auto_class)
-    with _told_of(
+    with _loading_errors_explained(
         f"The weights of {str(path)!r} could not be loaded. They must be whole, and those that were saved with its "
         "config.json:"
     ):
         model, info = auto_class.from_pretrained(path, output_loading_info=True, **model_kwargs)
-    absent = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
+    # Transformers only warns of these, and fills them with random numbers.
+    absent = {*info["missing_keys"], *(mismatch[0] for mismatch in info["mismatched_keys"])}
     if lacking := weights_of_encoder(model, absent):
         raise OSError(
             f"The checkpoint {str(path)!r} lacks {len(lacking)} weights of the encoder, such as {lacking[0]!r}. They "
             "must be whole, and those that were saved with its config.json."
         )
-    # A pooler is no head: encoders are published without it, and embeddings are not read from it.
+    # A missing pooler is no fault: encoders are published without it, and no embedding is read from it.
     fresh = sorted(name for name in absent if "pooler" not in name)
     if fresh:
         logger.warning(
@@ -80,17 +82,21 @@ def load_model(path: str | PathLike, task: str | None, **model_kwargs: Any) -> P
 
 
 @contextmanager
-def _told_of(sentence: str) -> Iterator[None]:
-    """Turns what transformers raises of a checkpoint into an OSError of one line; a ValueError says enough itself."""
+def _loading_errors_explained(sentence: str) -> Iterator[None]:
+    """Turns errors in loading a checkpoint into an OSError of one line that begins with a sentence.
+
+    A ValueError is raised as it is, because its message says enough.
+    """
     try:
         yield
-    # Of files that are not as it wrote them transformers raises anything, from KeyError to ZeroDivisionError.
+    # Transformers raises errors of any type for files that it did not write, from KeyError to ZeroDivisionError.
     except Exception as error:
+        # A JSONDecodeError is a ValueError, but does not name the file.
         if isinstance(error, ValueError) and not isinstance(error, JSONDecodeError):
             raise
         told = " ".join([str(error), *getattr(error, "__notes__", ())])
         if isinstance(error, UnpicklingError):
-            # What torch says is how to switch its safety off.
+            # The message of torch advises to switch its safety off.
             told = "they are pickled, with more in the pickle than tensors. Ask for them as safetensors."
         elif not isinstance(error, OSError):
             told = f"{type(error).__name__}: {told}"
@@ -98,19 +104,19 @@ def _told_of(sentence: str) -> Iterator[None]:
 
 
 def load_processing_class(path: str | PathLike, **model_kwargs: Any) -> PreTrainedTokenizerBase | None:
-    """Loads the tokenizer of a checkpoint; returns None, with a warning, if there is none.
+    """Loads the tokenizer of a checkpoint. If there is none, warns and returns None.
 
     Raises:
-        ValueError: if there is one that cannot be loaded or used.
+        ValueError: if there is a tokenizer, but it cannot be loaded or used.
     """
     source = {name: model_kwargs[name] for name in SOURCE_ARGUMENTS if name in model_kwargs}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **source)
-    # Of broken files tokenizers raises this very type, and transformers any other.
+    # For broken files, the library tokenizers raises `Exception` itself, and transformers errors of any type.
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
     else:
-        # Without its files, transformers makes a tokenizer that knows no words.
+        # Where files are missing, transformers makes a tokenizer with an empty vocabulary.
         if len(tokenizer) <= len(tokenizer.all_special_ids):
             reason = "its vocabulary is empty"
         elif not isinstance(tokenizer.model_max_length, int | float):
@@ -131,17 +137,18 @@ def load_processing_class(path: str | PathLike, **model_kwargs: Any) -> PreTrain
 
 
 def _has_file(path: str | PathLike, name: str, source: dict[str, Any]) -> bool:
-    """Whether a folder or a repository has a file."""
+    """Returns whether a folder or a repository has a file."""
     where = {name: source[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in source}
     return has_file(path, Path(source.get("subfolder") or "", name).as_posix(), **where)
 
 
 def is_pipeline(path: str | PathLike, **source: Any) -> bool:
-    """Whether a folder or a repository holds a pipeline of sentence-transformers."""
+    """Returns whether a folder or a repository holds a pipeline of sentence-transformers."""
     return _has_file(path, "modules.json", source)
 
 
 def _warn_of_pipeline(path: str | PathLike, source: dict[str, Any]) -> None:
+    """Warns if only the encoder of a pipeline of sentence-transformers was loaded."""
     if is_pipeline(path, **source):
         logger.warning(
             f"{str(path)!r} is a pipeline of sentence-transformers, of which only the encoder was loaded: what is "
@@ -151,7 +158,7 @@ def _warn_of_pipeline(path: str | PathLike, source: dict[str, Any]) -> None:
 
 
 def _choose_task(path: str | PathLike, config: Any, name: str | None) -> Task:
-    """The task asked for, or else the task of the architecture that the checkpoint was saved as."""
+    """Returns the task of the given name, or else the task of the class that the checkpoint was saved from."""
     architectures = getattr(config, "architectures", None) or [None]
     if not isinstance(architectures, list) or not isinstance(architectures[0], str | None):
         raise ValueError(
@@ -169,6 +176,7 @@ def _choose_task(path: str | PathLike, config: Any, name: str | None) -> Task:
             )
         return task_of_class(architecture)
     task = get_task(name)
+    # A masked-language model has a head, too, but it is not fine-tuned: any task may start from it.
     heads = ("ForSequenceClassification", "ForQuestionAnswering", "ForTokenClassification", "ForMultipleChoice")
     has_other_head = any(architecture.endswith(head) for head in heads) if architecture else False
     if has_other_head and task.name != "feature-extraction" and task != task_of_class(architecture):
@@ -181,7 +189,7 @@ def _choose_task(path: str | PathLike, config: Any, name: str | None) -> Task:
 
 
 def _require_known(path: str | PathLike, config: Any, architecture: str) -> None:
-    """Raises a ValueError if a checkpoint is of a class that no Auto class can load."""
+    """Raises a ValueError if a checkpoint was saved from a class that no Auto class can load."""
     own = architecture.removeprefix("KPrune")
     remote = [str(name).rpartition(".")[2] for name in (getattr(config, "auto_map", None) or {}).values()]
     registered = [model_class.__name__ for model_class in auto_classes(config.__class__).values()]

@@ -1,8 +1,8 @@
-"""Models that accelerate placed: over several devices, or offloaded to CPU memory or disk between their uses.
+"""Handles models that accelerate placed: over several devices, or offloaded to CPU memory or disk between uses.
 
-accelerate gives such a module an `AlignDevicesHook`, which moves its inputs to its device. Where a module is
-offloaded, the hook holds its weights too: they are on the meta device, except while its forward runs. For a model
-without hooks, the functions here do nothing special.
+accelerate gives each module of such a model an `AlignDevicesHook`, which moves the inputs of the module to its device.
+If the module is offloaded, the hook also holds its weights. The parameters are then on the meta device, except while
+the forward of the module runs. For a model without hooks, the functions here do nothing special.
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,7 +25,7 @@ def require_known_hooks(model: nn.Module) -> None:
     """Raises a ValueError if weights are moved or converted by a hook that is not known here."""
     for name, module in model.named_modules():
         hook = getattr(module, "_hf_hook", None)
-        # One that loads the weights of other modules too leaves nothing to be loaded one by one.
+        # With `place_submodules`, one hook loads the weights of all modules inside: they cannot be loaded one by one.
         if hook is not None and (not isinstance(hook, AlignDevicesHook) or (hook.offload and hook.place_submodules)):
             raise ValueError(
                 f"The weights of {name or 'the model'!r} are managed by a {hook!r}, which cannot be followed. Load "
@@ -35,19 +35,20 @@ def require_known_hooks(model: nn.Module) -> None:
 
 
 def is_placed(model: nn.Module) -> bool:
-    """Whether accelerate placed a model."""
+    """Returns whether accelerate placed a model."""
     return next(_hooks(model), None) is not None
 
 
 def execution_device(model: PreTrainedModel) -> torch.device:
-    """The device on which a model reads its inputs; that of its parameters if accelerate did not place it."""
+    """Returns the device on which a model reads its inputs: that of its parameters if accelerate did not place it."""
+    # Asked of the hooks first: where the first weights are offloaded, `model.device` is the meta device.
     devices = (hook.execution_device for hook in _hooks(model) if hook.execution_device is not None)
     device = next(devices, None)
     return model.device if device is None else torch.device(device)
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yields names and values of parameters and saved buffers; offloaded ones are loaded, but not into the model."""
+    """Yields names and values of parameters and saved buffers. Reads offloaded ones without changing the model."""
     for prefix, module in model.named_modules():
         hook = getattr(module, "_hf_hook", None)
         for name, tensor in _direct_tensors(module):
@@ -62,18 +63,20 @@ def weight_of(module: Any) -> Tensor:
 
 
 def sharing_copy(model: nn.Module) -> nn.Module:
-    """Returns a copy of a model in evaluation mode: modules of its own, which share the weights.
+    """Returns a copy of a model in evaluation mode. The copy has modules of its own, but shares the weights.
 
     A prune puts its hooks on such copies only. Other threads can use the model meanwhile, and an interruption leaves
-    no trace in it. The student is such a copy too: a prune never writes into a shared weight, it replaces the
-    parameter. For a model that accelerate placed, this happens inside of `own_weights`.
+    no trace in it. The student is such a copy, too. A prune never writes into a shared weight: it replaces the
+    parameter. For a model that accelerate placed, it does so inside of `own_weights`.
     """
-    # Held until the copy is made: the copy goes by ids, and another thread may free weights whose ids are used again.
+    # Held until the copy is made: `deepcopy` finds objects by their ids, and if another thread replaced a weight, the
+    # id of the old one could be given to a new object.
     weights = list(model.parameters())
+    # New parameters on the same memory, so that `requires_grad_` below does not change the user's model.
     shared: dict[int, Any] = {id(weight): nn.Parameter(weight.detach(), False) for weight in weights}
     for hook in _hooks(model):
         shared[id(hook.weights_map)] = hook.weights_map
-        # It holds tied weights while they are loaded: every copy loads its own.
+        # This map holds tied weights while they are loaded. Every copy loads its own, so the map is not shared.
         shared[id(hook.tied_params_map)] = hook.tied_params_map and {pointer: {} for pointer in hook.tied_params_map}
     placed = [module for module in model.modules() if hasattr(module, "_hf_hook")]
     shared |= {id(buffer): buffer for module in placed for buffer in module.buffers(recurse=False)}
@@ -82,10 +85,10 @@ def sharing_copy(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def own_weights(block: nn.Module) -> Iterator[None]:
-    """Gives a block of a student weights of its own: inside, they lie on its device and can be replaced.
+    """Gives a block of a student its own weights. In the context, they are on its device and can be replaced.
 
-    Afterwards they are offloaded to CPU memory, wherever they were before: a device that the teacher fills has no room
-    for a second model, not even for a pruned one.
+    At the end, they are offloaded to CPU memory, wherever they were before: where the teacher fills a device, there is
+    no room for a second model, not even for a pruned one.
     """
     placed: list[Any] = [module for module in block.modules() if hasattr(module, "_hf_hook")]
     for module in placed:
@@ -101,23 +104,24 @@ def own_weights(block: nn.Module) -> Iterator[None]:
             own = {name: tensor.detach().cpu() for name, tensor in _direct_tensors(module, hook.offload_buffers)}
             _put(module, {name: tensor.to("meta") for name, tensor in own.items()})
             hook.offload, hook.weights_map, hook.tied_params_map = True, own, None
-            # Every module loads its own.
+            # From now on, every module loads only the weights that it holds itself.
             hook.place_submodules = False
 
 
 @contextmanager
 def weights_let_go(blocks: Iterable[nn.Module]) -> Iterator[None]:
-    """Keeps backward passes from holding the weights of offloaded blocks: they run these blocks a second time.
+    """Makes backward passes run offloaded blocks a second time, instead of holding the weights of all of them.
 
-    Whatever a backward pass needs of a block is computed again when it gets there, and only of one block at a time.
+    This is activation checkpointing: when a backward pass gets to a block, it computes again what it needs of it. So
+    the weights of only one block are loaded at a time.
     """
     run_twice = [block for block in blocks if any(hook.offload for hook in _hooks(block))]
-    # accelerate's wrapper is an attribute of the module, which hides the method of its class.
+    # accelerate stores its wrapper of `forward` as an attribute of the module. It is put back at the end.
     forwards = [vars(block).get("forward") for block in run_twice]
     try:
         for block in run_twice:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
-        # Stopped early, a block would keep the weights that accelerate loaded for it.
+        # If the second run stopped early, accelerate's hook would not run, and the block would keep its weights.
         with set_checkpoint_early_stop(False):
             yield
     finally:
@@ -130,7 +134,7 @@ def weights_let_go(blocks: Iterable[nn.Module]) -> Iterator[None]:
 def pruned_model_of(student: PreTrainedModel, kprune: dict[str, Any]) -> PreTrainedModel:
     """Returns the pruned model of a student; see `pruned_model_from`.
 
-    A student that accelerate placed is taken apart for it; the pruned model lies in CPU memory.
+    A student that accelerate placed is taken apart, and cannot be used afterwards. Its pruned model is in CPU memory.
     """
     if not is_placed(student):
         return pruned_model_from(student, kprune)
@@ -140,24 +144,25 @@ def pruned_model_of(student: PreTrainedModel, kprune: dict[str, Any]) -> PreTrai
         with align_module_device(module):
             for name, tensor in _direct_tensors(module):
                 state[f"{prefix}.{name}" if prefix else name].copy_(tensor)
-        # Let go, so that the pruned model is not in memory twice.
+        # Released module by module, so that the pruned model is never in memory twice.
         module._parameters.clear()
         vars(module).pop("_hf_hook", None)
     return pruned
 
 
 def _hooks(model: nn.Module) -> Iterator[AlignDevicesHook]:
+    """Returns the hooks that accelerate put on the modules of a model, outermost first."""
     hooks: Iterator[Any] = (getattr(module, "_hf_hook", None) for module in model.modules())
     return (hook for hook in hooks if hook is not None)
 
 
 def _direct_tensors(module: nn.Module, buffers: bool = True) -> Iterator[tuple[str, Tensor]]:
-    """The parameters and saved buffers that a module itself holds, by name."""
+    """Yields the names and values of the parameters and saved buffers that a module holds itself."""
     return named_module_tensors(module, include_buffers=buffers, remove_non_persistent=True)
 
 
 def _put(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Puts tensors in the place of parameters and buffers that a module itself holds."""
+    """Replaces parameters and buffers that a module holds itself."""
     for name, tensor in tensors.items():
         if name in module._parameters:
             module._parameters[name] = nn.Parameter(tensor, requires_grad=False)

@@ -1,4 +1,4 @@
-"""What transformers is told: the Auto classes and the pipelines load the pruned models of a model type."""
+"""Registers model types with transformers, so that Auto classes and pipelines load their pruned models."""
 
 import functools
 from typing import Any
@@ -17,7 +17,7 @@ def register_adapter(model_type: str, adapter: EncoderAdapter) -> None:
     """Makes the encoders of `model_type` (as in `config.model_type`) prunable, loadable and savable.
 
     Raises:
-        ValueError: if `adapter` is not of the right form, or `model_type` has another adapter already.
+        ValueError: if `adapter` does not have the right form, or `model_type` already has a different adapter.
     """
     if not isinstance(model_type, str) or not model_type:
         raise ValueError(f"`model_type` must be the `config.model_type` of the encoders. Got {model_type!r}.")
@@ -27,6 +27,7 @@ def register_adapter(model_type: str, adapter: EncoderAdapter) -> None:
         raise ValueError(f"`adapter` must be an EncoderAdapter with a tuple of SublayerAdapter. Got {adapter!r}.")
     check_adapter(adapter.to_dict())
     add_adapter(model_type, adapter)
+    # The map module cannot read the table of adapters: it also runs without this package.
     REGISTERED[model_type] = adapter.to_dict()
     if model_type in CONFIG_MAPPING:
         register_auto_classes(model_type)
@@ -51,9 +52,9 @@ def register_auto_classes(model_type: str) -> None:
 
 @functools.cache
 def auto_classes(config_class: Any) -> dict[str, Any]:
-    """Returns the model class that each Auto class gives for a dense config.
+    """Returns the model class of a dense config by the name of its Auto class.
 
-    Not those that generate: their cache relies on every attention sublayer, also on bypassed ones.
+    Leaves out classes that generate text: their cache relies on every attention sublayer, also on bypassed ones.
     """
     autos = {name: value for name, value in vars(modeling_auto).items() if name.startswith("AutoModel")}
     models = {name: value._model_mapping.get(config_class, None) for name, value in autos.items()}

@@ -14,7 +14,12 @@ from .offloading import execution_device
 
 
 class Place(NamedTuple):
-    """Where hidden states enter an encoder: a sublayer, by the index of its block and its position in the block."""
+    """Where hidden states enter an encoder.
+
+    Attributes:
+        layer: index of a block. The number of blocks stands for the end of the stack.
+        position: position of a sublayer in the block.
+    """
 
     layer: int = 0
     position: int = 0
@@ -25,13 +30,15 @@ BOTTOM = Place()
 
 @dataclass(frozen=True)
 class Sublayer:
-    """One residual sublayer X -> X + Sub(X) of a model; the model's modules are looked up when they are asked for.
+    """One residual sublayer X -> X + Sub(X) of a model.
+
+    Its modules are looked up in the block at every use, because a prune replaces them.
 
     Attributes:
         block: the block of the encoder that holds the sublayer.
         place: index of that block, and position of the sublayer in it.
         adapter: names of the sublayer's modules in its block.
-        units: number of heads or neurons, 0 when an earlier prune took them all.
+        units: number of heads or neurons; 0 if an earlier prune removed all of them.
         unit_size: features in a unit (the head dimension, or 1).
     """
 
@@ -48,7 +55,7 @@ class Sublayer:
 
     @property
     def name(self) -> str:
-        """The sublayer's name in messages."""
+        """Name of the sublayer in messages."""
         return f"layer {self.layer} {self.adapter.kind}"
 
     @property
@@ -73,39 +80,41 @@ class Sublayer:
 
     @property
     def parameters(self) -> int:
-        """Number of parameters in the sublayer's projections."""
+        """Number of parameters in the projections of the sublayer."""
+        # Without units, the input projections are gone with the bypassed module.
         names = [*self.adapter.inputs, self.adapter.output] if self.units else [self.adapter.output]
         return sum(p.numel() for name in names for p in self.block.get_submodule(name).parameters())
 
     def unit_flops(self, sequence_length: float) -> float:
-        """FLOPs of one unit on a sequence of that many tokens."""
+        """Returns the FLOPs of one unit on a sequence of that many tokens; 0 without units."""
         if not self.units:
             return 0.0
         weights = sum(projection.weight.numel() for projection in (*self.inputs, self.output))
         return unit_flops(self.adapter.kind, weights // self.units, self.unit_size, sequence_length)
 
     def projection(self) -> Projection:
-        """The output projection from the features, as (features, d) and (d,) in float64."""
+        """Returns the output projection, seen from the features: weight (features, d) and bias (d,), in float64."""
         weight = self.output.weight.detach()[:, : self.features].T.double()
         bias = self.output.bias
         return Projection(weight, weight.new_zeros(weight.shape[1]) if bias is None else bias.detach().double())
 
 
 class Encoder:
-    """A model whose stack of blocks can be entered anywhere, with an adapter that names its sublayers.
+    """A model with the adapter that names its sublayers. It can be run from any of its blocks on.
 
     Args:
         model: the model, with its head.
         adapter: where its sublayers are.
-        name: the submodule of the model that is the transformers model with the blocks; "" for the model itself.
+        name: name of the submodule that is the transformers model with the blocks; "" for the model itself.
         entries: see `entries`.
 
     Attributes:
         model: the model, with its head.
         pretrained: the transformers model in it, or the model itself.
-        options: what its forward is called with besides the inputs.
+        options: arguments of its forward besides the inputs.
         blocks: its blocks, bottom to top.
-        entries: the places inside of blocks at which it can be entered; see `partial_forward.find_entries`.
+        entries: the places inside of blocks at which it can be entered, with the module to enter at; see
+            `partial_forward.find_entries`.
         device: the device on which the model reads its inputs.
     """
 
@@ -132,7 +141,7 @@ class Encoder:
         return {name: values.to(self.device) for name, values in batch.items()}
 
     def sublayers(self) -> list[Sublayer]:
-        """Returns the sublayers as they are now, bottom to top."""
+        """Returns the sublayers with their present sizes, bottom to top."""
         return [
             self.sublayer(Place(layer, position))
             for layer in range(len(self.blocks))
@@ -140,7 +149,11 @@ class Encoder:
         ]
 
     def sublayer(self, place: Place) -> Sublayer:
-        """Returns a sublayer as it is now."""
+        """Returns a sublayer with its present size.
+
+        Raises:
+            ValueError: if the adapter does not fit the model.
+        """
         adapter, block = self.adapter.sublayers[place.position], self.blocks[place.layer]
         unit_size = self._head_dimension if adapter.kind == "attention" else 1
         features = getattr(block.get_submodule(adapter.output), "in_features", 0)
@@ -157,14 +170,16 @@ class Encoder:
 
 
 def _takes_return_dict(model: nn.Module) -> bool:
-    """Whether a forward can be asked for named outputs: those of transformers can, also where they do not say so."""
+    """Returns whether the forward of a model takes `return_dict`."""
+    # Transformers wraps its forward methods, and then they take `return_dict` without naming it.
     named = "return_dict" in inspect.signature(model.forward).parameters
     return named or type(model).forward.__module__.partition(".")[0] == "transformers"
 
 
 def max_positions(model: PreTrainedModel) -> int | None:
-    """Returns the longest input of a model, in tokens; the RoBERTa family counts positions after the padding's."""
+    """Returns the longest input of a model, in tokens; None if its config does not say."""
     positions = getattr(model.config, "max_position_embeddings", None)
     embedding = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    # The RoBERTa family starts counting positions after the index of padding, which costs rows of the table.
     padding_index = getattr(embedding, "padding_idx", None)
     return positions if positions is None or padding_index is None else positions - padding_index - 1

@@ -1,4 +1,4 @@
-"""What must be preserved, by task: model outputs -> predictions that the algorithm can compare."""
+"""Says what a prune must preserve in each task: model outputs -> predictions that the algorithm can compare."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,22 +13,22 @@ from ..algorithm.divergence import MASKED_LOGIT, Prediction, at_least_float32
 
 
 def same_prediction(prediction: Prediction) -> Prediction:
-    """The student's prediction is compared with the teacher's itself."""
+    """Returns the prediction itself: the student is compared with what the teacher predicts."""
     return prediction
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task of encoders: its pipeline name, how its model classes are called, and what to preserve.
+    """A task of encoders: its names in transformers, and what a prune must preserve.
 
     Attributes:
         name: the name of the task in `transformers.pipeline`, the command line and the model card.
         auto_class: name of the Auto class that loads its models.
-        class_suffix: what the names of its model classes end with.
+        class_suffix: the end of the names of its model classes.
         predict: maps the outputs of a model, its config and a boolean (rows, tokens) mask of real tokens to the
             prediction to preserve.
         library: name of the library that loads its pruned models.
-        reference: maps the teacher's prediction to what the student's is compared with.
+        reference: maps the teacher's prediction to the one that the student's is compared with.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Task:
 
 
 def one_position(values: Tensor, family: Literal["categorical", "gaussian"]) -> Prediction:
-    """Returns the prediction that is one distribution, or the plain values, per sample: (samples, classes)."""
+    """Returns the prediction of one distribution, or of plain values, per sample, from values (samples, classes)."""
     return Prediction(values[:, None, :], values.new_ones(values.shape[0], 1), family)
 
 
@@ -49,10 +49,15 @@ def _classes(outputs: Any, config: Any, mask: Tensor) -> Prediction:
 
 
 def from_logits(logits: Tensor, config: Any, mask: Tensor) -> Prediction:
-    """Returns the prediction that logits of samples (samples, classes), or of tokens (samples, tokens, classes), make.
+    """Returns the prediction that logits make.
 
-    Single label: one distribution; several labels: one yes-or-no distribution each; regression: the values. Those of
-    tokens are averaged over the real tokens of a sample.
+    A single label makes one distribution, and several labels make one yes-or-no distribution each. A regression is
+    compared by its values. Tokens are averaged over the real tokens of a sample.
+
+    Args:
+        logits: (samples, classes), or (samples, tokens, classes).
+        config: config of the model, whose `problem_type` is used.
+        mask: true at real tokens, (rows, tokens).
     """
     if logits.dim() == 2:
         values, weights = logits[:, None, :], logits.new_ones(len(logits), 1)
@@ -62,6 +67,7 @@ def from_logits(logits: Tensor, config: Any, mask: Tensor) -> Prediction:
         return Prediction(values, weights, "gaussian")
     if config.problem_type == "multi_label_classification":
         weights = weights.repeat_interleave(values.shape[-1], dim=1)
+        # The softmax over the logits (x, 0) of yes and no is the sigmoid of x.
         values = torch.stack([values, torch.zeros_like(values)], dim=-1).flatten(1, 2)
     return Prediction(values, weights, "categorical")
 
@@ -75,14 +81,17 @@ def _span(outputs: Any, config: Any, mask: Tensor) -> Prediction:
 
 
 def from_span(start_logits: Tensor, end_logits: Tensor, mask: Tensor) -> Prediction:
-    """The mean over the distributions of start and end, each over the real tokens."""
+    """Returns the prediction whose divergence is the mean over start and end of an answer.
+
+    Each is a distribution over the real tokens; the logits are (samples, tokens).
+    """
     logits = torch.stack([start_logits, end_logits], dim=1)
     logits = at_least_float32(logits).masked_fill(~mask[:, None, :], MASKED_LOGIT)
     return Prediction(logits, logits.new_full(logits.shape[:2], 0.5), "categorical")
 
 
 def _tokens(outputs: Any, config: Any, mask: Tensor) -> Prediction:
-    """The mean over the real tokens of a sample."""
+    """Returns one distribution per token, averaged over the real tokens of a sample."""
     return Prediction(outputs.logits, _token_weights(mask), "categorical")
 
 
@@ -91,7 +100,7 @@ def _token_weights(mask: Tensor) -> Tensor:
 
 
 def _embedding(outputs: Any, config: Any, mask: Tensor) -> Prediction:
-    """The mean-pooled embedding of the real tokens, of unit length: what similarity search compares."""
+    """Returns the mean of the hidden states of real tokens, scaled to length 1, as similarity search compares it."""
     weights = mask.float()[:, :, None]
     pooled = (at_least_float32(outputs.last_hidden_state) * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
     return one_position(torch.nn.functional.normalize(pooled, dim=-1), "gaussian")
@@ -112,6 +121,7 @@ TASKS = {
 
 def with_published_targets(task: Task) -> Task:
     """Returns the task as the authors' program reads it; see `KPruneConfig.published_targets`."""
+    # By the functions of this module: that program knows no heads of users, which have functions of their own.
     if task.predict is _span:
         return replace(task, predict=_padded_span)
     return replace(task, reference=_batch_mean) if task.predict is _classes else task
@@ -122,17 +132,21 @@ def _padded_span(outputs: Any, config: Any, mask: Tensor) -> Prediction:
 
 
 def _batch_mean(prediction: Prediction) -> Prediction:
-    """Up to a constant, the squared error against the mean is the mean squared error against every value."""
+    """Replaces the values of a regression by their mean over the batch.
+
+    The authors' program compares each output with all outputs of the batch. Up to a constant, that mean squared error
+    is the squared error to their mean.
+    """
     if prediction.family != "gaussian":
         return prediction
     return replace(prediction, values=prediction.values.mean(dim=0, keepdim=True).expand_as(prediction.values))
 
 
 def get_task(name: str) -> Task:
-    """Returns the task of that name, or of that other name in pipelines, such as "sentiment-analysis".
+    """Returns the task of a name. Other names in pipelines, such as "sentiment-analysis", are known, too.
 
     Raises:
-        ValueError: if there is none; the message names the tasks.
+        ValueError: if there is no such task. The message names the tasks.
     """
     known = TASKS.get(TASK_ALIASES.get(name, name))
     if known is None:
@@ -141,10 +155,10 @@ def get_task(name: str) -> Task:
 
 
 def task_of_class(class_name: str) -> Task:
-    """Returns the task that a model class of that name is for.
+    """Returns the task of a model class, by the end of its name.
 
     Raises:
-        ValueError: if the class is for none of the tasks.
+        ValueError: if the class belongs to none of the tasks.
     """
     for task in TASKS.values():
         if class_name.endswith(task.class_suffix):
@@ -158,8 +172,13 @@ def task_of_class(class_name: str) -> Task:
 
 
 def task_of(model: PreTrainedModel) -> Task:
-    """Returns the task of a loaded model; see `task_of_class`."""
+    """Returns the task of a loaded model.
+
+    Raises:
+        ValueError: if its class belongs to none of the tasks.
+    """
     task = task_of_class(type(model).__name__)
+    # Any name may end with "Model". An encoder without a head is its own base model; others are no encoders of ours.
     if task.name == "feature-extraction" and model.base_model is not model:
         raise ValueError(
             f"A {type(model).__name__} is none of the models that K-prune prunes. Load the checkpoint with the Auto "

@@ -1,4 +1,4 @@
-"""Answers to questions, as SQuAD counts them: windows of tokens -> texts -> exact match and F1 of words."""
+"""Answers to questions, scored as SQuAD does: windows of tokens -> texts -> exact match and F1 of words."""
 
 import re
 import string
@@ -12,24 +12,28 @@ from transformers import EvalPrediction
 
 from ..calibration.tokenize import InputSpec
 
+# In tokens; the limit of the scripts of transformers for SQuAD.
 LONGEST_ANSWER = 30
-# Tokens that neighbouring windows share, as a part of their length.
+# How much neighbouring windows overlap, as a share of their length. An answer on a border is whole in one of them.
 SHARED = 0.375
-# Where a token has no place in the context.
+# The offset of a token that does not lie in the context.
 OUTSIDE = -1
 
 
 def encode_answers(spec: InputSpec, columns: Sequence[list[str]], labels: list[Any], indices: list[int]) -> dict:
-    """Returns the windows of the contexts, each with what `answer_scores` needs to read answers off it.
+    """Tokenizes questions and contexts into windows, and adds what `answer_scores` needs to read answers off them.
 
     Args:
         spec: how texts are tokenized.
         columns: questions and contexts.
-        labels: the answers, as SQuAD has them.
-        indices: numbers of the rows.
+        labels: the answers in the form of SQuAD, with a list of texts under `"text"`.
+        indices: the index of every row in the data set.
+
+    Returns:
+        columns with one entry per window. A context that is too long for one window has several.
     """
     questions, contexts = columns
-    # Questions may begin with blanks, which would take the place of context.
+    # Some questions of SQuAD begin with many blanks, which would take tokens away from the context.
     windows = spec.tokenizer(
         [question.strip() for question in questions],
         contexts,
@@ -42,8 +46,8 @@ def encode_answers(spec: InputSpec, columns: Sequence[list[str]], labels: list[A
     rows, offsets = windows.pop("overflow_to_sample_mapping"), windows.pop("offset_mapping")
     places = [
         [
-            place if part == 1 else (OUTSIDE, OUTSIDE)
-            for part, place in zip(windows.sequence_ids(window), row, strict=True)
+            offset if part == 1 else (OUTSIDE, OUTSIDE)
+            for part, offset in zip(windows.sequence_ids(window), row, strict=True)
         ]
         for window, row in enumerate(offsets)
     ]
@@ -53,14 +57,14 @@ def encode_answers(spec: InputSpec, columns: Sequence[list[str]], labels: list[A
         "context": [contexts[row] for row in rows],
         "places": places,
         "answers": [labels[row]["text"] for row in rows],
-        # Without labels, a Trainer computes no figures; the loss is none.
+        # A Trainer computes figures only if there are labels. These stand in for them; no loss is reported.
         "start_positions": [0] * len(rows),
         "end_positions": [0] * len(rows),
     }
 
 
 def answer_scores(windows: Dataset, prediction: EvalPrediction) -> dict[str, float]:
-    """Returns the share of answers that are one of the references, and the mean F1 of words with the nearest one.
+    """Returns the share of answers that match a reference, and the mean F1 of words with the best reference.
 
     Args:
         windows: what `encode_answers` returned.
@@ -82,8 +86,9 @@ def answer_scores(windows: Dataset, prediction: EvalPrediction) -> dict[str, flo
 
 
 def _best_span(starts: np.ndarray, ends: np.ndarray, places: list[list[int]]) -> tuple[float, int, int]:
-    """The score, the first and the last token of the likeliest answer in a window."""
+    """Returns the score, the first and the last token of the likeliest answer in a window."""
     inside = np.array([start != OUTSIDE for start, _ in places])
+    # The logits may be longer than the window, where a batch was padded.
     scores = starts[: len(inside), None] + ends[None, : len(inside)]
     allowed = np.tril(np.triu(inside[:, None] & inside), LONGEST_ANSWER - 1)
     scores = np.where(allowed, scores, -np.inf)
@@ -92,7 +97,10 @@ def _best_span(starts: np.ndarray, ends: np.ndarray, places: list[list[int]]) ->
 
 
 def _scores(answer: str, references: list[str]) -> tuple[bool, float]:
-    """Whether an answer is one of the references, and its best F1; no answer is right where there are none."""
+    """Returns whether an answer is one of the references, and its best F1.
+
+    Where there are no references, the right answer is the empty text.
+    """
     words = _words(answer)
     found = [(words == other, _f1(words, other)) for other in map(_words, references or [""])]
     return max(same for same, _ in found), max(f1 for _, f1 in found)
@@ -104,6 +112,6 @@ def _f1(words: list[str], others: list[str]) -> float:
 
 
 def _words(text: str) -> list[str]:
-    """The words of a text in small letters, without punctuation and articles."""
+    """Returns the words of a text in lower case, without punctuation and articles."""
     text = "".join(character for character in text.lower() if character not in string.punctuation)
     return re.sub(r"\b(a|an|the)\b", " ", text).split()

@@ -1,6 +1,6 @@
 """Dense against pruned on labelled data: rows with labels -> figures by name, through `transformers.Trainer`.
 
-Labels are read here alone; a prune never sees them.
+Only this room reads labels. A prune never sees them.
 """
 
 import copy
@@ -40,15 +40,20 @@ logger = logging.getLogger(__name__)
 Figures = dict[str, float]
 
 LABEL_COLUMNS = ("label", "labels", "answers", "ner_tags", "tags", "score")
-# What a Trainer adds to the figures.
+# What a Trainer reports that says nothing about quality.
 NO_FIGURES = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch")
 
 
 def rows_of(dataset: Any, config_name: str | None = None, split: str | None = None) -> Dataset:
-    """Returns labelled data as a data set: a table of any kind, or what a name, a folder or a file stands for.
+    """Returns labelled data as a data set.
+
+    Args:
+        dataset: a table of any kind, or the name of a data set on the Hub, a folder or a file.
+        config_name: configuration of a data set that is given by name.
+        split: split to read. None takes the default of `default_split`.
 
     Raises:
-        ValueError: if it is nothing of the kind, or cannot be read.
+        ValueError: if `dataset` is none of these, or cannot be read.
         FileNotFoundError: if there is no such data set.
     """
     table = table_of(dataset)
@@ -71,20 +76,20 @@ def evaluation_of(
     compute_metrics: ComputeMetrics | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Callable[[nn.Module], Figures]:
-    """Returns a function that evaluates a model on labelled data, which is tokenized, and checked, at once.
+    """Returns a function that evaluates a model on labelled data. The data is tokenized and checked right away.
 
     Args:
-        dataset: tokenized rows, as a Trainer reads them; or rows with texts and labels, which are class numbers or
-            names, one float, a list of them for several labels, a tag per word, or the answers of SQuAD.
+        dataset: tokenized rows, as a Trainer reads them; or rows with texts and labels. Labels are class numbers or
+            names, one float, a list of floats for several labels, one tag per word, or the answers of SQuAD.
         spec: how texts are tokenized.
-        model_config: names the classes.
+        model_config: config of the model, which names the classes.
         label_column: column of the labels; None finds it.
         metric: name of a metric; None computes all usual ones of the task.
-        compute_metrics: what computes the figures instead.
+        compute_metrics: function that computes the figures instead, as a Trainer takes it.
         batch_size: samples in a batch.
 
     Raises:
-        ValueError: if there are no labels, the task has none that can be read, or there is no such metric.
+        ValueError: if there are no labels, this module cannot read labels for the task, or there is no such metric.
     """
     rows = _labelled_rows(dataset, spec, model_config, label_column)
     if metric is not None:
@@ -94,7 +99,7 @@ def evaluation_of(
 
 
 def _labelled_rows(dataset: Dataset, spec: InputSpec, model_config: Any, label_column: str | None) -> Dataset:
-    """Tokenized rows with labels; rows that are tokenized already stay as they are."""
+    """Returns tokenized rows with labels. Rows that are tokenized already are returned unchanged."""
     if "input_ids" in dataset.column_names:
         return dataset
     encode = _ENCODERS.get(spec.task)
@@ -107,8 +112,9 @@ def _labelled_rows(dataset: Dataset, spec: InputSpec, model_config: Any, label_c
     column = _label_column(dataset, label_column)
     names = find_text_columns(dataset.features, spec.task, spec.text_columns)
     is_regression = spec.task == "text-classification" and model_config.num_labels == 1
-    # The number of choices is not in a config.
+    # The label of a choice is its number, and a config does not say how many choices there are.
     classes = {} if is_regression or spec.task == "multiple-choice" else _classes(model_config)
+    # Data sets write -1 where a class is not known (test splits of GLUE); in a regression it is a value.
     missing = (None,) if is_regression else (None, -1)
     known = dataset.filter(lambda row: row[column] not in missing and all(row[name] for name in names))
     if not len(known):
@@ -116,7 +122,7 @@ def _labelled_rows(dataset: Dataset, spec: InputSpec, model_config: Any, label_c
     if len(known) < len(dataset):
         left_out = len(dataset) - len(known)
         logger.warning(f"{left_out:,} of {len(dataset):,} rows lack a label or a text, and are not evaluated on.")
-    # A new name: a column that keeps its name keeps its type, too, which that of numbers need not be.
+    # Renamed, because `map` keeps the type of a column that keeps its name: class names would need to stay strings.
     known = known.rename_column(column, f"given {column}")
     return known.map(
         lambda rows, indices: encode(
@@ -132,7 +138,7 @@ def _labelled_rows(dataset: Dataset, spec: InputSpec, model_config: Any, label_c
 def evaluate_model(
     model: nn.Module, rows: Dataset, spec: InputSpec, metrics: ComputeMetrics, batch_size: int
 ) -> Figures:
-    """Returns the figures of a model, which stays as it is, on its device."""
+    """Returns the figures of a model, measured on its device. The model is not changed."""
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
             folder,
@@ -142,7 +148,7 @@ def evaluate_model(
             disable_tqdm=bars_are_off(),
         )
         evaluator = Trainer(
-            # A copy, because trainers move models and wrap their forward.
+            # A copy, because a Trainer moves the model and wraps its forward.
             model=copy.deepcopy(model),
             args=args,
             data_collator=_collator(spec),
@@ -150,20 +156,20 @@ def evaluate_model(
             compute_metrics=metrics,
         )
         if is_placed(model):
-            # It would be moved as a whole, which offloaded weights do not allow.
+            # A Trainer would move the model as a whole, which offloaded weights do not allow.
             evaluator.accelerator.device_placement = False
-        # Not `evaluate`, which logs what it finds as if it were part of a training.
+        # Not `evaluate`, which logs the figures as if they were part of a training.
         found = evaluator.predict(rows, metric_key_prefix="eval").metrics or {}
     return figures_of(found)
 
 
 def figures_of_each(measure: Callable[[nn.Module], Any], *models: nn.Module) -> list[dict[str, Any]]:
-    """Returns what a function finds of each model.
+    """Returns the figures that a function measures on each model, in order. Keeps the state of random numbers.
 
     Raises:
-        ValueError: if it is not figures by name.
+        ValueError: if the function returns anything but figures by name.
     """
-    with _random_state_kept():
+    with _random_state_restored():
         found = [measure(model) for model in models]
     for figures in found:
         if not isinstance(figures, Mapping):
@@ -175,8 +181,8 @@ def figures_of_each(measure: Callable[[nn.Module], Any], *models: nn.Module) -> 
 
 
 @contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Puts the global generators of random numbers back, which every Trainer seeds."""
+def _random_state_restored() -> Iterator[None]:
+    """Restores the global generators of random numbers at the end, because every Trainer seeds them."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng():
@@ -187,19 +193,20 @@ def _random_state_kept() -> Iterator[None]:
 
 
 def figures_of(metrics: Mapping[str, Any]) -> Figures:
-    """Returns the figures among a Trainer's metrics, without the prefix."""
+    """Returns those of a Trainer's metrics that measure quality, with the prefix "eval_" removed."""
     named = {name.removeprefix("eval_"): value for name, value in metrics.items()}
     figures = {name: value for name, value in named.items() if name not in NO_FIGURES}
     return {name: float(value) for name, value in figures.items() if isinstance(value, int | float | np.number)}
 
 
 def pairs_of(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """Returns (dense, pruned) by the name of the figure, as the model card has them."""
+    """Returns pairs (dense, pruned) by the name of the figure, as the model card shows them."""
     before, after = figures_of(dense), figures_of(pruned)
     return {name: (before[name], after[name]) for name in before if name in after}
 
 
 def _label_column(dataset: Dataset, name: str | None) -> str:
+    """Returns the given column of labels if it exists, or finds one by its usual names."""
     found = [column for column in (LABEL_COLUMNS if name is None else (name,)) if column in dataset.column_names]
     if not found:
         raise ValueError(
@@ -214,13 +221,14 @@ def _classes(model_config: Any) -> dict[str, int]:
 
 
 def _numbered(labels: list[Any], classes: Mapping[str, int]) -> list[Any]:
-    """Numbers of classes in the place of their names."""
+    """Replaces names of classes by their numbers."""
     return [_number(label, classes) for label in labels]
 
 
 def _number(label: Any, classes: Mapping[str, int]) -> Any:
+    """Returns the number of one class, or of each class in a list; raises a ValueError if the model lacks it."""
     if isinstance(label, list):
-        return [_number(entry, classes) for entry in label]
+        return [_number(part, classes) for part in label]
     if classes and type(label) is int and label != IGNORED and not 0 <= label < len(classes):
         raise ValueError(f"The labels must be numbers of classes, 0 or above and below {len(classes)}. Got {label}.")
     if not isinstance(label, str):
@@ -244,6 +252,7 @@ def _encode_texts(
     spec: InputSpec, columns: Sequence[list[str]], labels: list[Any], indices: list[int]
 ) -> dict[str, Any]:
     texts = spec.tokenizer(*columns, truncation=True, max_length=spec.cut_length)
+    # With several labels per sample the loss is a binary cross-entropy, which needs floats.
     several = labels and isinstance(labels[0], list)
     return {**texts, "labels": [list(map(float, row)) for row in labels] if several else labels}
 
@@ -251,7 +260,7 @@ def _encode_texts(
 def _encode_words(
     spec: InputSpec, columns: Sequence[list[Any]], labels: list[list[int]], indices: list[int]
 ) -> dict[str, Any]:
-    """The tag of a word is that of its first token."""
+    """Tokenizes lists of words, and gives the tag of each word to its first token."""
     (words,) = columns
     tokens = spec.tokenizer(words, is_split_into_words=True, truncation=True, max_length=spec.cut_length)
     tags = []
@@ -265,6 +274,7 @@ def _encode_words(
 def _encode_choices(
     spec: InputSpec, columns: Sequence[list[str]], labels: list[int], indices: list[int]
 ) -> dict[str, Any]:
+    """Tokenizes each choice as a pair with its prompt, nested as (samples, choices, tokens)."""
     prompts, *choices = columns
     count = len(choices)
     pairs = [(prompt, choice) for prompt, *row in zip(prompts, *choices, strict=True) for choice in row]

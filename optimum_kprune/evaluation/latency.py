@@ -1,4 +1,4 @@
-"""How long models take, and on which machine."""
+"""Measures how long a forward pass of a model takes, and says on which machine."""
 
 import platform
 import statistics
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..encoder.offloading import execution_device, sharing_copy
 from ..encoder.sublayers import max_positions
 
-# What else the machine does slows models alike that take turns.
+# The models are timed in turns, so that other load on the machine slows all of them alike.
 TURNS = 5
 
 
@@ -21,18 +21,19 @@ TURNS = 5
 def latencies(
     models: Sequence[Any], shape: tuple[int, ...], device: torch.device, seconds: float = 0.5
 ) -> tuple[float, ...]:
-    """Returns the median milliseconds of a forward pass of every model, in evaluation mode as they are.
+    """Returns the median time of a forward pass of every model, in milliseconds.
 
     Args:
-        models: what takes `input_ids` and `attention_mask`, with a config.
-        shape: that of the tokens.
-        device: where the models read them.
-        seconds: how long to measure each model, at least.
+        models: models in evaluation mode that take `input_ids` and `attention_mask` and have a config.
+        shape: shape of `input_ids`.
+        device: device on which the models read their inputs.
+        seconds: least time to measure each model.
     """
-    # Any token but padding, which some models do not count as a position.
+    # Any token but padding, because models like RoBERTa give padding no position of its own.
     token = next(index for index in range(3) if index != models[0].config.pad_token_id)
     input_ids = torch.full(shape, token, device=device)
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    # The timer synchronises accelerators, but runs on one thread unless it is told otherwise.
     timers = [
         Timer("model(**inputs)", globals={"model": model, "inputs": inputs}, num_threads=torch.get_num_threads())
         for model in models
@@ -42,9 +43,10 @@ def latencies(
 
 
 def compared_latency(dense: PreTrainedModel, pruned: PreTrainedModel, task: str) -> tuple[str, tuple[float, float]]:
-    """Returns what was run, one sample of 128 tokens or of as many as there can be, and both models' milliseconds.
+    """Returns what was run, in words, and the milliseconds of the dense and of the pruned model.
 
-    What runs are copies that share the weights, in evaluation mode: the models themselves are not touched.
+    Runs one sample of 128 tokens, or of as many as the model can read. Runs copies in evaluation mode that share the
+    weights, so that the models themselves are not touched.
     """
     tokens = min(128, max_positions(dense) or 128)
     shape = (1, 2, tokens) if task == "multiple-choice" else (1, tokens)
@@ -53,7 +55,7 @@ def compared_latency(dense: PreTrainedModel, pruned: PreTrainedModel, task: str)
 
 
 def machine_of(model: PreTrainedModel) -> str:
-    """Returns the kind of processor that a model is on, and of how many threads it makes use."""
+    """Returns the kind of processor that a model runs on and, for a CPU, the number of its threads."""
     device = execution_device(model)
     if device.type != "cpu":
         name = getattr(torch.get_device_module(device), "get_device_name", lambda device: device.type)
@@ -63,7 +65,8 @@ def machine_of(model: PreTrainedModel) -> str:
 
 
 def processor_name() -> str:
-    """Returns the model of the CPU, or what the platform tells of it."""
+    """Returns the name of the CPU, or what the platform knows about it."""
+    # `platform.processor()` returns no model name on Linux.
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""Figures of quality that need no network: the usual ones of each task, and those of `evaluate` by name."""
+"""Figures of quality: the usual ones of each task, which need no network, and metrics of `evaluate` by name."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +11,7 @@ from transformers import EvalPrediction
 
 from .answers import answer_scores
 
+# The label that losses of torch skip.
 IGNORED = -100
 
 ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
@@ -20,8 +21,8 @@ class Usual(NamedTuple):
     """The usual figures of a task.
 
     Attributes:
-        names: what they are called.
-        compute: what computes them all.
+        names: their names.
+        compute: function that computes all of them.
     """
 
     names: tuple[str, ...]
@@ -29,15 +30,15 @@ class Usual(NamedTuple):
 
 
 def usual_metrics(task: str, config: Any, rows: Dataset) -> Usual:
-    """Returns the usual figures of a task, each between 0 and 1 (correlations from -1 to 1).
+    """Returns the usual figures of a task. Each is between 0 and 1; correlations are between -1 and 1.
 
     Args:
         task: the task.
         config: config of the model.
-        rows: the rows to evaluate on; those of questions are windows as of `encode_answers`.
+        rows: the rows to evaluate on. Those of questions are windows that `encode_answers` made.
 
     Raises:
-        ValueError: if the task has none, or the rows do not hold the answers.
+        ValueError: if the task has no usual figures, or the rows do not hold the answers.
     """
     if task == "text-classification" and config.num_labels == 1:
         return Usual(("pearson", "spearman"), _correlations)
@@ -54,21 +55,22 @@ def usual_metrics(task: str, config: Any, rows: Dataset) -> Usual:
 
 
 def metric_named(name: str, task: str, config: Any, rows: Dataset) -> ComputeMetrics:
-    """Returns what computes one figure: one of the usual of the task, or a metric of the library `evaluate`.
+    """Returns a function that computes one usual figure of the task, or a metric of the library `evaluate`.
 
     Args:
-        name: name of the figure, or of a metric on the Hub, or the path of its script.
+        name: name of a usual figure, name of a metric on the Hub, or path of the script of a metric.
         task: the task.
         config: config of the model.
         rows: the rows to evaluate on.
 
     Raises:
-        ValueError: if the task has no figures, there is no such metric, or it cannot be loaded.
+        ValueError: if the task has no usual figures, there is no such metric, or it cannot be loaded.
     """
     usual = usual_metrics(task, config, rows)
     if name in usual.names:
         return lambda prediction: {name: usual.compute(prediction)[name]}
     try:
+        # Imported here, because `evaluate` is optional and the usual figures do not need it.
         import evaluate
 
         metric = evaluate.load(name)
@@ -89,15 +91,17 @@ def metric_named(name: str, task: str, config: Any, rows: Dataset) -> ComputeMet
 
 
 def _logits(prediction: EvalPrediction) -> np.ndarray:
+    """Returns the logits, which come first if a model returns more than them."""
     logits: Any = prediction.predictions
     return logits[0] if isinstance(logits, tuple) else logits
 
 
 def _predicted(prediction: EvalPrediction, is_regression: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The predicted and the true values of all samples or tokens that have a label, flat."""
+    """Returns the predicted and the true values of all samples or tokens that have a label, as flat arrays."""
     logits, labels = _logits(prediction), np.asarray(prediction.label_ids)
     if is_regression:
         return logits.reshape(-1), labels.reshape(-1)
+    # Several labels per sample: each is predicted where its probability is above 1/2, a logit above 0.
     if logits.shape == labels.shape:
         return (logits > 0).astype(int).reshape(-1), labels.astype(int).reshape(-1)
     known = labels != IGNORED
@@ -105,11 +109,12 @@ def _predicted(prediction: EvalPrediction, is_regression: bool) -> tuple[np.ndar
 
 
 def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Share of labels that are predicted; with several labels per sample, of all of them."""
+    """Computes the share of labels that are predicted. Several labels of a sample count one by one."""
     predicted, labels = _predicted(prediction, is_regression=False)
     return {"accuracy": float((predicted == labels).mean())}
 
 
 def _correlations(prediction: EvalPrediction) -> dict[str, float]:
+    # The correlation of ranks is Spearman's; pandas' own needs scipy.
     predicted, labels = map(pd.Series, _predicted(prediction, is_regression=True))
     return {"pearson": predicted.corr(labels), "spearman": predicted.rank().corr(labels.rank())}

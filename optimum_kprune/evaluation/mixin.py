@@ -19,7 +19,7 @@ from .metrics import ComputeMetrics
 
 
 class EvaluationMixin:
-    """A dense model and what a prune made of it, to be evaluated."""
+    """Evaluates a dense model and the pruned model that came of it."""
 
     teacher: Any
     model: Any
@@ -27,7 +27,7 @@ class EvaluationMixin:
     task: Task
     trainer: Trainer | None
     _encoder_name: str
-    # What the card tells of the last evaluation: fields of `CardFacts`.
+    # Fields of `CardFacts` with the last evaluation, for the model card.
     _figures: dict[str, Any]
 
     def evaluate(
@@ -37,7 +37,7 @@ class EvaluationMixin:
         compute_metrics: ComputeMetrics | None = None,
         **reading: Any,
     ) -> dict[str, dict[str, float]]:
-        """Evaluates the dense and the pruned model on labelled data; the model card tells what comes out.
+        """Evaluates the dense and the pruned model on labelled data. The model card will show the figures.
 
         Args:
             dataset: labelled data, as in `evaluation_on`; or a function that takes a model and returns figures by
@@ -47,7 +47,7 @@ class EvaluationMixin:
             reading: the other arguments of `evaluation_on`, which say how the data is read.
 
         Returns:
-            the figures of `"dense"` and of `"pruned"`; those of a trainer named as it names them.
+            figures by name, under `"dense"` and under `"pruned"`. Figures of a trainer keep the trainer's names.
 
         Raises:
             ValueError: if nothing was pruned yet, or the data or the metric cannot be used.
@@ -84,16 +84,16 @@ class EvaluationMixin:
         max_length: int | None = None,
         batch_size: int = BATCH_SIZE,
     ) -> Callable[[nn.Module], dict[str, float]]:
-        """Returns a function that evaluates a model on labelled data, which is read, and checked, at once.
+        """Returns a function that evaluates a model on labelled data. The data is read and checked right away.
 
         Args:
             dataset: rows with texts and labels, or tokenized rows with labels, in a data set, a data frame or a
-                dictionary of columns; or the name, folder or file of such, as in `get_calibration_dataset`.
+                dictionary of columns; or the name, folder or file of such rows, as in `get_calibration_dataset`.
             metric: name of one of the usual figures of the task (accuracy; pearson, spearman; exact_match, f1), or a
                 metric of the library `evaluate` by name or path; None computes all usual ones.
-            compute_metrics: what computes the figures instead, as a Trainer takes it.
+            compute_metrics: function that computes the figures instead, as a Trainer takes it.
             dataset_config_name: configuration of a data set that is given by name.
-            dataset_split: its split; None takes "validation", or all of what files hold.
+            dataset_split: split of that data set. None takes "validation", or all rows of files.
             text_columns: columns of the texts; None finds them.
             label_column: column of the labels; None finds it.
             max_length: tokens at which texts are cut, or contexts of questions are divided; None takes the limit of
@@ -115,7 +115,7 @@ class EvaluationMixin:
 
     @property
     def _dense(self) -> Any:
-        """The transformers model in the teacher, or the teacher itself."""
+        """The transformers model inside of the teacher, or the teacher itself if it is one."""
         return self.teacher.get_submodule(self._encoder_name)
 
     def _input_spec(self, seed: int, **reading: Any) -> InputSpec:
