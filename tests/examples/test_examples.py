@@ -18,7 +18,6 @@ import torch
 from rows import TAGS, classification_rows, pair_rows, question_rows, tagged_rows, write
 from tiny import HEADS, WORDS, save_tiny, tiny_model, tiny_tokenizer
 from transformers.models.auto import modeling_auto
-from transformers.utils import logging
 
 pytestmark = pytest.mark.slow
 
@@ -26,15 +25,6 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(autouse=True)
 def no_wait_for_latencies(monkeypatch):
     monkeypatch.setattr(common, "SECONDS_PER_LATENCY", 0.0)
-
-
-@pytest.fixture(autouse=True)
-def loud_transformers_afterwards():
-    """The examples silence transformers for the whole process: other tests may want its warnings and bars."""
-    verbosity = logging.get_verbosity()
-    yield
-    logging.set_verbosity(verbosity)
-    logging.enable_progress_bar()
 
 
 @pytest.mark.parametrize(
