@@ -18,7 +18,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "A SentenceTransformer is pruned with the library sentence-transformers, which is not installed. Install it: "
-        "pip install optimum-kprune[sentence-transformers]"
+        "pip install sentence-transformers"
     ) from error
 
 logger = logging.getLogger(__name__)
