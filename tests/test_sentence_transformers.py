@@ -223,7 +223,7 @@ def tokens_only(encoder):
     ],
 )
 def test_other_pipelines_are_refused(encoder, make, given):
-    allowed = "none but Pooling, Dense, LayerNorm, Dropout, Normalize behind the Transformer"
+    allowed = "none but Pooling, Dense, LayerNorm, Dropout, Normalize after the Transformer"
     with pytest.raises(ValueError, match=rf"must be a Transformer and a Pooling.*{allowed}.*Got {given} instead"):
         KPruner.from_sentence_transformer(make(encoder))
 
