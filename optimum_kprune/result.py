@@ -115,7 +115,7 @@ class KPruneResult:
 
     @property
     def kept(self) -> list[dict[str, Any]]:
-        """One entry per sublayer, from the bottom: its layer, its kind, the kept indices, the number of units before."""
+        """One entry per sublayer, bottom to top: its layer and kind, the kept indices, the number of units before."""
         return [
             {"layer": entry.layer, "kind": entry.kind, "kept": entry.kept, "total": entry.total}
             for entry in self.sublayers
@@ -146,7 +146,7 @@ class KPruneResult:
         return asdict(self) | totals
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """Returns a table with a row per sublayer, from the bottom; its column `kept` has numbers of units, not indices."""
+        """Returns a table with one row per sublayer, bottom to top. Its `kept` is the number of units, not their indices."""
         # Imported here: a prune does not need pandas, which is slow to import.
         import pandas
 

@@ -1,4 +1,4 @@
-"""Hidden folders to write in, on the disk of the result, which moves out when it is whole. None outlives its process.
+"""Hidden folders to write in, on the disk of the result: what is whole moves out, what is left is cleared away.
 
 A process holds its scratch folder by a lock, which the system releases when the process dies, however that happens.
 Whoever makes the next scratch folder in the same place removes those that nobody holds.
@@ -26,7 +26,7 @@ NAME = re.compile(r"\.kprune-[0-9a-f]{8}")
 # The entries of a scratch folder: a folder of what moves in, a folder of what that replaces, a file of the names that
 # move in, which is there while they move, and the lock.
 NEW, OLD, MOVING, LOCK = "new", "old", "moving", "lock"
-# A folder without this file does not load as a model. So it is the last to be moved in and the first to be moved away.
+# A folder without this file does not load as a model: it is the last that moves in, and the first that moves away.
 CONFIG = "config.json"
 # Errors of disks that have no locks, as some network disks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -34,7 +34,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 @contextmanager
 def scratch_in(parent: Path) -> Iterator[Path]:
-    """Makes a scratch folder in a folder, and removes it at the end. Those of dead processes there are cleared first."""
+    """Makes a scratch folder in a folder, and removes it at the end. First it clears those of dead processes there."""
     clear_abandoned(parent)
     scratch, lock = _make(parent)
     try:

@@ -57,16 +57,16 @@ def measure_knowledge(
             with precision:
                 prediction = predictions.of_student(step)
             _probe(teacher, prediction, step, config).sum().backward()
-    add_up(seen, *(total for own in statistics for total in (own.squared_features, own.squared_gradients)))
+    add_up(seen, *(total for sums in statistics for total in (sums.squared_features, sums.squared_gradients)))
     # Features of all sublayers first, so that the message names the sublayer that overflows: its gradients spoil those
     # of the sublayers below.
     for kind in ("squared_features", "squared_gradients"):
-        for sublayer, own in zip(sublayers, statistics, strict=True):
-            require_finite(sublayer.name, getattr(own, kind))
+        for sublayer, sums in zip(sublayers, statistics, strict=True):
+            require_finite(sublayer.name, getattr(sums, kind))
     samples, tokens = seen.tolist()
     return [
-        own.importance(weight_of(sublayer.output).to(student.device), sublayer.unit_size, samples, tokens)
-        for sublayer, own in zip(sublayers, statistics, strict=True)
+        sums.importance(weight_of(sublayer.output).to(student.device), sublayer.unit_size, samples, tokens)
+        for sublayer, sums in zip(sublayers, statistics, strict=True)
     ]
 
 
