@@ -111,7 +111,7 @@ def shrink_sublayer(block: nn.Module, sublayer: dict[str, Any], kept: list[int],
 def _keep_units(linear: Any, dim: int, parts: int, kept: list[int], total: int) -> None:
     """Keeps units of a linear layer, in place.
 
-    Along `dim`, its parameters have parts x total units x entries of a unit. A fused projection of Q, K and V has three
+    Along `dim`, its parameters have parts x total units x entries of a unit. A fused projection of Q, K and V has 3
     parts.
     """
     for name, parameter in list(linear.named_parameters()):
@@ -298,7 +298,7 @@ class KPruneMixin(PickledByDenseClass):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Loads the model into memory of its own; raises a ValueError if weights of its encoder are missing or left."""
+        """Loads the model into memory of its own; raises a ValueError if weights of its encoder do not fit."""
         with_info = kwargs.pop("output_loading_info", False)
         # Pruned models are saved like this. A pickle, which can run code, is never opened.
         kwargs["use_safetensors"] = True

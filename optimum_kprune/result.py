@@ -146,7 +146,7 @@ class KPruneResult:
         return asdict(self) | totals
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """Returns a table with one row per sublayer, bottom to top. Its `kept` is the number of units, not their indices."""
+        """Returns a table with a row per sublayer, bottom to top; here `kept` is a number of units, not indices."""
         # Imported here: a prune does not need pandas, which is slow to import.
         import pandas
 
