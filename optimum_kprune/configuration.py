@@ -13,6 +13,7 @@ from optimum.version import __version__ as optimum_version
 
 from .defaults import NUM_TOKENS
 
+# The least number above 0 and the greatest finite one: as bounds, they exclude 0 and infinity.
 SMALLEST, LARGEST = math.ulp(0.0), sys.float_info.max
 
 
@@ -124,6 +125,7 @@ class KPruneConfig(BaseConfig):
         for name in SETTINGS:
             value = getattr(self, name)
             if not _is_allowed(name, value):
+                # The likeliest mistake: a rate in percent.
                 is_percentage = name == "compression_rate" and isinstance(value, int | float) and 1 < value < 100
                 hint = f" For {value}%, give {value / 100:g}." if is_percentage else ""
                 raise ValueError(

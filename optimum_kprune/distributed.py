@@ -72,6 +72,7 @@ def add_up(*sums: Tensor) -> None:
     """Adds the tensors of the other processes to those of this one, in place, one by one."""
     if world_size() == 1:
         return
+    # Met first, because adding up would wait forever for a process that has failed.
     _meet()
     for total in sums:
         carried = _carried(total)

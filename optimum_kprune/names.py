@@ -25,6 +25,7 @@ def looks_like_path(name: str) -> bool:
 
 def hub_name(name: Any) -> str | None:
     """Returns a name if it can be a name on the Hub; None for a path, and for what exists on this machine."""
+    # What exists here is loaded instead of a repository of that name.
     is_name = isinstance(name, str) and HUB_NAME.fullmatch(name) and not looks_like_path(name)
     return name if is_name and not Path(name).exists() else None
 

@@ -133,14 +133,17 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         model = load_model(model_or_path, task, **model_kwargs)
         if processing_class is None:
             processing_class = load_processing_class(model_or_path, **model_kwargs)
+        # Without `task`: the class of the model has it by now.
         pruner = cls(model, processing_class, prediction=prediction)
         given = publishable(
             model_or_path=hub_name(str(model_or_path)) or UNKNOWN,
             task=pruner.task.name,
             prediction=prediction,
             revision=model_kwargs.get("revision"),
+            # Even if it was not given: versions of transformers differ in the dtype that they load by default.
             dtype=str(model.dtype).removeprefix("torch."),
         )
+        # A call that others can repeat, in place of the call of `KPruner` with loaded objects.
         pruner._arguments = {"KPruner.from_pretrained": given}
         return pruner
 
@@ -320,6 +323,7 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
             FileExistsError: if the folder of a rate is not empty.
             OSError: if a folder cannot be written, or the disk of the temporary folder is full (see `memory_budget`).
         """
+        # Shallow copies of this pruner, which share the teacher and the tokenizer.
         orders = [
             _Order(copy.copy(self), each, _within(save_directory, each), _within(checkpoint_dir, each), overwrite)
             for each in configs_of(rates, config)
@@ -408,6 +412,7 @@ class _Order(NamedTuple):
             ValueError: if the settings have another budget than the data.
             OSError: if the model could not be saved; see `require_free`.
         """
+        # A copy, because the settings belong to the user, who may use them again for other data.
         config = copy.copy(self.config)
         config.num_tokens = budget_of(calibration_dataset, config.num_tokens)
         # A prune that was killed while saving may have left its own model there.

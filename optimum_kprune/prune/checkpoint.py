@@ -59,6 +59,7 @@ class Checkpoint:
 
     def write(self, index: int, sublayer: Sublayer, result: SublayerResult, scores: dict[Place, Tensor]) -> None:
         """Writes a finished sublayer, as it is now, and the latest scores, which the next sublayers may use."""
+        # The student is the same in all processes: one of them writes.
         if not is_main():
             return
         tensors = {f"{SCORES}.{place.layer}.{place.position}": values for place, values in scores.items()}

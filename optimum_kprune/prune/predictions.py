@@ -46,6 +46,7 @@ class Predictions:
         for step in self.pair.measured_steps():
             with recorded_output(teacher.blocks[-1]) as outputs:
                 prediction = self._reference(run(teacher, step.batch), step)
+            # The last hidden states are not enough for a head that reads others too.
             if self._reads_below or prediction.values.numel() <= outputs[0].numel():
                 self._stored[step.index] = prediction
             else:

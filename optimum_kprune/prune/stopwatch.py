@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
+# The last one is what is left of the total: everything outside of the other stages.
 STAGES = ("teacher", "measure", "search", "fit", "solve", "advance", "other")
 
 

@@ -78,6 +78,7 @@ class Sweep:
         self._dense, self._task = encoder, task
         # Two names: what was given is what a checkpoint belongs to, while batches may be halved for the work.
         self._given = self._calibration = calibration
+        # One store for both models and the predictions, which share the budget.
         self._store = StateStore(memory_budget)
         self._teacher = self._copy()
         # Made by the first prune, and shared by all rates.

@@ -151,6 +151,7 @@ def model_card(prune: Publication, repo_id: str | None = None) -> ModelCard:
         # The longest name is that of the task: AutoModelForTokenClassification rather than AutoModel.
         "auto_class": max(prune.pruned.config.auto_map.keys() - {"AutoConfig"}, key=len, default="AutoModel"),
         "tokenizer_class": None if tokenizer is None else type(tokenizer).__name__,
+        # AutoTokenizer asks to run the code of the model, whose config it reads. A class of transformers does not.
         "has_plain_tokenizer": hasattr(transformers, type(tokenizer).__name__),
         "has_pipeline": tokenizer is not None and prune.task.name in SUPPORTED_TASKS,
         "bytes": [_bytes_of(model) for model in (prune.teacher, prune.model)],

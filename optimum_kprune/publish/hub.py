@@ -54,6 +54,7 @@ def upload(folder: Path, repo_id: str, token: str | None, commit_message: str) -
 
 
 def _read_card(path: str, repo_id: str) -> ModelCard:
+    """Reads the card of a repository; raises a ValueError if its metadata cannot be kept."""
     try:
         return ModelCard.load(path, ignore_metadata_errors=True)
     except (ValueError, YAMLError) as error:
