@@ -1,4 +1,4 @@
-"""Output folders: checked before the work whether they can be written, and written whole or not at all."""
+"""Output folders: tried before the work, and then written whole or not at all."""
 
 import errno
 import os

@@ -12,7 +12,7 @@ from .distributed import is_main
 
 
 def progress_bar(**options: Any) -> tqdm:
-    """Returns a bar, which is shown in the main process only, and only if no switch is off; see `bars_are_off`."""
+    """Returns a bar. It is shown in the main process, unless a user has switched bars off; see `bars_are_off`."""
     return tqdm(**options, disable=bars_are_off())
 
 

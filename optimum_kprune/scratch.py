@@ -1,4 +1,4 @@
-"""Hidden folders to write in, on the disk of the result: what is whole moves out, what is left is cleared away.
+"""Hidden folders to write in, on the disk of the result. What is whole moves out, what is left is cleared away.
 
 A process holds its scratch folder by a lock, which the system releases when the process dies, however that happens.
 Whoever makes the next scratch folder in the same place removes those that nobody holds.
