@@ -13,7 +13,9 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 except ImportError as error:
-    raise ImportError("An ablation plots with matplotlib: pip install 'optimum-kprune[examples]'") from error
+    raise ImportError(
+        "An ablation plots with matplotlib. In the repository, run: pip install '.[examples]'"
+    ) from error
 
 MEASURES = ("metric", "divergence", "flops_removed", "parameters", "seconds")
 # +1 where more is better, -1 where less is.

@@ -63,7 +63,7 @@ def require_packages() -> None:
     """Stops the program if a package that the export needs is missing."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        sys.exit(f"Not installed: {', '.join(missing)}. Run: pip install 'optimum-kprune[onnx]'")
+        sys.exit(f"Not installed: {', '.join(missing)}. In the repository, run: pip install '.[onnx]'")
 
 
 def load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # Type checkers do not see what `__getattr__` imports.
 
 __version__ = "0.1.0"
 
+# Imported when they are asked for: a program that only loads pruned models needs no data sets and no trainer.
 _PUBLIC = {
     "CardFacts": "publish.card",
     "EncoderAdapter": "encoder.adapters",
@@ -42,6 +43,7 @@ _PUBLIC = {
 }
 __all__ = sorted(_PUBLIC)
 
+# Registered at import: whoever imports the package can load pruned models, without a call.
 for _model_type in supported_model_types():
     register_adapter(_model_type, get_adapter(_model_type))
 

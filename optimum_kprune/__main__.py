@@ -1,4 +1,4 @@
-"""`python -m optimum_kprune ...` does what `optimum-cli kprune ...` does; launchers start it in several processes."""
+"""`python -m optimum_kprune` is `optimum-cli kprune` as a module, which launchers can start in several processes."""
 
 from argparse import ArgumentParser
 
@@ -8,6 +8,7 @@ parser = ArgumentParser(prog="python -m optimum_kprune", description=KPruneComma
 KPruneCommand.parse_args(parser)
 arguments = parser.parse_args()
 with interruptible():
+    # Imported inside: the libraries take seconds to import, in which Ctrl-C may come too.
     from .cli import run
 
     run(arguments)

@@ -6,7 +6,7 @@ from typing import Any
 
 
 class OptimumPruner(ABC):
-    """What a pruner offers: load a model, prune it, save or publish the smaller one."""
+    """What every pruner can do: load a model, prune it, and save the smaller one."""
 
     @classmethod
     def from_pretrained(cls, model_or_path: Any, **kwargs: Any) -> "OptimumPruner":
@@ -15,7 +15,7 @@ class OptimumPruner(ABC):
 
     @abstractmethod
     def prune(self, config: Any, calibration_dataset: Any) -> Any:
-        """Prunes the model and returns a result that says what was kept."""
+        """Prunes the model on calibration data, by the settings in `config`; returns what was kept."""
 
     @abstractmethod
     def save_pretrained(self, save_directory: str | PathLike) -> None:

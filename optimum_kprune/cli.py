@@ -1,4 +1,4 @@
-"""What `optimum-cli kprune` does: the arguments -> load, calibrate, prune, save."""
+"""Runs `optimum-cli kprune`: its arguments -> load, calibrate, prune, evaluate, save, upload."""
 
 import logging
 import re
@@ -31,6 +31,7 @@ from .publish.card_update import add_figures
 
 logger = logging.getLogger("optimum_kprune")
 
+# The options of the command, by the arguments of Python that the messages of the library name.
 OPTIONS = {
     "model": "--model",
     "dataset_name": "--dataset",
@@ -50,6 +51,7 @@ OPTIONS = {
     "overwrite": "--overwrite_output_dir",
 }
 
+# The same for labelled data, which is read by the same functions as calibration data.
 EVALUATION_OPTIONS = {
     "dataset_name": "--eval_dataset",
     "dataset_config_name": "--eval_config",
@@ -58,7 +60,12 @@ EVALUATION_OPTIONS = {
 
 
 def run(arguments: Namespace) -> None:
-    """Runs the command; what can be mended outside of it is said in one line by the main process, with status 1."""
+    """Runs the command.
+
+    An error that the user can mend, such as a wrong name or a full disk, ends the program with status 1. The main
+    process then writes one line; other errors are raised as they are.
+    """
+    # Somebody who calls this function may have set up logging.
     if not logger.handlers:
         logger.addHandler(_BesideBars())
     logger.setLevel(logging.INFO)
@@ -66,18 +73,20 @@ def run(arguments: Namespace) -> None:
         with together():
             _run(arguments)
     except Exception as error:
+        # torch.distributed has no error for a lost connection on the CPU: gloo raises a bare RuntimeError.
         is_of_others = isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
         if not (is_of_others or _is_mendable(error)):
             raise
         reason = "another process has died, or cannot be reached: " if is_of_others else ""
         message = in_options(" ".join(str(error).split())) or type(error).__name__
+        # One line in all: the other processes fail with the same error. If the main one has died, they must tell.
         sys.exit(f"optimum-cli kprune: {reason}{message}" if is_main() or is_of_others else 1)
     finally:
         leave()
 
 
 class _BesideBars(logging.StreamHandler):
-    """Writes lines of their own where a progress bar is shown, which then goes on below."""
+    """Logs beside progress bars: the bar is taken away, the line is written, and the bar goes on below."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with tqdm.external_write_mode(self.stream):
@@ -85,16 +94,16 @@ class _BesideBars(logging.StreamHandler):
 
 
 def in_options(message: str, options: Mapping[str, str] = OPTIONS) -> str:
-    """Returns a message of the library with the options of the command in the place of the arguments of Python."""
+    """Returns a message of the library with options of the command instead of arguments of Python."""
     for name, option in options.items():
         message = re.sub(rf"`{name}(=[^`]*)?`|\b{name}=\S*\.\.\.\]?", f"`{option}`", message)
     return message
 
 
 def _is_mendable(error: Exception) -> bool:
-    """Whether an error is of what was given, or of the machine: its disk, memory or network."""
+    """Whether an error comes from what was given, or from the disk, memory or network, and not from a defect."""
     kinds = (ValueError, OSError, MemoryError, SafetensorError, HTTPError, DatasetsError, OutOfMemoryError)
-    # The CPU's memory has no error of its own.
+    # PyTorch has no class of errors for the memory of the CPU.
     return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
@@ -108,7 +117,10 @@ def _run(arguments: Namespace) -> None:
 
 
 def _settle_output(arguments: Namespace) -> None:
-    """Takes the output folder back from the end of `--text_columns`, which takes all words that follow it."""
+    """Takes the output folder back from `--text_columns`, which takes all words that follow it.
+
+    Checks what the parser therefore cannot check, and ends the program with the parser's message and status 2.
+    """
     columns = arguments.text_columns or []
     if arguments.output_dir is None and len(columns) > 1:
         arguments.output_dir = columns.pop()
@@ -123,13 +135,14 @@ def _settle_output(arguments: Namespace) -> None:
 
 
 def _prune(arguments: Namespace, facts: CardFacts) -> None:
+    """Loads, calibrates, prunes, saves, evaluates and uploads. What can fail is checked before the prune."""
     config, overwrite = _config(arguments), arguments.overwrite_output_dir
     in_main(require_free)(arguments.output_dir, overwrite)
     if arguments.push_to_hub is not None:
         hub.require_uploadable(arguments.push_to_hub)
     pruner = _load(arguments)
     evaluate = _evaluation(pruner, arguments)
-    # Before the prune, which what cannot be evaluated would be lost with.
+    # Evaluated first: a mistake in the labelled data shows before the prune, not after it.
     dense = evaluate(pruner.teacher) if evaluate else {}
     calibration = pruner.get_calibration_dataset(
         arguments.dataset,
@@ -147,7 +160,7 @@ def _prune(arguments: Namespace, facts: CardFacts) -> None:
     pruner.save_pretrained(arguments.output_dir, overwrite=overwrite, **card)
     logger.info("Saved to %s", arguments.output_dir)
     if evaluate:
-        # After the model is saved, which an evaluation that fails must not cost.
+        # After the model is saved: an evaluation that fails must not lose it.
         card["facts"] = facts.with_evaluation(_measured(dense, evaluate(pruner.model), arguments))
         in_main(add_figures)(arguments.output_dir, card["facts"])
         _tell(_figures(card["facts"]))
@@ -156,8 +169,9 @@ def _prune(arguments: Namespace, facts: CardFacts) -> None:
 
 
 def _load(arguments: Namespace) -> KPruner:
-    """Loads the model, or a pipeline of sentence-transformers, which then is pruned as a whole."""
+    """Loads the model, or a pipeline of sentence-transformers, whose embeddings are preserved as a whole."""
     options = _given(arguments, "revision", "dtype")
+    # Of a path that does not exist, the error should come from loading the model, not from a look-up on the Hub.
     is_there = Path(arguments.model).is_dir() or not looks_like_path(arguments.model)
     if arguments.task is None and is_there and is_pipeline(arguments.model, **_given(arguments, "revision")):
         if arguments.tokenizer is not None:
@@ -175,11 +189,15 @@ def _load(arguments: Namespace) -> KPruner:
 def _pipeline(name: str, revision: str | None = None, dtype: str | None = None) -> Any:
     from .sentence_transformers import SentenceTransformer
 
+    # On the CPU, as models are loaded: the library would take an accelerator that nobody asked for.
     return SentenceTransformer(name, revision=revision, device="cpu", model_kwargs={"dtype": dtype} if dtype else None)
 
 
 def _evaluation(pruner: KPruner, arguments: Namespace) -> Callable[[Any], Figures] | None:
-    """What computes the figures of a model on `--eval_dataset`, which is read at once; None if there is none."""
+    """Returns a function that computes the figures of a model on `--eval_dataset`; None without that option.
+
+    The data is read here, so that errors in it are raised before any work.
+    """
     if arguments.eval_dataset is None:
         return None
     split = arguments.eval_split or default_split(arguments.eval_dataset)
@@ -194,14 +212,15 @@ def _evaluation(pruner: KPruner, arguments: Namespace) -> Callable[[Any], Figure
 
 
 def _measured(dense: Figures, pruned: Figures, arguments: Namespace) -> CardFacts:
-    """The figures of both models as the card tells them."""
+    """Returns the figures of both models for the card, with their data set if that is on the Hub."""
     dataset = hub_name(arguments.eval_dataset)
-    place = (dataset, arguments.eval_config, arguments.eval_split or "validation") if dataset else (None, None, None)
-    return CardFacts(pairs_of(dense, pruned), *place)
+    # A path says nothing to the readers of a card, and is not published.
+    source = (dataset, arguments.eval_config, arguments.eval_split or "validation") if dataset else (None, None, None)
+    return CardFacts(pairs_of(dense, pruned), *source)
 
 
 def _update_card(arguments: Namespace, facts: CardFacts) -> None:
-    """Writes given and measured figures into the card of a pruned model that was saved before."""
+    """Writes figures, given or measured now, into the card of a pruned model that was saved before."""
     folder = Path(arguments.output_dir)
     if not facts.metrics and arguments.eval_dataset is None:
         raise ValueError("`--update_card` writes figures: give `--metric NAME=DENSE,PRUNED` or `--eval_dataset`.")
@@ -216,6 +235,7 @@ def _update_card(arguments: Namespace, facts: CardFacts) -> None:
 
 
 def _require_alike(dense: Any, pruned: Any) -> None:
+    """Raises a ValueError if two configs cannot be of a dense model and the pruned model made from it."""
     for name in ("hidden_size", "num_hidden_layers", "vocab_size", "num_labels"):
         given, expected = (getattr(config, name, None) for config in (dense, pruned))
         if given != expected:
@@ -226,18 +246,20 @@ def _require_alike(dense: Any, pruned: Any) -> None:
 
 
 def _figures(facts: CardFacts) -> str:
+    """Returns the metrics as lines to print."""
     return "\n".join(
         f"{name}: {dense:.4g} dense, {pruned:.4g} pruned" for name, (dense, pruned) in facts.metrics.items()
     )
 
 
 def _tell(text: str) -> None:
-    """Writes a result where results go; what is logged goes to the stream of errors."""
+    """Writes a result to standard output, once. Logs go to standard error."""
     if is_main():
         sys.stdout.write(f"{text}\n")
 
 
 def _upload(pruner: KPruner, arguments: Namespace, card: dict[str, Any]) -> None:
+    """Uploads the pruned model; if that fails, the error tells how to upload the saved folder by hand."""
     try:
         logger.info("Uploaded: %s", pruner.push_to_hub(arguments.push_to_hub, **card))
     except (ValueError, OSError) as error:
@@ -248,6 +270,7 @@ def _upload(pruner: KPruner, arguments: Namespace, card: dict[str, Any]) -> None
 def _move(pruner: KPruner, device: str) -> None:
     try:
         pruner.teacher.to(torch.device(device))  # type: ignore[arg-type]
+    # PyTorch raises an AssertionError for a device that it was built without.
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"`--device` must be a device of this machine, such as cpu. Got {device!r}: {error}"
@@ -255,7 +278,7 @@ def _move(pruner: KPruner, device: str) -> None:
 
 
 def _config(arguments: Namespace) -> KPruneConfig:
-    """The settings of --config, with those of the command line on top."""
+    """Returns the settings of `--config`, or the defaults; options of the command line win over them."""
     overrides = _given(arguments, "compression_rate", "num_tokens", "seed")
     if arguments.config is None:
         return KPruneConfig(**overrides)
@@ -274,10 +297,11 @@ def _config(arguments: Namespace) -> KPruneConfig:
 
 
 def _facts(arguments: Namespace) -> CardFacts:
-    """What the card is told: the figures that were given, and where they were measured if the data set has a name."""
+    """Returns the figures that were given, for the card, and the data set they are from if it is on the Hub."""
     metrics = {}
     for metric in arguments.metric or ():
         name, _, values = metric.partition("=")
+        # The name of a figure to compute, which `_evaluation` does.
         if "=" not in metric and arguments.eval_dataset is not None:
             continue
         try:
@@ -297,4 +321,5 @@ def _facts(arguments: Namespace) -> CardFacts:
 
 
 def _given(arguments: Namespace, *names: str) -> dict[str, Any]:
+    """Returns the named options that were given; the library has the defaults of the others."""
     return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}

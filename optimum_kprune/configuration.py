@@ -13,6 +13,7 @@ from optimum.version import __version__ as optimum_version
 
 from .defaults import NUM_TOKENS
 
+# The least number above 0 and the greatest finite one: as bounds, they exclude 0 and infinity.
 SMALLEST, LARGEST = math.ulp(0.0), sys.float_info.max
 
 
@@ -24,57 +25,60 @@ class KPruneConfig(BaseConfig):
             this share is removed.
         temperature (`float`, defaults to 2.0): temperature gamma of the softmax in the predictive knowledge.
         knowledge (`str`, defaults to `"fisher"`): how the predictive knowledge of a unit is measured. `"divergence"`
-            squares the gradient of the divergence from the teacher, as published; it vanishes where the student still
-            equals the teacher. `"fisher"` takes the curvature of the same divergence, which does not.
+            squares the gradient of the divergence from the teacher, as published; this gradient is zero where the
+            student still equals the teacher. `"fisher"` takes the curvature of the same divergence, which is not.
         lambda_rep (`float`, defaults to 0.1): weight lambda of the representational against the predictive knowledge.
         mu (`float`, *optional*): factor on the score of a head, whose knowledge is averaged over the dimensions of
             the head. `None` takes the head dimension, which makes the average a sum.
-        head_weight (`float`, defaults to 3.0): another factor on the score of a head. Tuning makes up for removed
-            neurons with those that are left, for heads hardly; published is 1.
+        head_weight (`float`, defaults to 3.0): another factor on the score of a head; the published value is 1. After
+            tuning, the neurons that are left make up for removed neurons. The heads that are left hardly make up for
+            removed heads.
         gradient (`str`, defaults to `"sample"`): `"sample"` squares the gradient of every sample, so that batching
-            cannot matter; `"batch"` squares the gradient of the batch mean, as the authors' program does.
+            does not matter; `"batch"` squares the gradient of the mean over a batch, as the authors' program does.
         num_tokens (`int`, *optional*, defaults to 100 000): budget of calibration tokens, padding not counted.
-            `None` uses all calibration data. What `get_calibration_dataset` drew is used whole: its budget becomes
-            this one.
-        heldout_share (`float`, defaults to 0.1): share of the calibration tokens that takes no part in the prune: on
-            it, what was lost is measured afterwards. 0 measures nothing.
-        measure_tokens (`int`, *optional*, defaults to 10 000): calibration tokens on which knowledge is measured,
-            spread evenly over the lengths of the samples: scores need fewer than the fit, which takes all. `None`
+            `None` uses all calibration data. What `get_calibration_dataset` returned is always used whole, and the
+            budget that it was drawn with becomes this setting.
+        heldout_share (`float`, defaults to 0.1): share of the calibration tokens that is held out of the prune. How
+            close the pruned model is to the dense one is measured on it afterwards. With 0, nothing is measured.
+        measure_tokens (`int`, *optional*, defaults to 10 000): number of calibration tokens on which knowledge is
+            measured, in samples of all lengths. Scores need fewer tokens than the fit, which always takes all. `None`
             takes all.
-        measure_every (`int`, defaults to 1): every how many sublayers knowledge is measured; in between, the scores of
-            the last measurement are used. Above 1 is faster, and costs quality: measure on fewer tokens first.
-        measure_precision (`str`, defaults to `"float32"`): `"bfloat16"` runs the model under bfloat16 autocast where
-            knowledge is measured, with statistics in float32: faster, but which units are kept at the margin may then
-            depend on batching and hardware. `"auto"` does so where the hardware multiplies bfloat16 natively and
-            `knowledge` is `"fisher"`. Models of another type than float32 run as they are. The fit is never affected.
-        memory_budget (`int`, *optional*): bytes that cached hidden states may take in memory; what exceeds it lies in
-            a file in the temporary folder of the system (TMPDIR). `None` is no limit.
+        measure_every (`int`, defaults to 1): knowledge is measured before every `measure_every`-th sublayer; the
+            sublayers in between use the latest scores. More than 1 is faster, but costs quality: reduce
+            `measure_tokens` first.
+        measure_precision (`str`, defaults to `"float32"`): precision of the passes that measure knowledge, for a model
+            in float32. `"bfloat16"` runs them under bfloat16 autocast, with sums in float32. That is faster, but units
+            with nearly equal scores may then be kept or removed depending on batches and hardware. `"auto"` does so if
+            the hardware multiplies bfloat16 natively and `knowledge` is `"fisher"`. The fit is never affected.
+        memory_budget (`int`, *optional*): bytes that hidden states may take in memory. The rest is written to a file
+            in the temporary folder of the system (TMPDIR). `None` is no limit.
         sequence_length (`int`, *optional*): number of tokens T at which FLOPs are counted. `None` takes the mean
             length of the calibration data, rounded.
-        neuron_multiple (`int`, defaults to 8): kept neurons per feed-forward sublayer are a multiple of this, or all:
-            the selected number is rounded to the nearest that fits the budget, and the sublayers above make up for
-            the difference. Matrices of odd widths are multiplied slower, by up to a third.
+        neuron_multiple (`int`, defaults to 8): a feed-forward sublayer keeps a multiple of this number of neurons, or
+            all. The number that was selected is rounded to the nearest multiple that fits the budget; the sublayers
+            above balance the difference. Hardware multiplies matrices of other widths slower, by up to a third.
         tuning (`bool`, defaults to `True`): whether to refit the projections of the pruned sublayers.
         ridge (`float`, defaults to 0.01): strength rho of the pull towards the model's own weights in the fits,
             relative to the mean square of the features.
-        token_weights (`str`, defaults to `"scale"`): how tokens count in the fits. `"scale"` takes every token's error
-            relative to the scale of its residual stream, which the next norm divides by; `"equal"` takes all alike,
-            as published.
-        correct_inputs (`bool`, defaults to `True`): whether the input projections of a sublayer are corrected for what
-            became of their input below: the affine map that brings the student's input closest to the original's
-            is folded into them. Needs `tuning`.
-        bias (`str`, defaults to `"refit"`): `"refit"` fits the bias of the output projection with its weights;
-            `"keep"` leaves it; `"drop"` leaves it, but drops it with the last unit of a sublayer, as the authors'
-            program does.
+        token_weights (`str`, defaults to `"scale"`): how tokens count in the fits. `"scale"` divides the error of a
+            token by the scale of its residual stream, as the next norm does; `"equal"` counts all tokens alike, as
+            published.
+        correct_inputs (`bool`, defaults to `True`): whether to correct the input projections of a sublayer for what
+            the prune changed below it. The affine map that brings what the student's sublayer reads closest to what
+            the teacher's reads is folded into them. Has an effect only with `tuning`.
+        bias (`str`, defaults to `"refit"`): what becomes of the bias of an output projection. `"refit"` fits it with
+            the weights. `"keep"` leaves it as it is. `"drop"` does too, but removes it with the last unit of a
+            sublayer, as the authors' program does.
         published_targets (`bool`, defaults to `False`): whether predictions are compared as in the authors' program:
             the start and end distributions of question answering run over padded positions too, and every output of
-            a regression is compared with the original's outputs for all samples of its batch.
-        seed (`int`, defaults to 0): seed of whatever is drawn (calibration samples, masked tokens).
+            a regression is compared with the teacher's outputs for all samples of its batch.
+        seed (`int`, defaults to 0): seed of all random choices: calibration samples, masked tokens, random signs.
 
     Raises:
-        ValueError: if a value is out of its range or a setting does not exist.
+        ValueError: if a value is out of its range, or a setting does not exist.
     """
 
+    # Optimum reads and writes the file by the first name, and looks for versions of it by the second.
     CONFIG_NAME = FULL_CONFIGURATION_FILE = "kprune_config.json"
 
     compression_rate: float = 0.5
@@ -101,7 +105,8 @@ class KPruneConfig(BaseConfig):
     seed: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Checks that every setting exists and is in its range."""
+        """Checks that every setting exists and is in its range; `kwargs` are those that are no fields."""
+        # Saved files have these two besides the settings.
         unknown = sorted(set(kwargs) - {"optimum_version", "model_type"})
         if unknown:
             raise ValueError(
@@ -112,7 +117,7 @@ class KPruneConfig(BaseConfig):
         self.check()
 
     def check(self) -> None:
-        """Checks every setting; settings that were changed are checked again before a prune.
+        """Checks the range of every setting. Every prune does so again, because settings can be changed by then.
 
         Raises:
             ValueError: if a value is out of its range.
@@ -120,6 +125,7 @@ class KPruneConfig(BaseConfig):
         for name in SETTINGS:
             value = getattr(self, name)
             if not _is_allowed(name, value):
+                # The likeliest mistake: a rate in percent.
                 is_percentage = name == "compression_rate" and isinstance(value, int | float) and 1 < value < 100
                 hint = f" For {value}%, give {value / 100:g}." if is_percentage else ""
                 raise ValueError(
@@ -128,7 +134,7 @@ class KPruneConfig(BaseConfig):
 
     @classmethod
     def paper(cls, **overrides: Any) -> "KPruneConfig":
-        """Returns the published settings (and those of the authors' program), with `overrides` on top."""
+        """Returns the published settings, and those of the authors' program; `overrides` win over them."""
         published: dict[str, Any] = {
             "temperature": 2.0,
             "knowledge": "divergence",
@@ -148,12 +154,12 @@ class KPruneConfig(BaseConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Returns the settings of a dictionary, with those of `kwargs` on top."""
+        """Returns the settings of a dictionary; those in `kwargs` win over it."""
         overrides = {name: kwargs.pop(name) for name in SETTINGS if name in kwargs}
         return super().from_dict({**config_dict, **overrides}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the settings alone: what an inherited model config would add says nothing about a prune."""
+        """Returns the settings and the version of Optimum, without the inherited fields of model configs."""
         return {name: getattr(self, name) for name in SETTINGS} | {"optimum_version": optimum_version}
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -161,7 +167,7 @@ class KPruneConfig(BaseConfig):
         return self.to_dict()
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """Returns the settings as JSON."""
+        """Returns all settings as JSON, whatever `use_diff`; see `to_diff_dict`."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def save_pretrained(self, save_directory: str | PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -193,7 +199,7 @@ class KPruneConfig(BaseConfig):
 
 SETTINGS = tuple(name for name in KPruneConfig.__annotations__ if not name.isupper())
 
-# What a number must be: the least, the most, and this in words. Numbers that are not here are 1 or above.
+# The range of a number: its least and its greatest value, and the range in words. Others must be 1 or above.
 BOUNDS: dict[str, tuple[float, float, str]] = {
     "compression_rate": (0, math.nextafter(1, 0), "in [0, 1)"),
     "temperature": (1e-6, 1e6, "in [1e-6, 1e6]"),
@@ -219,7 +225,7 @@ def allowed(name: str) -> str:
 
 def _is_allowed(name: str, value: Any) -> bool:
     kinds, choices = _form_of(name)
-    # By the type first: 1 equals True, and True is a whole number.
+    # Checked by the type first: for Python, 1 equals True, and True is an int.
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         return False
     least, most, _ = BOUNDS.get(name, AT_LEAST_ONE)
@@ -227,11 +233,12 @@ def _is_allowed(name: str, value: Any) -> bool:
 
 
 def _form_of(name: str) -> tuple[Any, Any]:
-    """The types that the hint of a setting allows, and the choices if it has some."""
+    """Returns the types that the annotation of a setting allows, and its choices, which are empty for numbers."""
     hint = KPruneConfig.__annotations__[name]
     if hint is bool:
         return (bool,), (True, False)
     if get_origin(hint) is Literal:
         return (str,), get_args(hint)
     kinds = get_args(hint) or (hint,)
+    # An int is a number too, where a float is allowed.
     return (*kinds, int) if float in kinds else kinds, ()

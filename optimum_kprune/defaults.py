@@ -1,6 +1,6 @@
 """Defaults that several rooms share."""
 
-# Calibration tokens, padding not counted.
+# Budget of calibration tokens; padding is not counted.
 NUM_TOKENS = 100_000
 # Most samples in a batch.
 BATCH_SIZE = 32

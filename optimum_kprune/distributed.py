@@ -1,7 +1,8 @@
 """Several processes that prune one model: each has a share of the batches, and their sums are added up.
 
-`torchrun` or `accelerate launch` starts them. All run the same code and meet wherever they exchange something; what
-fails in one then fails in all. In one process, nothing here does anything.
+`torchrun` or `accelerate launch` starts them. All run the same code, and meet wherever they exchange something. At a
+meeting they also learn of errors: if one process has failed, all raise its error. In a single process, the functions
+here do nothing special.
 """
 
 import logging
@@ -24,16 +25,18 @@ Item = TypeVar("Item")
 Given = ParamSpec("Given")
 Returned = TypeVar("Returned")
 
-# What an error of another process is raised as; RuntimeError if it is none of them.
+# The classes in which an error of another process is raised here, or else as a RuntimeError. The first that fits is
+# taken, so subclasses come first. Class and message are sent, because not every error can be pickled.
 ERRORS = (FileExistsError, OSError, ValueError)
 
 
 @dataclass
 class _Together:
-    """What all processes do together.
+    """The state of this process in work that all processes do together; see `together`.
 
     Attributes:
-        is_meeting: whether a meeting has begun and not ended. One that fails never ends: the others know of the error.
+        is_meeting: whether a meeting has begun and not ended. A meeting that fails never ends. Then the others know of
+            the error already, and must not be told again.
     """
 
     is_meeting: bool = False
@@ -43,14 +46,14 @@ _together: ContextVar[_Together | None] = ContextVar("_together", default=None)
 
 
 def world_size() -> int:
-    """Returns the number of processes; joins them first, where a launcher has started several and nothing else did."""
+    """Returns the number of processes; joins them first, if a launcher has started several and nothing else did."""
     if dist.is_available() and not dist.is_initialized() and _launched()[1] > 1:
         _join()
     return dist.get_world_size() if _are_joined() else 1
 
 
 def is_main() -> bool:
-    """Whether this process is the one that logs and saves; does not join the others."""
+    """Whether this process is the one that logs and saves. To ask does not join the processes."""
     return (dist.get_rank() if _are_joined() else _launched()[0]) == 0
 
 
@@ -60,15 +63,16 @@ def own_device() -> torch.device:
 
 
 def share(items: Sequence[Item]) -> Sequence[Item]:
-    """Returns this process's share of the items: every n-th, so that it is even also of every part of them."""
+    """Returns this process's share of the items: every n-th, so that any first part of them is shared evenly too."""
     processes = world_size()
     return items if processes == 1 else items[dist.get_rank() :: processes]
 
 
 def add_up(*sums: Tensor) -> None:
-    """Adds to every tensor, in place, those of the other processes."""
+    """Adds the tensors of the other processes to those of this one, in place, one by one."""
     if world_size() == 1:
         return
+    # Met first, because adding up would wait forever for a process that has failed.
     _meet()
     for total in sums:
         carried = _carried(total)
@@ -77,7 +81,10 @@ def add_up(*sums: Tensor) -> None:
 
 
 def as_in_main(tensor: Tensor) -> Tensor:
-    """Returns the main process's tensor: what follows from equal sums need not be equal to the last bit."""
+    """Returns the main process's tensor in every process.
+
+    Each could compute it from the same sums, but on different hardware not to the last bit.
+    """
     if world_size() == 1:
         return tensor
     _meet()
@@ -87,7 +94,7 @@ def as_in_main(tensor: Tensor) -> Tensor:
 
 
 def gather(brought: Any) -> list[Any]:
-    """Returns what each process brought, in their order."""
+    """Returns what each process brought, in the order of the processes."""
     return [brought] if world_size() == 1 else _meet(brought)
 
 
@@ -97,9 +104,10 @@ def require_same(name: str, tensors: Iterable[Tensor]) -> None:
         return
     checksum = 0
     for tensor in tensors:
-        # What is offloaded has no values here.
+        # Offloaded weights are on the meta device and have no values to compare.
         if not tensor.is_meta:
             values = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            # A checksum is enough, and no process must send its whole model.
             checksum = zlib.crc32(values.numpy().data, checksum)
     if len(set(_meet(checksum))) > 1:
         raise ValueError(
@@ -110,9 +118,10 @@ def require_same(name: str, tensors: Iterable[Tensor]) -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Raises an error of one process in all of them. Processes other than the main one log errors only.
+    """Raises an error of one process in all of them. Inside, processes other than the main one log errors only.
 
-    All processes must enter it. It may be nested: the outermost counts. The launcher handles interruptions.
+    All processes must enter it. It may be nested; only the outermost one has an effect. Interruptions
+    (KeyboardInterrupt, SystemExit) are left to the launcher, which ends all processes.
     """
     if world_size() == 1 or _together.get():
         yield
@@ -123,6 +132,7 @@ def together() -> Iterator[None]:
         logger.setLevel(logging.ERROR)
     try:
         yield
+        # A process that is done waits here, since another may still fail.
         _meet()
     except Exception as error:
         if not work.is_meeting:
@@ -134,7 +144,7 @@ def together() -> Iterator[None]:
 
 
 def in_main(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
-    """Lets only the main process run a function; the others wait, and return or raise what it does."""
+    """Makes a function run in the main process only. The others wait for it, and return or raise what it does."""
 
     @wraps(function)
     def run(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
@@ -147,14 +157,14 @@ def in_main(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
 
 
 def leave() -> None:
-    """Ends what `world_size` joined, at the end of a program."""
+    """Takes this process out of the group that `world_size` joined, at the end of a program."""
     if _are_joined():
         dist.destroy_process_group()
 
 
 def _launched() -> tuple[int, int]:
-    """The number of this process and how many there are, as a launcher has told them."""
-    # Without an address to meet at, processes that a cluster or MPI has started are each alone.
+    """Returns the number of this process and how many there are, as a launcher has set them in the environment."""
+    # A cluster or MPI sets numbers too. Without an address to meet at, its processes are each alone.
     if "MASTER_ADDR" not in os.environ:
         return 0, 1
     told = get_cpu_distributed_information()
@@ -166,19 +176,30 @@ def _are_joined() -> bool:
 
 
 def _join() -> PartialState:
-    """Joins the other processes, over the CPU if that is asked for or there is nothing else."""
+    """Joins the other processes; they exchange data over the CPU if asked to, or if there is no accelerator for it."""
     is_alone = torch.get_device_module() in (torch.cpu, torch.mps)
     return PartialState(cpu=is_alone or parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def _carried(tensor: Tensor) -> Tensor:
-    """A copy of a tensor on a device from which processes can exchange it."""
+    """Returns a copy of a tensor on a device whose tensors the backend can exchange."""
     is_carried = f"{tensor.device.type}:" in dist.get_backend_config()
     return tensor.detach().to(tensor.device if is_carried else own_device(), copy=True).contiguous()
 
 
 def _meet(brought: Any = None, error: Exception | None = None) -> list[Any]:
-    """Waits for all processes; returns what each brought, or raises what one of the others has failed with."""
+    """Waits for all processes, and exchanges objects with them.
+
+    Args:
+        brought: the object of this process.
+        error: the error that this process failed with, to be raised in the others.
+
+    Returns:
+        the objects of all processes, in their order.
+
+    Raises:
+        Exception: the error that another process failed with.
+    """
     work = _together.get() or _Together()
     work.is_meeting = True
     failure = None

@@ -1,4 +1,4 @@
-"""Output folders: found out before the work whether they can be written, and written whole or not at all."""
+"""Output folders: tried before the work, and then written whole or not at all."""
 
 import errno
 import os
@@ -15,15 +15,15 @@ from .scratch import CONFIG, NEW, clear_abandoned, held, move_in, names_in, scra
 
 
 def require_free(save_directory: str | PathLike, overwrite: bool = False) -> Path:
-    """Returns the folder as an absolute path, if it can be written: it tries, and leaves nothing.
+    """Returns an output folder as an absolute path, if it can be written. It tries that, and leaves nothing there.
 
     Args:
         save_directory: the folder.
         overwrite: whether it may hold a model, which is going to be replaced.
 
     Raises:
-        FileExistsError: if it is a file, a folder that is not empty, or the working folder; with `overwrite`, if what
-            it holds is no saved model, or more than that.
+        FileExistsError: if the folder is a file, not empty, or the working folder; with `overwrite`, if it holds
+            something else than a saved model, or more.
         NotADirectoryError: if it lies in a file.
         OSError: if it cannot be written.
     """
@@ -35,17 +35,18 @@ def require_free(save_directory: str | PathLike, overwrite: bool = False) -> Pat
 
 @contextmanager
 def written_whole(save_directory: str | PathLike, overwrite: bool = False) -> Iterator[Path]:
-    """Gives a draft to write into, and moves it to its place when everything has been written.
+    """Yields a draft of a folder to write into, and moves it into place when everything has been written.
 
-    The folder then is there, as a whole, also after a power cut. Parents that are missing are made. A folder that
-    cannot be replaced, such as a mount point, is moved into, the config last: it does not load before it is whole.
+    From then on the folder is there as a whole, also after a power cut. Missing parents are made. A folder that cannot
+    be replaced, such as a mount point, stays: the files move into it, the config last. It does not load as a model
+    before it is whole.
 
     Args:
         save_directory: the folder.
-        overwrite: whether to replace a model that is there; it stays if the writing fails.
+        overwrite: whether to replace a model that is there. It stays if the writing fails.
 
     Raises:
-        FileExistsError: if the place is taken by then; see `require_free`.
+        FileExistsError: if something else was written there meanwhile; see `require_free`.
         OSError: if the disk is full, or fails.
     """
     with _in_words(save_directory):
@@ -54,6 +55,8 @@ def written_whole(save_directory: str | PathLike, overwrite: bool = False) -> It
             yield draft
             _with_usual_modes(draft)
             inside = scratch.parent == folder
+            # A folder that is renamed can come to its place only once. Files that move into a folder one by one could
+            # mix with those of another process: so the folder is held, and checked again.
             with held(folder) if inside else nullcontext():
                 _checked(folder, overwrite)
                 there = names_in(folder)
@@ -61,7 +64,8 @@ def written_whole(save_directory: str | PathLike, overwrite: bool = False) -> It
 
 
 def _with_usual_modes(draft: Path) -> None:
-    """Gives every file the mode of one that is just made: safetensors writes files that no other user may read."""
+    """Gives every file the mode of a new file. Without this, only the user could read what safetensors has written."""
+    # The mode of a new file depends on the umask, which can only be read by changing it for all threads.
     probe = draft / ".mode"
     probe.touch()
     mode = stat.S_IMODE(probe.stat().st_mode)
@@ -72,7 +76,7 @@ def _with_usual_modes(draft: Path) -> None:
 
 
 def write_atomically(path: str | PathLike, data: bytes) -> None:
-    """Writes a file that has its old content or the new one, also after the death of the process or a power cut.
+    """Writes a file so that it has its old content or the new one, even if the process is killed or power is cut.
 
     Raises:
         OSError: if its folder cannot be written.
@@ -87,9 +91,10 @@ def write_atomically(path: str | PathLike, data: bytes) -> None:
 
 
 def _checked(save_directory: str | PathLike, overwrite: bool) -> Path:
+    """Returns an output folder as an absolute path; raises the errors of `require_free` without trying to write."""
     try:
         folder = Path(save_directory).resolve()
-    except RuntimeError as error:  # Before Python 3.13.
+    except RuntimeError as error:  # Of symbolic links in a circle, before Python 3.13.
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
     if any(parent.exists() and not parent.is_dir() for parent in folder.parents):
         raise NotADirectoryError(f"The output folder must not lie in a file. Got {str(save_directory)!r}.")
@@ -97,10 +102,10 @@ def _checked(save_directory: str | PathLike, overwrite: bool) -> Path:
         raise FileExistsError(
             "The output folder must be new or empty. It cannot be the working folder: choose another."
         )
-    # A save that was killed while it replaced the folder may have moved it away.
-    for place in (_parent_of(folder), folder):
-        if place.is_dir():
-            clear_abandoned(place)
+    # A save that was killed while it replaced the folder may have moved it away: this brings it back.
+    for path in (_parent_of(folder), folder):
+        if path.is_dir():
+            clear_abandoned(path)
     if overwrite and (folder / CONFIG).is_file():
         _require_only_a_model(folder)
     elif names_in(folder) if folder.is_dir() else folder.exists() or folder.is_symlink():
@@ -112,12 +117,15 @@ def _checked(save_directory: str | PathLike, overwrite: bool) -> Path:
 
 
 def _parent_of(folder: Path) -> Path:
-    """The folder that is there which a folder is to lie in."""
+    """Returns the nearest parent of a folder that exists."""
     return next(parent for parent in [*folder.parents, folder] if parent.exists())
 
 
 def _require_only_a_model(folder: Path) -> None:
-    """Folders of other kinds would be lost: checkpoints of a training, the history of a repository, the data."""
+    """Raises a FileExistsError if a folder holds what must not be lost with the model that is replaced.
+
+    That is the checkpoints of a training, the history of a repository, or the folder that the program works in.
+    """
     others = sorted(name for name in names_in(folder) if name == ".git" or name.startswith("checkpoint-"))
     if others or folder in Path.cwd().parents:
         raise FileExistsError(
@@ -129,7 +137,11 @@ def _require_only_a_model(folder: Path) -> None:
 
 @contextmanager
 def _draft_of(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """Makes a scratch folder where the folder is going to be, and in it an empty draft of it."""
+    """Makes a scratch folder beside a folder, or inside of one that cannot be replaced; yields it and an empty draft.
+
+    The draft lies in it under the path that it is moved to, and has the group and permissions of a folder that is
+    replaced.
+    """
     is_there = folder.exists()
     parent = _parent_of(folder)
     with scratch_in(folder if is_there and not _is_replaceable(folder) else parent) as scratch:
@@ -137,20 +149,21 @@ def _draft_of(folder: Path) -> Iterator[tuple[Path, Path]]:
         draft.mkdir(parents=True)
         if is_there and scratch.parent == parent:
             os.chown(draft, -1, folder.stat().st_gid)
-            # The permissions, and lists of them where the disk has such.
+            # Permissions, and access control lists on disks that have them.
             shutil.copystat(folder, draft)
         yield scratch, draft
 
 
 def _is_replaceable(folder: Path) -> bool:
-    """Whether a folder can be renamed, and another in its place can have its owner and group."""
-    if os.name == "nt":  # It renames nothing onto a folder.
+    """Whether a folder can be renamed, and another folder in its place can have its owner and group."""
+    if os.name == "nt":  # Windows renames nothing onto a folder.
         return False
     owner = folder.stat()
     with scratch_in(folder) as scratch:
         try:
             os.chown(scratch, -1, owner.st_gid)
-            # It is refused, since something lies in it; if that is the only reason, it could be renamed as well.
+            # The scratch folder inside makes this fail in any case. If that is the only reason (and not a mount point,
+            # or a right that is missing), the folder could be renamed as well.
             folder.rmdir()
         except OSError as error:
             return error.errno in (errno.ENOTEMPTY, errno.EEXIST) and scratch.stat().st_uid == owner.st_uid
@@ -159,7 +172,7 @@ def _is_replaceable(folder: Path) -> bool:
 
 @contextmanager
 def _made_parents(folder: Path) -> Iterator[None]:
-    """Makes the folders that a folder is to lie in; those that were not there go again if it does not come to be."""
+    """Makes the missing parents of a folder, and removes them again if the work inside fails."""
     missing = [parent for parent in folder.parents if not parent.exists()]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +188,7 @@ def _made_parents(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _in_words(folder: str | PathLike) -> Iterator[None]:
-    """Says of what a disk fails with which folder it is about and what to do."""
+    """Raises errors of a disk again, with a message that names the folder and tells the user what to do."""
     try:
         yield
     except Exception as error:
@@ -184,7 +197,7 @@ def _in_words(folder: str | PathLike) -> Iterator[None]:
             raise FileExistsError(
                 f"The folder {str(folder)!r} was taken meanwhile, by another process or thread. Choose another folder."
             ) from error
-        # Of a full disk, safetensors raises an error of its own, and tokenizers a bare Exception.
+        # If the disk is full, safetensors raises an error of its own, and tokenizers a bare Exception.
         if number is None and type(error) not in (SafetensorError, Exception):
             raise
         reason = getattr(error, "strerror", None) or error

@@ -1,9 +1,9 @@
-"""The map `kprune` in the config of a pruned model: how units are written in it, and what must hold before it is used.
+"""The map `kprune` in the config of a pruned model: how it writes units, and what is checked before it is used.
 
-A config comes from anywhere. Whatever it names is looked up among the submodules of a block, and must be what it has
-to be: `getattr` and `setattr` along a name of a file would reach classes, and with them every model of the process.
+A config can come from anybody. So whatever it names is looked up among the submodules of a block, and its type is
+checked. `getattr` and `setattr` along a name from a file would reach classes, and so every model of the process.
 
-`modeling_kprune` needs this file, which is saved with every pruned model too. It needs torch only.
+`modeling_kprune` imports this file, and both are saved with every pruned model. This one needs nothing but torch.
 """
 
 import hashlib
@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import nn
 
-# Of what a map holds and means: a change that earlier code would misread takes the next number.
+# The number of the format of maps. A change that earlier code would misread must raise it.
 FORMAT = 1
 KINDS = ("attention", "ffn")
-# The adapters of the plugin by model type, as dictionaries; empty where this file came with the weights.
+# The adapters of `optimum_kprune` by model type, as dictionaries. It is empty in the copy that is saved with a model.
 REGISTERED: dict[str, dict[str, Any]] = {}
 
 _MAP: dict[str, type] = {"adapter": dict, "kept": list}
@@ -28,7 +28,7 @@ _ENTRY: dict[str, type] = {"layer": int, "kind": str, "kept": str, "total": int}
 
 
 def format_units(indices: list[int]) -> str:
-    """Writes unit indices as ranges: `[0, 1, 2, 3, 7]` is `"0-3,7"`, and none is `""`."""
+    """Writes unit indices as ranges: `[0, 1, 2, 3, 7]` as `"0-3,7"`, an empty list as `""`."""
     ranges: list[list[int]] = []
     for index in sorted(set(indices)):
         if ranges and index == ranges[-1][1] + 1:
@@ -42,15 +42,15 @@ def parse_units(text: str, total: int) -> list[int]:
     """Reads unit indices that `format_units` wrote.
 
     Raises:
-        ValueError: if the text is not what `format_units` writes of indices below `total`.
+        ValueError: if the text is not what `format_units` writes for indices below `total`.
     """
     indices: list[int] = []
     digits = len(str(total))
     for part in text.split(",") if text else []:
         first, _, last = part.partition("-")
         bounds = [int(bound) for bound in (first, last or first) if bound.isdecimal() and len(bound) <= digits]
-        # Before a range is made: a few characters can name more units than memory holds. One that increases begins
-        # no lower than the number of units before it.
+        # Checked before a list is made: a few characters can name more units than memory holds. In increasing ranges,
+        # no range can begin below the number of units that come before it.
         if len(bounds) == 2 and len(indices) <= bounds[0] and bounds[1] < total:
             indices.extend(range(bounds[0], bounds[1] + 1))
     if format_units(indices) != text:
@@ -62,10 +62,15 @@ def parse_units(text: str, total: int) -> list[int]:
 
 
 def check_map(model: Any, kprune: Any, shrunk: bool = False) -> None:
-    """Checks a map against the model of dense shape that it is to shrink, or against one that was shrunk by it.
+    """Checks that a map is well formed and fits a model.
+
+    Args:
+        model: the model of dense shape that the map is to shrink; with `shrunk`, one that was shrunk by it.
+        kprune: the map.
+        shrunk: whether the units are removed already.
 
     Raises:
-        ValueError: if something in the map is not what it has to be, or does not fit the model.
+        ValueError: if something in the map is malformed or does not fit the model.
     """
     _check_format(kprune)
     try:
@@ -94,7 +99,7 @@ def check_map(model: Any, kprune: Any, shrunk: bool = False) -> None:
 
 
 def check_checksum(model: Any, kprune: dict[str, Any]) -> None:
-    """Raises a ValueError if a map has a checksum that is not that of the model that was shrunk by it."""
+    """Raises a ValueError if the checksum in a map, if any, is not that of the map and the model it has shrunk."""
     if kprune.get("checksum") not in (None, checksum(model, kprune)):
         raise ValueError(
             "The config field `kprune` was changed after it was saved, or other fields of the config were: its "
@@ -103,7 +108,7 @@ def check_checksum(model: Any, kprune: dict[str, Any]) -> None:
 
 
 def checksum(model: Any, kprune: dict[str, Any]) -> str:
-    """Returns a checksum of a map and of the names and shapes of the weights in the sublayers that it tells of."""
+    """Returns a checksum of a map, and of the names and shapes of the weights in the sublayers that it names."""
     shapes = []
     for layer, block, sublayer in _sublayers(model, kprune["adapter"]):
         modules = dict(block.named_modules())
@@ -114,53 +119,53 @@ def checksum(model: Any, kprune: dict[str, Any]) -> str:
 
 
 def check_adapter(adapter: Any) -> None:
-    """Checks keys and types of an adapter as a dictionary, without a model.
+    """Checks the keys and types of an adapter (as a dictionary), without a model.
 
     Raises:
-        ValueError: if something is not what it has to be.
+        ValueError: if a key is missing or unknown, or a value malformed.
     """
     _check_fields(adapter, "adapter", _ADAPTER)
     _require(adapter["sublayers"], "adapter.sublayers", "name at least one sublayer", [])
     for index, sublayer in enumerate(adapter["sublayers"]):
-        place = f"adapter.sublayers[{index}]"
-        _check_fields(sublayer, place, _SUBLAYER)
+        where = f"adapter.sublayers[{index}]"
+        _check_fields(sublayer, where, _SUBLAYER)
         inputs, counts = sublayer["inputs"], sublayer["counts"]
-        _require(sublayer["kind"] in KINDS, f"{place}.kind", f"be one of {KINDS}", sublayer["kind"])
+        _require(sublayer["kind"] in KINDS, f"{where}.kind", f"be one of {KINDS}", sublayer["kind"])
         parts = all(type(name) is str and type(part) is int and part > 0 for name, part in inputs.items())
-        _require(inputs and parts, f"{place}.inputs", "give the number of projections fused in each", inputs)
+        _require(inputs and parts, f"{where}.inputs", "give the number of projections fused in each", inputs)
         units = all(type(name) is str and unit in ("units", "features") for name, unit in counts.items())
-        _require(units, f"{place}.counts", "tell of each whether it counts 'units' or 'features'", counts)
+        _require(units, f"{where}.counts", "tell of each whether it counts 'units' or 'features'", counts)
 
 
 def check_structure(model: Any, adapter: dict[str, Any], units: list[int] | None = None, shrunk: bool = False) -> None:
-    """Checks that what an adapter names is in the model, and is what it has to be.
+    """Checks that the modules which an adapter names are in the model, with the right types and sizes.
 
     Args:
         model: a dense or a pruned model.
         adapter: an adapter of the right form; see `check_adapter`.
         units: number of units that each sublayer has now, bottom to top; None for a dense model.
-        shrunk: whether units were removed. Counts are checked before: those that another adapter did not tell of
-            are still those of the dense model.
+        shrunk: whether units were removed already. Then counts are not checked: those that the adapter of an earlier
+            prune did not name still have the values of the dense model.
 
     Raises:
-        ValueError: if something is not there, of another type or size, or shared by two sublayers.
+        ValueError: if a module is missing, of another type or size, or shared by two sublayers.
     """
     heads, head_size = _heads(model.config)
     for index, (layer, block, sublayer) in enumerate(_sublayers(model, adapter)):
         modules = dict(block.named_modules())
-        place = f"layer {layer} {sublayer['kind']}"
+        where = f"layer {layer} {sublayer['kind']}"
         unit_size = head_size if sublayer["kind"] == "attention" else 1
         features = getattr(modules.get(sublayer["output"]), "in_features", None)
         dense = heads if sublayer["kind"] == "attention" else features or 1
         count = dense if units is None else units[index]
-        _check_sublayer(modules, sublayer, place, count * unit_size)
+        _check_sublayer(modules, sublayer, where, count * unit_size)
         if not shrunk:
-            _check_counts(modules, sublayer, place, {"units": count, "features": count * unit_size})
+            _check_counts(modules, sublayer, where, {"units": count, "features": count * unit_size})
     _check_apart(adapter["sublayers"])
 
 
 def _check_format(kprune: Any) -> None:
-    """Checks that a map is of no later format than this code reads; one without a number is of the first."""
+    """Raises a ValueError if a map is of a later format than this code reads. Without a number, it is of the first."""
     given = kprune.get("format") if isinstance(kprune, dict) else None
     if type(given) is int and given > FORMAT:
         raise ValueError(
@@ -171,6 +176,7 @@ def _check_format(kprune: Any) -> None:
 
 
 def _check_form(kprune: Any) -> None:
+    """Checks the keys and types of a map, without a model."""
     given = sorted(map(str, kprune)) if isinstance(kprune, dict) else kprune
     whole = isinstance(kprune, dict) and _MAP.keys() <= kprune.keys() <= {*_MAP, *_OPTIONAL}
     _require(whole, "kprune", "have `adapter` and `kept`, and may have `format`, `settings` and `checksum`", given)
@@ -182,10 +188,10 @@ def _check_form(kprune: Any) -> None:
 
 
 def _check_registered(model_type: str, kprune: dict[str, Any]) -> None:
-    """Checks the adapter of a map against that of the plugin, if it has one for the model type.
+    """Checks the adapter of a map against the registered one, if the model type has one.
 
-    Folders of earlier versions have no checksum and the very adapter. Others may have another that fits the model:
-    but whether a module returns a tuple is not seen in its structure.
+    A map without a checksum is of an earlier version and must have the same adapter. Others may have another adapter
+    that fits the structure of the model. Only whether a module returns a tuple cannot be seen there, and is compared.
     """
     adapter = kprune["adapter"]
     known = REGISTERED.get(model_type.removeprefix("kprune-"), adapter)
@@ -198,7 +204,7 @@ def _check_registered(model_type: str, kprune: dict[str, Any]) -> None:
 
 
 def _sublayers(model: Any, adapter: dict[str, Any]) -> list[tuple[int, nn.Module, dict[str, Any]]]:
-    """The (layer, block, sublayer) of an adapter, bottom to top."""
+    """Returns (index of the block, block, adapter of the sublayer) for every sublayer, bottom to top."""
     blocks = dict(model.base_model.named_modules()).get(adapter["blocks"])
     _require(isinstance(blocks, nn.ModuleList), "adapter.blocks", "name an nn.ModuleList", adapter["blocks"])
     pairs: Any = enumerate(blocks)  # type: ignore[arg-type]
@@ -206,7 +212,7 @@ def _sublayers(model: Any, adapter: dict[str, Any]) -> list[tuple[int, nn.Module
 
 
 def _heads(config: Any) -> tuple[int, int]:
-    """The number of attention heads of the dense model and the features of each."""
+    """Returns the number of attention heads of the dense model, and the number of features of each."""
     heads: Any = getattr(config, "num_attention_heads", None)
     _require(type(heads) is int and heads > 0, "num_attention_heads", "be a number of heads", heads)
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -214,52 +220,53 @@ def _heads(config: Any) -> tuple[int, int]:
     return heads, size
 
 
-def _check_sublayer(modules: dict[str, nn.Module], sublayer: dict[str, Any], place: str, features: int) -> None:
-    """Checks a sublayer that has a number of features now against the submodules of its block."""
+def _check_sublayer(modules: dict[str, nn.Module], sublayer: dict[str, Any], where: str, features: int) -> None:
+    """Checks the modules of a sublayer, which has `features` features now, among those of its block."""
     inputs, output, bypass = sublayer["inputs"], sublayer["output"], sublayer["bypass"]
     _require(
-        bypass and bypass in modules and bypass != output, f"bypass of {place}", "name a submodule to replace", bypass
+        bypass and bypass in modules and bypass != output, f"bypass of {where}", "name a submodule to replace", bypass
     )
     if not features:
-        # What is left of it: its bias, which is all that the output is.
+        # All units were removed: only a `Constant` is left, in the place of the output projection.
         left = getattr(modules.get(output), "in_features", None)
-        _require(left == 0, f"output of {place}", "have no features", left)
+        _require(left == 0, f"output of {where}", "have no features", left)
         return
-    _require(sublayer["residual"] in modules, f"residual of {place}", "name a submodule", sublayer["residual"])
-    width = _require_linear(modules, output, f"output of {place}", features, None).out_features
+    _require(sublayer["residual"] in modules, f"residual of {where}", "name a submodule", sublayer["residual"])
+    width = _require_linear(modules, output, f"output of {where}", features, None).out_features
     for name, parts in inputs.items():
-        _require_linear(modules, name, f"input of {place}", width, parts * features)
+        _require_linear(modules, name, f"input of {where}", width, parts * features)
         inside = f"{name}.".startswith(f"{bypass}.") and name != output
-        _require(inside, f"input of {place}", f"be or lie in {bypass!r}, which its bypass replaces", name)
+        _require(inside, f"input of {where}", f"be or lie in {bypass!r}, which its bypass replaces", name)
 
 
-def _check_counts(modules: dict[str, nn.Module], sublayer: dict[str, Any], place: str, sizes: dict[str, int]) -> None:
-    """Checks that the counts of a sublayer are numbers that are there, and those of its units or features."""
+def _check_counts(modules: dict[str, nn.Module], sublayer: dict[str, Any], where: str, sizes: dict[str, int]) -> None:
+    """Checks that the counts an adapter names are attributes, and equal the number of units or features."""
     for name, unit in sublayer["counts"].items():
         module, _, attribute = name.rpartition(".")
+        # Not getattr: a name from a file must not reach properties or attributes of a class.
         count = vars(modules[module]).get(attribute) if module in modules else None
         rule = f"name an attribute that is the number {sizes[unit]} of its {unit}"
         is_right = type(count) is int and count == sizes[unit]
-        _require(is_right, f"count {reprlib.repr(name)} of {place}", rule, count)
+        _require(is_right, f"count {reprlib.repr(name)} of {where}", rule, count)
 
 
-def _require_linear(modules: dict[str, nn.Module], name: str, place: str, columns: int, rows: int | None) -> nn.Linear:
-    """Returns a submodule that must be linear and have these numbers of columns and rows."""
+def _require_linear(modules: dict[str, nn.Module], name: str, where: str, columns: int, rows: int | None) -> nn.Linear:
+    """Returns a submodule; raises a ValueError if it is not linear or has other numbers of columns and rows."""
     module = modules.get(name)
     kind = type(module)
     told = "not there" if module is None else f"a {kind.__module__}.{kind.__qualname__}"
     if not isinstance(module, nn.Linear):
         raise ValueError(
-            f"The {place} must name an nn.Linear in its block. Got {reprlib.repr(name)}, which is {told}."
+            f"The {where} must name an nn.Linear in its block. Got {reprlib.repr(name)}, which is {told}."
         )
     fits = module.in_features == columns and rows in (None, module.out_features)
     shape = (module.out_features, module.in_features)
-    _require(fits, place, f"have {columns} columns and {rows or 'any number of'} rows", shape, f"{name!r} of shape ")
+    _require(fits, where, f"have {columns} columns and {rows or 'any number of'} rows", shape, f"{name!r} of shape ")
     return module
 
 
 def _check_apart(sublayers: list[dict[str, Any]]) -> None:
-    """Checks that no sublayer lies in what another one replaces, of names that are there."""
+    """Checks that no two sublayers share a module that a prune replaces, and none lies inside of another's."""
     owners: dict[str, int] = {}
     for index, sublayer in enumerate(sublayers):
         for name in (sublayer["bypass"], sublayer["output"]):
@@ -269,13 +276,14 @@ def _check_apart(sublayers: list[dict[str, Any]]) -> None:
         _require(apart, "adapter.sublayers", "not lie in one another", name)
 
 
-def _check_fields(values: Any, place: str, fields: dict[str, type]) -> None:
-    _require(isinstance(values, dict) and values.keys() == fields.keys(), place, f"have {', '.join(fields)}", values)
+def _check_fields(values: Any, where: str, fields: dict[str, type]) -> None:
+    _require(isinstance(values, dict) and values.keys() == fields.keys(), where, f"have {', '.join(fields)}", values)
     for name, kind in fields.items():
-        # Not isinstance: a boolean is an int.
-        _require(type(values[name]) is kind, f"{place}.{name}", f"be of type {kind.__name__}", values[name])
+        # Not isinstance: for Python, a boolean is an int.
+        _require(type(values[name]) is kind, f"{where}.{name}", f"be of type {kind.__name__}", values[name])
 
 
-def _require(holds: Any, place: str, rule: str, given: Any, described: str = "") -> None:
+def _require(holds: Any, where: str, rule: str, given: Any, described: str = "") -> None:
+    """Raises a ValueError that a field, named by `where`, must follow a rule, unless it does."""
     if not holds:
-        raise ValueError(f"`{place}` must {rule}. Got {described}{reprlib.repr(given)}.")
+        raise ValueError(f"`{where}` must {rule}. Got {described}{reprlib.repr(given)}.")

@@ -1,16 +1,16 @@
-"""Pruned encoders: what loads, runs and saves a model whose heads and neurons were removed by K-prune.
+"""Pruned encoders: the code that loads, runs and saves a model whose heads and neurons were removed by K-prune.
 
-This file and `kprune_map` travel: every saved pruned model holds a copy of both, so that `trust_remote_code=True`
-loads it where `optimum_kprune` is not installed. They run under transformers 4.57 and later, and hold what loading
-needs; what prunes and registers is in the library. The copy of this file ends with one line for each class of the
-model, which the Auto classes find by the names in the config's `auto_map`.
+A copy of this file and of `kprune_map` is saved with every pruned model, so that `trust_remote_code=True` loads it
+where `optimum_kprune` is not installed. Both run under transformers 4.57 and later. They have what loading needs; what
+prunes and registers is in the library. The copy of this file ends with one line for each class of the model, which the
+Auto classes find by the names in the config's `auto_map`.
 
-The map `kprune` in the config names the units that are left; a model is built in its dense shape and shrunk to them:
+The map `kprune` in the config names the units that are left. A model is built in its dense shape, and shrunk to them:
 
     {"format": 1,
      "adapter": {"blocks": ..., "sublayers": [...]},
      "kept": [{"layer": 0, "kind": "attention", "kept": "0-3,7", "total": 12}, ...],     one entry per sublayer
-     "checksum": "...",     of the two above and of the shapes of the weights
+     "checksum": "...",     of `adapter`, `kept` and the shapes of the weights
      "settings": {...}}     of the last prune; saved as kprune_config.json too
 """
 
@@ -36,7 +36,7 @@ TAGS = ["optimum-kprune", "kprune", "pruning"]
 
 
 class Constant(nn.Module):
-    """The output projection of a sublayer without units: its bias, whatever the input."""
+    """The output projection of a sublayer without units: it returns its bias, whatever the input."""
 
     def __init__(self, projection: Any) -> None:
         super().__init__()
@@ -50,11 +50,11 @@ class Constant(nn.Module):
 
 
 class Bypass(nn.Module):
-    """The unit computation of a sublayer without units: hands the hidden states on.
+    """What computes the units of a sublayer, if there are none: it passes the hidden states on.
 
     Attributes:
-        constant: name of the `Constant` that lies inside and is the output instead, "" if it lies outside.
-        returns_tuple: whether the output is the first of a tuple, as that of attention modules.
+        constant: name of the submodule that is the `Constant`, which is the output then; "" if it lies outside.
+        returns_tuple: whether forward returns a tuple that begins with the output, as attention modules do.
     """
 
     def __init__(self, constant: str, returns_tuple: bool) -> None:
@@ -62,7 +62,7 @@ class Bypass(nn.Module):
         self.constant, self.returns_tuple = constant, returns_tuple
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
-        """Returns the hidden states, which are the first input, or the constant."""
+        """Returns the constant if it lies inside, or else the hidden states, which are the first input."""
         # Not by name: DistilBERT calls its attention with `query=` up to transformers 4.
         hidden_states = args[0] if args else next(iter(kwargs.values()))
         output = self.get_submodule(self.constant)(hidden_states) if self.constant else hidden_states
@@ -70,7 +70,7 @@ class Bypass(nn.Module):
 
 
 def shrink_sublayer(block: nn.Module, sublayer: dict[str, Any], kept: list[int], total: int) -> None:
-    """Removes the units of a sublayer that are not kept, in place; without any unit the sublayer is bypassed.
+    """Removes the units of a sublayer that are not kept, in place. If none is kept, the sublayer is bypassed.
 
     Args:
         block: the block that holds the sublayer.
@@ -109,10 +109,14 @@ def shrink_sublayer(block: nn.Module, sublayer: dict[str, Any], kept: list[int],
 
 
 def _keep_units(linear: Any, dim: int, parts: int, kept: list[int], total: int) -> None:
-    """Keeps units along a dimension of the parameters that holds parts x total units x entries of a unit."""
+    """Keeps units of a linear layer, in place.
+
+    Along `dim`, its parameters have parts x total units x entries of a unit. A fused projection of Q, K and V has 3
+    parts.
+    """
     for name, parameter in list(linear.named_parameters()):
         if dim < parameter.dim():
-            # Models are loaded under a default device that holds no data, so the index must name its own.
+            # Explicit, because transformers loads models under the meta device as default, which holds no data.
             index = torch.tensor(kept, device=parameter.device)
             units = parameter.detach().unflatten(dim, (parts, total, -1)).index_select(dim + 1, index)
             data = units.flatten(dim, dim + 2).contiguous()
@@ -121,15 +125,17 @@ def _keep_units(linear: Any, dim: int, parts: int, kept: list[int], total: int) 
 
 
 def _bypass(block: nn.Module, sublayer: dict[str, Any]) -> None:
+    """Replaces what computes the units of a sublayer by a `Bypass`, and its output projection by a `Constant`."""
     output, inside = sublayer["output"], f"{sublayer['bypass']}."
     constant = Constant(block.get_submodule(output))
     inner = output.removeprefix(inside) if output.startswith(inside) else ""
-    _place(block, sublayer["bypass"], Bypass(inner, sublayer["returns_tuple"]))
-    _place(block, output, constant)
+    _put(block, sublayer["bypass"], Bypass(inner, sublayer["returns_tuple"]))
+    # Second, because the bypass may have replaced the parent of the output projection.
+    _put(block, output, constant)
 
 
-def _place(root: nn.Module, name: str, module: nn.Module) -> None:
-    """Puts a submodule in its place, in the mode of the model; parents that are gone become empty modules."""
+def _put(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Sets a submodule by name, in the mode of `root`; parents that do not exist any more become empty modules."""
     *parents, leaf = name.split(".")
     for parent in parents:
         if parent not in dict(root.named_children()):
@@ -142,7 +148,7 @@ def shrink_model(model: PreTrainedModel, kprune: dict[str, Any]) -> None:
     """Shrinks a model of dense shape to the units that the config field `kprune` keeps, in place.
 
     Raises:
-        ValueError: if the field is not what it has to be, or does not fit the model or its own checksum.
+        ValueError: if the field is malformed, or does not fit the model or its own checksum.
     """
     check_map(model, kprune)
     adapter = kprune["adapter"]
@@ -155,7 +161,7 @@ def shrink_model(model: PreTrainedModel, kprune: dict[str, Any]) -> None:
 
 @contextmanager
 def weights_that_fit() -> Iterator[None]:
-    """Says of weights that could not be loaded what may be wrong."""
+    """Adds advice to errors about weights that do not fit."""
     try:
         yield
     except RuntimeError as error:
@@ -168,9 +174,9 @@ def weights_that_fit() -> Iterator[None]:
 
 
 def weights_of_encoder(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
-    """Returns those names that are of weights of the encoder, sorted: not of the head, nor of the pooler.
+    """Returns those of the names that belong to weights of the encoder, sorted: not of the head, nor of the pooler.
 
-    Any Auto class loads the encoder, and makes a head and a pooler anew where the checkpoint has none.
+    Any Auto class may load a checkpoint, and makes the head and the pooler anew if it has none.
     """
     parts = {name.partition(".")[0] for name, _ in model.base_model.named_parameters()} - {"pooler"}
     prefix = f"{model.base_model_prefix}."
@@ -178,7 +184,7 @@ def weights_of_encoder(model: PreTrainedModel, names: Iterable[str]) -> list[str
 
 
 def require_encoder_weights(model: PreTrainedModel, info: dict[str, Any]) -> None:
-    """Raises a ValueError if transformers' loading info tells of missing or unexpected weights of the encoder."""
+    """Raises a ValueError if transformers' loading info lists missing or unexpected weights of the encoder."""
     absent = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
     for told, names in (("lack", absent), ("hold", info["unexpected_keys"])):
         if wrong := weights_of_encoder(model, names):
@@ -190,7 +196,7 @@ def require_encoder_weights(model: PreTrainedModel, info: dict[str, Any]) -> Non
 
 
 def require_float_weights(files: list[str] | None) -> None:
-    """Raises a ValueError if safetensors files hold weights that are no floating point numbers."""
+    """Raises a ValueError if safetensors files hold weights that are not floating point numbers."""
     for file in files or []:
         with safe_open(file, framework="pt") as tensors:
             kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}
@@ -203,7 +209,7 @@ def require_float_weights(files: list[str] | None) -> None:
 
 
 def require_head(model: PreTrainedModel, config: Any) -> None:
-    """Raises a ValueError if the model of a config was saved with a head that transformers does not have."""
+    """Raises a ValueError if a model was saved with a head that transformers does not have, by its config."""
     dense: Any = vars(type(model)).get("dense_class")
     saved = (config.architectures or [type(model).__name__])[0].removeprefix("KPrune")
     if is_of_transformers(dense) and model.base_model is not model and not hasattr(transformers, saved):
@@ -215,22 +221,26 @@ def require_head(model: PreTrainedModel, config: Any) -> None:
 
 
 def is_of_transformers(dense: Any) -> bool:
-    """Whether a class is one that transformers has under its name."""
+    """Whether transformers has a class, under its own name."""
     return dense is not None and getattr(transformers, dense.__name__, None) is dense
 
 
 class PickledByDenseClass:
-    """A class that `make_pruned_class` made: a pickle finds it by the dense class that it was made from."""
+    """Makes instances of classes by `make_pruned_class` picklable: a pickle names the dense class instead.
+
+    No module has these classes under a name by which a pickle could find them.
+    """
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         reduced: Any = super().__reduce_ex__(protocol)
         make, arguments, *state = reduced
-        # A class that someone derived from a pruned one is found by its own name.
+        # A class that was derived from a pruned one is in a module, and found there.
         dense = vars(type(self)).get("dense_class")
         return (make, arguments, *state) if dense is None else (_new_instance, (dense,), *state)
 
 
 def _new_instance(dense: type) -> Any:
+    """Returns an instance of the pruned class of a dense class, whose state the pickle sets."""
     made = make_pruned_class(dense)
     return made.__new__(made)
 
@@ -241,9 +251,9 @@ class KPruneConfigMixin(PickledByDenseClass):
     kprune: dict[str, Any] | None = None
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Saves the config, the code that loads it and the settings of the prune.
+        """Saves the config, the code that loads the model and the settings of the prune.
 
-        Models and trainers save through here.
+        Models and trainers save their config by this method, so that every copy of the model is complete.
         """
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         save_code(Path(save_directory), getattr(self, "auto_map", None) or {})
@@ -254,14 +264,14 @@ class KPruneConfigMixin(PickledByDenseClass):
 
 
 def save_code(folder: Path, auto_map: dict[str, str]) -> None:
-    """Writes the files that travel into a folder, with one line for each class of transformers in an `auto_map`."""
+    """Writes this file and `kprune_map` into a folder, with a line for each class of transformers in `auto_map`."""
     text = Path(__file__).read_text(encoding="utf-8")
     names = [str(name).rpartition(".KPrune")[2] for name in auto_map.values()]
-    # An `auto_map` is text that came with some config: what is no name of transformers must not become code.
+    # An `auto_map` came with some config: text in it that is no name of transformers must not become code.
     known = [name for name in names if hasattr(transformers, name)]
     lines = [f"KPrune{name} = make_pruned_class(transformers.{name})\n" for name in known]
     if lines:
-        # A copy of this file has the lines of its own model.
+        # If this file is itself a saved copy, it has the lines of its model already.
         text += "".join(line for line in lines if line not in text)
         (folder / Path(__file__).name).write_text(text, encoding="utf-8")
         shutil.copyfile(Path(__file__).with_name("kprune_map.py"), folder / "kprune_map.py")
@@ -271,7 +281,7 @@ class KPruneMixin(PickledByDenseClass):
     """A model that has only the units named by `config.kprune`.
 
     Attributes:
-        dense_class: the class of the model before it was pruned, which comes after this one among the bases.
+        dense_class: the class of the model before it was pruned. It comes after this class among the bases.
     """
 
     dense_class: Any
@@ -288,9 +298,9 @@ class KPruneMixin(PickledByDenseClass):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Loads the model into memory of its own, and requires that its encoder is whole."""
+        """Loads the model into memory of its own; raises a ValueError if weights of its encoder do not fit."""
         with_info = kwargs.pop("output_loading_info", False)
-        # Pruned models are saved so; a pickle in the place of the weights is not looked at.
+        # Pruned models are saved like this. A pickle, which can run code, is never opened.
         kwargs["use_safetensors"] = True
         with weights_that_fit():
             model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # type: ignore[misc]
@@ -301,13 +311,13 @@ class KPruneMixin(PickledByDenseClass):
 
     @classmethod
     def _load_pretrained_model(cls, model: Any, state_dict: Any, checkpoint_files: Any, *args: Any, **kw: Any) -> Any:
-        # The one place between the files and the model. Quantizers have types of their own.
+        # Only here are the files known, and the weights not yet loaded. Quantizers have types of their own.
         if not getattr(model, "is_quantized", False):
             require_float_weights(checkpoint_files)
         return super()._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kw)  # type: ignore[misc]
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Loads weights of the same prune, as trainers do that resume."""
+        """Loads weights of the same prune, as a trainer does to resume."""
         with weights_that_fit():
             return super().load_state_dict(*args, **kwargs)  # type: ignore[misc]
 
@@ -315,11 +325,11 @@ class KPruneMixin(PickledByDenseClass):
 def auto_map_of(model: Any) -> dict[str, str]:
     """Returns the names in this file by which the Auto classes find the config, the model and its encoder.
 
-    Those of classes that transformers does not have are left out: this file could not make them. Without the config
-    there is nothing to find.
+    Classes that transformers does not have are left out, because this file could not make them. If it does not have
+    the config, all are.
     """
     dense, base = model.dense_class, type(model.base_model)
-    # A BertForTokenClassification is what AutoModelForTokenClassification gives.
+    # AutoModelForTokenClassification loads a BertForTokenClassification: the end of the name is the same.
     head = "".join(dense.__name__.partition("For")[1:])
     classes = {"AutoConfig": dense.config_class, f"AutoModel{head}": dense}
     classes["AutoModel"] = getattr(base, "dense_class", base)
@@ -332,10 +342,10 @@ def auto_map_of(model: Any) -> dict[str, str]:
 
 
 def _own_memory(model: nn.Module) -> None:
-    """Moves weights out of the file that they are mapped from.
+    """Copies weights out of the file that they are mapped from.
 
-    There they are not aligned, which changes the last bits of products: a model must give the same outputs before it
-    is saved and after it is loaded.
+    In the file they are not aligned, which changes the last bits of products. But a model must give the same outputs
+    before it is saved and after it is loaded.
     """
     for parameter in model.parameters():
         if parameter.device.type == "cpu":
@@ -344,7 +354,7 @@ def _own_memory(model: nn.Module) -> None:
 
 @functools.cache
 def make_pruned_class(dense: Any) -> Any:
-    """Returns the pruned class of a config or model class."""
+    """Returns the pruned class of a config or model class: always the same class for the same argument."""
     if issubclass(dense, PretrainedConfig):
         mixin: Any = KPruneConfigMixin
         fields = {"model_type": f"kprune-{dense.model_type}"}

@@ -1,4 +1,4 @@
-"""Progress bars that every switch which users know turns off."""
+"""Progress bars that all usual switches turn off: of tqdm, transformers, datasets and the Hub."""
 
 import os
 from typing import Any
@@ -12,15 +12,15 @@ from .distributed import is_main
 
 
 def progress_bar(**options: Any) -> tqdm:
-    """Returns a bar of the main process, which every switch turns off; see `bars_are_off`."""
+    """Returns a bar. It is shown in the main process, unless a user has switched bars off; see `bars_are_off`."""
     return tqdm(**options, disable=bars_are_off())
 
 
 def bars_are_off() -> bool:
-    """Whether this is not the main process, or bars are off by TQDM_DISABLE, transformers, datasets or the hub.
+    """Whether no bars are shown: in all processes but the main one, or if a user has switched them off.
 
-    The variable is read here, because a `disable=False` would win over it, and because a Trainer in a notebook shows
-    bars that are not of tqdm.
+    The switches are the variable TQDM_DISABLE and those of transformers, datasets and the Hub. The variable is read
+    here, because `disable=False` would win over it, and because the bars of a Trainer in a notebook are not of tqdm.
     """
     by_variable = bool(os.environ.get("TQDM_DISABLE"))
     return by_variable or not is_main() or not transformers_enabled() or datasets_disabled() or hub_disabled()

@@ -1,4 +1,4 @@
-"""KPruner: the interface, and the one place that joins the stages of a prune."""
+"""KPruner: the interface, and the one module that joins the stages of a prune."""
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
@@ -49,11 +49,11 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
     `push_to_hub`, with the same model and data: they share the batches, and the main process saves and uploads.
 
     Args:
-        model: a loaded model with the head of its task, or any module that runs one encoder of transformers once in
-            its forward, which takes `input_ids`. It is never changed.
+        model: a loaded model with the head of its task; or a module of your own whose forward takes `input_ids` and
+            runs one encoder of transformers once. It is never changed.
         processing_class: its tokenizer, needed to calibrate on text and saved with the pruned model.
         task: name of the task, as in `transformers.pipeline`; None takes that of the model's class. For a class of
-            your own it says how texts are read, and what the card tells.
+            your own, it determines how texts are read and what the card says.
         prediction: for a head of your own, a function of the outputs of forward that returns what must be preserved:
             logits (samples, classes) or (samples, tokens, classes); a list or dictionary of them for several heads,
             whose divergences add up; or a `Prediction`. None takes the outputs whose names end with `logits`.
@@ -61,13 +61,17 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
 
     Attributes:
         teacher: the model as it was given. Every prune starts from it.
-        model: the pruned model of the last prune that succeeded, the teacher before.
+        model: the pruned model of the last prune that succeeded; before the first, the teacher.
+        adapter: the names of the encoder's sublayers.
+        task: the task: how texts are read, and what must be preserved.
+        processing_class: the tokenizer, or None.
+        config: the settings of the last prune that succeeded, or None.
         result: the result of the last prune that succeeded, or None.
         trainer: the trainer of `from_trainer`, or None.
 
     Raises:
-        ValueError: if the model's type has no adapter, its class is for no known task, or `task` is another one; if
-            its weights are no plain matrices.
+        ValueError: if the model's type has no adapter, its class is for no known task, or `task` is not its task; or
+            if its weights are not plain matrices.
     """
 
     def __init__(
@@ -91,7 +95,8 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         self.result: KPruneResult | None = None
         self._figures = {}
         given = publishable(task=task, prediction=prediction, encoder=encoder)
-        # What made the pruned model, as it can be published: the arguments by the name of the call.
+        # For the card and the report: how the pruned model was made, as the arguments of every call by its name.
+        # Functions, paths and loaded objects are not published.
         self._arguments = {"KPruner": {"model": UNKNOWN, "processing_class": UNKNOWN, **given}}
 
     def __repr__(self) -> str:
@@ -111,13 +116,13 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
 
         Args:
             model_or_path: a loaded model, a local folder or a name on the Hub.
-            task: name of the task; None takes that of the architecture the checkpoint was saved as.
-            processing_class: the tokenizer; None loads it from the same place.
-            prediction: what of the outputs must be preserved; see `KPruner`.
+            task: name of the task; None takes the task of the class that the checkpoint was saved from.
+            processing_class: the tokenizer; None loads the one that was saved with the model.
+            prediction: what must be preserved of the outputs; see `KPruner`.
             model_kwargs: arguments of the model's `from_pretrained`, such as `dtype`, `device_map` or `revision`.
 
         Raises:
-            ValueError: if the architecture is not supported or the task does not fit the head.
+            ValueError: if the architecture is not supported, or the task does not fit the head.
         """
         if not isinstance(model_or_path, str | PathLike):
             if model_kwargs:
@@ -128,14 +133,17 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         model = load_model(model_or_path, task, **model_kwargs)
         if processing_class is None:
             processing_class = load_processing_class(model_or_path, **model_kwargs)
+        # Without `task`: the class of the model has it by now.
         pruner = cls(model, processing_class, prediction=prediction)
         given = publishable(
             model_or_path=hub_name(str(model_or_path)) or UNKNOWN,
             task=pruner.task.name,
             prediction=prediction,
             revision=model_kwargs.get("revision"),
+            # Even if it was not given: versions of transformers differ in the dtype that they load by default.
             dtype=str(model.dtype).removeprefix("torch."),
         )
+        # A call that others can repeat, in place of the call of `KPruner` with loaded objects.
         pruner._arguments = {"KPruner.from_pretrained": given}
         return pruner
 
@@ -143,11 +151,15 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
     def from_trainer(
         cls, trainer: Trainer, prediction: Callable[[Any], Any] | None = None, encoder: str | None = None
     ) -> "KPruner":
-        """Takes model and processing class of a trainer; its data, collator and metrics become the defaults.
+        """Takes model and tokenizer of a trainer; its data, collator and metrics become the defaults.
 
-        `prune` then calibrates on the train data, and `evaluate` compares the models on the evaluation data. The
-        model in the trainer is never changed. Training it on changes the teacher. For `prediction` and `encoder`, see
-        `KPruner`.
+        By default, `prune` then calibrates on the train data, and `evaluate` compares the models on the evaluation
+        data. A prune never changes the model in the trainer. Training that model further changes the teacher.
+
+        Args:
+            trainer: the trainer, before or after training.
+            prediction: what must be preserved of the outputs; see `KPruner`.
+            encoder: the name of the submodule to prune; see `KPruner`.
 
         Raises:
             ValueError: if this is no trainer, or the model is not supported.
@@ -164,11 +176,14 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
 
     @classmethod
     def from_sentence_transformer(cls, sentence_transformer: "SentenceTransformer") -> "KPruner":
-        """Takes model and tokenizer of a `SentenceTransformer`; what is preserved are the embeddings that it gives.
+        """Takes model and tokenizer of a `SentenceTransformer`; the embeddings that it gives are preserved.
 
-        Pooling, the modules behind it and `truncate_dim` are part of that; embeddings are compared at unit length if
-        the similarity function is the cosine. Texts are cut at its `max_seq_length`; prompts are not added to
-        calibration texts. The pipeline is never changed; with the pruned model, it is `sentence_transformer`.
+        They include pooling, the modules after it and `truncate_dim`. They are compared at unit length if the
+        similarity function is the cosine. Calibration texts are cut at `max_seq_length`, and get no prompts.
+
+        Args:
+            sentence_transformer: the pipeline. It is never changed. A copy of it with the pruned model is the
+                attribute `sentence_transformer` after a prune.
 
         Raises:
             ImportError: if sentence-transformers is not installed.
@@ -196,16 +211,16 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         """Draws and tokenizes unlabelled calibration data, which `prune` and `sweep` use whole.
 
         Args:
-            dataset_name: a name on the Hub; a local folder; a parquet, arrow, csv, tsv, json or txt file, a pattern or
-                a list; or a data set that is loaded.
-            num_tokens: budget of tokens, padding not counted; None takes the whole split. It becomes that of the
-                settings: there is one budget.
+            dataset_name: a name on the Hub; a local folder; a parquet, arrow, csv, tsv, json or txt file, or a pattern
+                or list of files; or a loaded data set.
+            num_tokens: budget of tokens, padding not counted; None takes the whole split. In a prune of this data, it
+                becomes the `num_tokens` of the settings.
             dataset_config_name: configuration of the data set.
             dataset_split: split of the data set.
             text_columns: columns that hold the texts, in the order in which the model reads them; None finds them.
-            preprocess_function: maps a chunk of raw rows to model inputs, instead of the tokenization here.
-            max_length: tokens at which texts are cut; None takes the limit of the model, at most 512.
-            seed: seed of the choice of samples, which does not depend on their order.
+            preprocess_function: maps a chunk of raw rows to model inputs; it replaces the tokenization of this method.
+            max_length: number of tokens at which texts are cut; None takes the limit of the model, at most 512.
+            seed: seed of the choice of samples. The choice does not depend on the order of the rows.
 
         Returns:
             the tokenized samples, without labels.
@@ -224,7 +239,7 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
             dataset_split=dataset_split,
         )
 
-    # Gradients are needed, also by those who call in inference mode.
+    # A prune needs gradients, even if it is called in inference mode.
     @together()
     @torch.inference_mode(False)
     def prune(
@@ -241,17 +256,17 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
 
         Args:
             config: the settings.
-            calibration_dataset: what `get_calibration_dataset` returned, which is used whole; another data set, raw or
-                tokenized, a stream, a data frame, texts or pairs of texts, drawn by the seed; or an iterable of
-                batches. Labels are not needed and not looked at. None takes the train data of the trainer.
-            data_collator: makes a batch of a list of tokenized samples; None pads with the tokenizer, and takes the
-                trainer's collator with the trainer's data.
-            batch_size: most samples in a batch. Without effect on the result, except with `gradient="batch"`.
-            save_directory: folder to save the pruned model to, new or empty.
-            overwrite: whether to replace a saved model that is there, as the last step.
-            checkpoint_dir: folder to write the progress to after every sublayer. Called again with the same model,
-                settings and data, a prune that was killed goes on from there, to the same result, bit for bit on one
-                machine. It stays when the prune is over; remove it when the model is saved.
+            calibration_dataset: what `get_calibration_dataset` returned, which is used whole; or a data set (raw or
+                tokenized), a stream, a data frame, texts or pairs of texts, from which samples are drawn by the seed;
+                or an iterable of batches. Labels are not used. None takes the train data of the trainer.
+            data_collator: makes a batch of a list of tokenized samples. None takes the trainer's collator with the
+                trainer's data, and else pads with the tokenizer.
+            batch_size: most samples in a batch. It does not affect the result, except with `gradient="batch"`.
+            save_directory: folder to save the pruned model in, new or empty.
+            overwrite: whether to replace a model that is saved there. It is replaced as the last step.
+            checkpoint_dir: folder for the progress, written after every sublayer. If a prune was killed, the same call
+                goes on from there, and gives the same result (bit for bit on the same machine). The folder stays when
+                the prune is over; remove it when the model is saved.
 
         Returns:
             what was kept, sublayer by sublayer.
@@ -260,7 +275,7 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
             ValueError: if the data cannot be used, weights or activations are not finite, or `checkpoint_dir` holds
                 the progress of another prune.
             FileExistsError: if `save_directory` is not empty.
-            OSError: if it cannot be written, or the disk of the temporary folder is full; see `memory_budget`.
+            OSError: if a folder cannot be written, or the disk of the temporary folder is full (see `memory_budget`).
         """
         check_config(config)
         order = _Order(self, config, save_directory, checkpoint_dir, overwrite)
@@ -279,38 +294,39 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         overwrite: bool = False,
         checkpoint_dir: str | PathLike | None = None,
     ) -> list["KPruner"]:
-        """Prunes copies of the teacher to several rates; each comes out as from a `prune` to that rate alone.
+        """Prunes copies of the teacher to several rates. Each result is the same as that of a `prune` to its rate.
 
-        What does not depend on the rate is done once: reading and preparing the calibration data, checking the
-        weights, finding how the model is entered, the teacher's predictions and the first measurement of knowledge.
-        All else is done for every rate, the teacher's own way through the sublayers included: to keep it would take a
-        hidden state per token and sublayer. One student at a time is in work; the finished models stay in memory.
+        What does not depend on the rate is done once: preparing the calibration data, checking the weights, finding
+        out how the model can be entered, the teacher's predictions and the first measurement of knowledge. All else is
+        done for every rate. So is moving the teacher through the sublayers: to keep its hidden states would take one
+        per token and sublayer. There is one student at a time; the finished models stay in memory.
 
         Args:
             rates: the compression rates, each once.
-            config: the settings; each rate takes the place of its `compression_rate`.
-            calibration_dataset: as in `prune`, and the following arguments too.
+            config: the settings; each rate replaces its `compression_rate`.
+            calibration_dataset: see `prune`.
             data_collator: see `prune`.
             batch_size: see `prune`.
-            save_directory: folder to save every pruned model in, as soon as it is there, in a folder named after its
-                rate, such as "0.4"; those must be new or empty.
-            overwrite: whether to replace saved models that are there, each when its own is there.
-            checkpoint_dir: see `prune`; the progress of every rate lies in a folder named after it.
+            save_directory: folder for the pruned models. Each is saved as soon as it is finished, in a folder inside
+                that is named after its rate, such as "0.4". These folders must be new or empty.
+            overwrite: whether to replace models that are saved there, each when the new one is finished.
+            checkpoint_dir: see `prune`; the progress of every rate has a folder inside that is named after it.
 
         Returns:
-            one pruner per rate, in the order given, with its `model`, `result` and `config`, to save or publish from
-            as after `prune`. This pruner's own stay what they were. The seconds of the first result include what is
-            shared.
+            one pruner per rate, in the order given, each with its own `model`, `result` and `config`, to save or
+            publish from. Those of this pruner stay what they were. The seconds of the first result include the shared
+            work.
 
         Raises:
-            ValueError: if a rate is out of range or given twice, the data cannot be used, or weights or activations
-                are not finite.
+            ValueError: if a rate is out of range or given twice, the data cannot be used, weights or activations are
+                not finite, or a checkpoint holds the progress of another prune.
             FileExistsError: if the folder of a rate is not empty.
-            OSError: if it cannot be written, or the disk of the temporary folder is full; see `memory_budget`.
+            OSError: if a folder cannot be written, or the disk of the temporary folder is full (see `memory_budget`).
         """
+        # Shallow copies of this pruner, which share the teacher and the tokenizer.
         orders = [
-            _Order(copy.copy(self), entry, _within(save_directory, entry), _within(checkpoint_dir, entry), overwrite)
-            for entry in configs_of(rates, config)
+            _Order(copy.copy(self), each, _within(save_directory, each), _within(checkpoint_dir, each), overwrite)
+            for each in configs_of(rates, config)
         ]
         self._prune_each(orders, calibration_dataset, data_collator, batch_size)
         return [order.pruner for order in orders]
@@ -319,6 +335,7 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         self, orders: list["_Order"], dataset: Any, data_collator: Callable[[list[Any]], Any] | None, batch_size: int
     ) -> list[KPruneResult]:
         """Prunes copies of the teacher one after the other; each becomes the model of its pruner, and is saved."""
+        # All orders are checked before the first prune, so that no rate fails after hours for its folder.
         orders = [order.prepared(dataset) for order in orders]
         config = orders[0].config
         calibration = self._calibration(config, dataset, data_collator, batch_size)
@@ -333,17 +350,21 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         return results
 
     def _encoder(self, model: nn.Module) -> Encoder:
+        """Returns a model (teacher or pruned) as an `Encoder`."""
         return Encoder(model, self.adapter, self._encoder_name)
 
     def _keep(
         self, model: nn.Module, result: KPruneResult, config: KPruneConfig, arguments: dict[str, dict[str, Any]]
     ) -> None:
+        """Takes over a prune that has succeeded."""
         self.model, self.result, self.config, self._arguments = model, result, config, arguments
+        # Figures of an evaluation were those of the model before.
         self._figures = {}
 
     def _calibration(
         self, config: KPruneConfig, dataset: Any, data_collator: Callable[[list[Any]], Any] | None, batch_size: int
     ) -> CalibrationBatches:
+        """Returns the calibration batches, of the trainer's data if none was given."""
         require_finite_weights(self.teacher)
         if dataset is None:
             trainer = self._need_trainer("A prune needs a `calibration_dataset`")
@@ -356,23 +377,24 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
             measure_tokens=config.measure_tokens,
             batch_size=batch_size,
             data_collator=data_collator,
+            # With gradients of batches, scores depend on which samples share a batch: the order given decides.
             keep_order=config.gradient == "batch",
             heldout_share=config.heldout_share,
         )
 
     def _arguments_with(self, dataset: Any, data_collator: Any, batch_size: int) -> dict[str, dict[str, Any]]:
-        """What the pruned model is made by: the arguments given so far, and those of the prune and of its data."""
+        """Returns how the pruned model is made: the arguments so far, and those of the prune and of its data."""
         prune = publishable(data_collator=data_collator, batch_size=batch_size)
         return {**self._arguments, "pruner.get_calibration_dataset": drawn_with(dataset), "pruner.prune": prune}
 
 
 class _Order(NamedTuple):
-    """One prune that is asked for: who keeps the model, at which settings, and where it and its progress are written.
+    """One prune that was asked for. `prune` makes one order, `sweep` one for every rate.
 
     Attributes:
-        pruner: the pruner whose model it becomes.
+        pruner: the pruner that the pruned model belongs to afterwards.
         config: the settings.
-        save_directory: folder for the model, or None.
+        save_directory: folder for the pruned model, or None.
         checkpoint_dir: folder for the progress, or None.
         overwrite: whether to replace a saved model.
     """
@@ -384,16 +406,23 @@ class _Order(NamedTuple):
     overwrite: bool
 
     def prepared(self, calibration_dataset: Any) -> "_Order":
-        """Checks that the model can be saved, and takes the budget of tokens that the data was drawn with."""
+        """Returns the order as it is carried out, with the budget of tokens that the data was drawn with.
+
+        Raises:
+            ValueError: if the settings have another budget than the data.
+            OSError: if the model could not be saved; see `require_free`.
+        """
+        # A copy, because the settings belong to the user, who may use them again for other data.
         config = copy.copy(self.config)
         config.num_tokens = budget_of(calibration_dataset, config.num_tokens)
+        # A prune that was killed while saving may have left its own model there.
         overwrite = self.overwrite or has_begun_to_save(self.checkpoint_dir)
         if self.save_directory is not None:
             in_main(require_free)(self.save_directory, overwrite)
         return self._replace(config=config, overwrite=overwrite)
 
     def save(self) -> None:
-        """Saves the model, if asked to, so that the same call can be made again wherever it was killed."""
+        """Saves the model, if asked to. If it is killed at any point, the same call can be made again."""
         if self.save_directory is not None:
             if self.checkpoint_dir is not None:
                 begins_to_save(self.checkpoint_dir)
@@ -401,5 +430,5 @@ class _Order(NamedTuple):
 
 
 def _within(root: str | PathLike | None, config: KPruneConfig) -> Path | None:
-    """The folder of a rate in a folder of several."""
+    """Returns the folder of a rate in a folder of several."""
     return None if root is None else Path(root, str(config.compression_rate)).absolute()

@@ -23,13 +23,14 @@ class SublayerResult:
         layer: index of the block.
         kind: `"attention"` or `"ffn"`.
         kept: indices of the kept heads or neurons.
-        total: number of heads or neurons before.
+        total: number of heads or neurons before the prune.
         flops: FLOPs of the kept units on one sequence.
         flops_before: FLOPs of all units on one sequence.
-        parameters: parameters of the projections after the prune.
-        parameters_before: and before.
-        error: reconstruction error, the squared distance of the student's hidden states behind the sublayer from
-            the teacher's, relative to the square of what the sublayer had to add; tokens weigh as in the fit.
+        parameters: number of parameters of the projections after the prune.
+        parameters_before: the same before the prune.
+        error: reconstruction error: the squared distance between the student's and the teacher's hidden states after
+            the sublayer, relative to the squared norm of what the sublayer had to add to the student's. Tokens are
+            weighted as in the fit.
         seconds: time spent on the sublayer.
     """
 
@@ -57,14 +58,14 @@ class HeldoutQuality:
     """What a prune lost, measured on held-out calibration data against the dense model.
 
     Attributes:
-        measure: what `closeness` is. `"agreement"`: the share of predictions (samples, tokens, or starts and ends of
-            spans) whose likeliest class is that of the dense model. `"correlation"`: Pearson's, of the outputs of a
-            regression. `"cosine"`: the mean cosine between vectors, such as embeddings.
-        closeness: 1 where nothing was lost.
-        closeness_error: its standard error; that of an agreement as if one more sample agreed and one did not, so that
-            it is never 0.
+        measure: what `closeness` measures. `"agreement"`: the share of predictions (samples, tokens, or starts and
+            ends of spans) that have the same likeliest class in both models. `"correlation"`: Pearson's correlation of
+            the outputs of a regression. `"cosine"`: the mean cosine between vectors, such as embeddings.
+        closeness: how close both models are; 1 if nothing was lost.
+        closeness_error: standard error of `closeness`. For an agreement, it counts one more sample that agrees and one
+            that does not, so that it is never 0.
         divergence: mean over the samples of KL(dense || pruned), or of the squared error of plain values.
-        divergence_error: its standard error.
+        divergence_error: standard error of `divergence`.
         samples: number of held-out samples.
     """
 
@@ -84,21 +85,21 @@ class HeldoutQuality:
 
 @dataclass(frozen=True, repr=False)
 class KPruneResult:
-    """What a prune kept, sublayer by sublayer from the bottom; printing it shows a table, as does a notebook.
+    """What a prune kept, sublayer by sublayer from the bottom. Printed, or shown in a notebook, it is a table.
 
     Attributes:
         sublayers: one entry per sublayer.
-        sequence_length: tokens at which FLOPs are counted.
-        samples: calibration samples used.
-        tokens: calibration tokens used, padding not counted.
-        parameters_before: parameters of the model as it was given.
-        parameters_after: parameters of the pruned model.
+        sequence_length: number of tokens T at which FLOPs are counted.
+        samples: number of calibration samples used.
+        tokens: number of calibration tokens used, padding not counted.
+        parameters_before: number of parameters of the model as it was given.
+        parameters_after: number of parameters of the pruned model.
         seconds: time of the whole prune.
-        heldout: what was lost, on held-out calibration data; None if none was held out.
-        stages: seconds per stage: "teacher" (its predictions), "measure" (knowledge), "search", "fit" (gathering the
-            least squares, the teacher's way through the sublayers included), "solve", "advance" (the student) and
+        heldout: what was lost, measured on held-out calibration data; None if none was held out.
+        stages: seconds per stage. "teacher": its predictions; "measure": knowledge; "search"; "fit": gathering the
+            sums of the fits, and moving the teacher through the sublayers; "solve"; "advance": moving the student;
             "other".
-        calibration: what was calibrated on.
+        calibration: a summary of the calibration data.
     """
 
     sublayers: list[SublayerResult]
@@ -114,7 +115,7 @@ class KPruneResult:
 
     @property
     def kept(self) -> list[dict[str, Any]]:
-        """One entry per sublayer: its layer, its kind, the kept indices and how many units there were."""
+        """One entry per sublayer, bottom to top: its layer and kind, the kept indices, the number of units before."""
         return [
             {"layer": entry.layer, "kind": entry.kind, "kept": entry.kept, "total": entry.total}
             for entry in self.sublayers
@@ -122,21 +123,21 @@ class KPruneResult:
 
     @property
     def flops_before(self) -> float:
-        """FLOPs of all units on one sequence, before."""
+        """FLOPs of all units on one sequence, before the prune."""
         return sum(entry.flops_before for entry in self.sublayers)
 
     @property
     def flops_after(self) -> float:
-        """FLOPs of all units on one sequence, after."""
+        """FLOPs of all units on one sequence, after the prune."""
         return sum(entry.flops for entry in self.sublayers)
 
     @property
     def flops_removed(self) -> float:
-        """Share of the FLOPs that was removed."""
+        """Share of the FLOPs of all units that was removed, in [0, 1]."""
         return 1 - self.flops_after / self.flops_before
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the result as JSON can hold it."""
+        """Returns the result as a dictionary that JSON can hold."""
         totals = {
             "flops_before": self.flops_before,
             "flops_after": self.flops_after,
@@ -145,7 +146,8 @@ class KPruneResult:
         return asdict(self) | totals
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """Returns a table with a row per sublayer, from the bottom; `kept` is the number of units that are left."""
+        """Returns a table with a row per sublayer, bottom to top; here `kept` is a number of units, not indices."""
+        # Imported here: a prune does not need pandas, which is slow to import.
         import pandas
 
         return pandas.DataFrame([asdict(entry) | {"kept": len(entry.kept)} for entry in self.sublayers])
@@ -184,7 +186,7 @@ class KPruneResult:
 
     @property
     def loss(self) -> str:
-        """What was lost, in a sentence."""
+        """What was lost on held-out calibration data, in a sentence."""
         return str(self.heldout or "What was lost was not measured: no calibration data was held out.")
 
     def _count(self, kind: str) -> str:
@@ -198,14 +200,15 @@ class KPruneResult:
 
 
 def write_report(folder: Path, result: KPruneResult, arguments: Mapping[str, Any]) -> None:
-    """Writes the result of a prune as JSON, with every list of unit indices on one line.
+    """Writes the result of a prune as JSON.
 
     Args:
         folder: where to write it.
         result: what was kept.
-        arguments: by the name of a call, the arguments that were given to it.
+        arguments: the arguments that were given to every call, by the name of the call.
     """
     report = result.to_dict() | {"arguments": arguments}
+    # One line per sublayer: indented, every index of a kept unit would have a line of its own.
     rows = ",\n".join(f"    {json.dumps(row)}" for row in report.pop("sublayers"))
     head = json.dumps(report, indent=2).removesuffix("\n}")
     (folder / REPORT_NAME).write_text(f'{head},\n  "sublayers": [\n{rows}\n  ]\n}}\n', encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Hidden folders to write in, on the disk where the result goes: moved in when whole, gone with their process.
+"""Hidden folders to write in, on the disk of the result. What is whole moves out, what is left is cleared away.
 
-A scratch folder is held by a lock that the system releases when its process dies, however that happens. Whoever makes
-the next one beside it clears away those that nobody holds.
+A process holds its scratch folder by a lock, which the system releases when the process dies, however that happens.
+Whoever makes the next scratch folder in the same place removes those that nobody holds.
 """
 
 import errno
@@ -17,22 +17,24 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows, where no scratch folder is taken for abandoned.
+except ImportError:  # On Windows: no locks, so that no scratch folder is ever taken for abandoned.
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"\.kprune-[0-9a-f]{8}")
-# What lies in a scratch folder: what moves in, what it replaces, the names that move in, and the lock.
+# The entries of a scratch folder: a folder of what moves in, a folder of what that replaces, a file of the names that
+# move in, which is there while they move, and the lock.
 NEW, OLD, MOVING, LOCK = "new", "old", "moving", "lock"
-# A folder without it does not load as a model: it comes last and goes first.
+# A folder without this file does not load as a model: it is the last that moves in, and the first that moves away.
 CONFIG = "config.json"
+# Errors of disks that have no locks, as some network disks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 @contextmanager
 def scratch_in(parent: Path) -> Iterator[Path]:
-    """Makes a scratch folder and removes it at the end; those of dead processes beside it are cleared first."""
+    """Makes a scratch folder in a folder, and removes it at the end. First it clears those of dead processes there."""
     clear_abandoned(parent)
     scratch, lock = _make(parent)
     try:
@@ -42,19 +44,19 @@ def scratch_in(parent: Path) -> Iterator[Path]:
 
 
 def clear_abandoned(parent: Path) -> None:
-    """Removes the scratch folders in a folder whose processes are dead, and takes back what they had half moved in."""
+    """Removes scratch folders of dead processes from a folder, and takes back what they had moved in by half."""
     for scratch in [entry for entry in parent.iterdir() if NAME.fullmatch(entry.name)]:
         try:
             lock = _lock(scratch)
         except OSError:
-            # It is held, or gone, or somebody else's.
+            # It is held by a process, or gone meanwhile, or another user's.
             continue
         _clear(scratch, lock)
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Waits for other processes that hold a folder, and holds it, where the disk has locks."""
+    """Holds a folder, after waiting for other processes that hold it. Without locks on its disk, it does nothing."""
     if fcntl is None:
         yield
         return
@@ -68,19 +70,25 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def names_in(folder: Path) -> set[str]:
-    """Returns the names of what lies in a folder, without scratch folders; none if there is no such folder."""
+    """Returns the names of the entries of a folder, without scratch folders; no names if there is no such folder."""
     names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
     return {name for name in names if not NAME.fullmatch(name)}
 
 
 def move_in(scratch: Path, replaced: Iterable[str] = ()) -> None:
-    """Moves what lies in `new` beside the scratch folder, after the entries there that it replaces went to `old`.
+    """Moves the entries of `new` out, to the folder that holds the scratch folder.
 
-    If an error or the death of the process cuts it short, it is taken back when the scratch folder is cleared.
+    Before that, entries of that folder that are replaced move to `old`. If an error or the death of the process cuts
+    the move short, it is taken back when the scratch folder is cleared.
+
+    Args:
+        scratch: the scratch folder.
+        replaced: names of the entries that move to `old`.
     """
     new, old = scratch / NEW, scratch / OLD
     arriving = sorted(names_in(new), key=lambda name: name == CONFIG)
     old.mkdir()
+    # Written under another name first: the file `moving` is there as a whole, or not at all.
     names = scratch / "names"
     names.write_text(json.dumps(arriving))
     _sync_all(scratch)
@@ -94,8 +102,8 @@ def move_in(scratch: Path, replaced: Iterable[str] = ()) -> None:
 
 
 def sync(path: Path) -> None:
-    """Has the disk hold a file, or the names in a folder, so that a power cut does not take them."""
-    if os.name == "nt":  # It syncs nothing that is not open for writing.
+    """Makes the disk store a file, or the names in a folder, so that they survive a power cut."""
+    if os.name == "nt":  # Windows syncs only what is open for writing.
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -109,6 +117,7 @@ def sync(path: Path) -> None:
 
 
 def _sync_all(folder: Path) -> None:
+    """Syncs all files and folders in a folder, and the folder itself."""
     for parent, _, files in os.walk(folder, topdown=False):
         for name in files:
             sync(Path(parent, name))
@@ -116,13 +125,14 @@ def _sync_all(folder: Path) -> None:
 
 
 def _make(parent: Path) -> tuple[Path, int | None]:
+    """Makes a scratch folder; returns it and the file descriptor of its lock, None if the disk has no locks."""
     while True:
         scratch = parent / f".kprune-{secrets.token_hex(4)}"
         scratch.mkdir(mode=0o700)
         try:
             return scratch, _lock(scratch)
         except (BlockingIOError, FileNotFoundError):
-            # Somebody took it for abandoned before it was locked, and clears it.
+            # Another process took it for abandoned, before it was locked here, and is removing it.
             continue
         except OSError as error:
             if error.errno in NO_LOCKS:
@@ -137,7 +147,7 @@ def _lock(scratch: Path) -> int:
     Raises:
         BlockingIOError: if another process holds it.
         FileNotFoundError: if another process has cleared it.
-        OSError: if it is of another user, or the disk has no locks.
+        OSError: if it belongs to another user, or the disk has no locks.
     """
     if fcntl is None:
         raise OSError(errno.ENOLCK, "no locks")
@@ -146,6 +156,7 @@ def _lock(scratch: Path) -> int:
     descriptor = os.open(scratch / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Fails if the folder was removed between opening and locking: the lock is then on a file that is gone.
         (scratch / LOCK).stat()
     except BaseException:
         os.close(descriptor)
@@ -154,6 +165,7 @@ def _lock(scratch: Path) -> int:
 
 
 def _clear(scratch: Path, lock: int | None) -> None:
+    """Takes back an unfinished move, removes a scratch folder and gives up its lock."""
     try:
         if _undo(scratch):
             shutil.rmtree(scratch, ignore_errors=True)
@@ -163,14 +175,15 @@ def _clear(scratch: Path, lock: int | None) -> None:
 
 
 def _undo(scratch: Path) -> bool:
-    """Takes back a `move_in` that was cut short; returns whether nothing in the scratch folder is needed any more."""
+    """Takes back a `move_in` that was cut short; returns whether the scratch folder can be removed."""
     base, new, old, moving = scratch.parent, scratch / NEW, scratch / OLD, scratch / MOVING
     waiting = names_in(new)
     if not waiting or not moving.exists():
         return True
     present, replaced = names_in(base), names_in(old)
     moved = set(json.loads(moving.read_text())) - waiting
-    # What somebody else has put there since is not touched.
+    # An entry that waits or was replaced, and has a namesake in the folder: somebody else has put that there since. It
+    # must not be overwritten.
     if (moved and waiting & present) or (replaced - moved) & present:
         logger.warning(f"{str(scratch)!r} holds what a save that was killed could not finish. Remove it by hand.")
         return False

@@ -18,20 +18,20 @@ try:
 except ImportError as error:
     raise ImportError(
         "A SentenceTransformer is pruned with the library sentence-transformers, which is not installed. Install it: "
-        "pip install optimum-kprune[sentence-transformers]"
+        "pip install sentence-transformers"
     ) from error
 
 logger = logging.getLogger(__name__)
 
-# What may follow the encoder: all that reads the embeddings of tokens or of the text, and nothing else.
-BEHIND_ENCODER = (modules.Pooling, modules.Dense, modules.LayerNorm, modules.Dropout, modules.Normalize)
+# Modules that may follow the encoder: they read embeddings of tokens or of the text, and nothing else of its outputs.
+AFTER_ENCODER = (modules.Pooling, modules.Dense, modules.LayerNorm, modules.Dropout, modules.Normalize)
 
 
 def encoder_of(pipeline: Any) -> PreTrainedModel:
     """Returns the transformers model of a pipeline.
 
     Raises:
-        ValueError: if the pipeline is something else than an encoder whose token embeddings are pooled.
+        ValueError: if the pipeline is anything but an encoder whose token embeddings are pooled.
     """
     if isinstance(pipeline, CrossEncoder):
         raise ValueError(
@@ -43,14 +43,14 @@ def encoder_of(pipeline: Any) -> PreTrainedModel:
             f"`sentence_transformer` must be a loaded SentenceTransformer. Got {type(pipeline).__name__} instead. "
             "To load one, use `SentenceTransformer(...)`."
         )
-    first, *behind = pipeline
+    first, *rest = pipeline
     named = isinstance(first, modules.Transformer) and first.module_output_name == "token_embeddings"
-    pooled = any(isinstance(module, modules.Pooling) for module in behind)
-    if not (named and pooled and all(isinstance(module, BEHIND_ENCODER) for module in behind)):
-        allowed = ", ".join(kind.__name__ for kind in BEHIND_ENCODER)
+    pooled = any(isinstance(module, modules.Pooling) for module in rest)
+    if not (named and pooled and all(isinstance(module, AFTER_ENCODER) for module in rest)):
+        allowed = ", ".join(kind.__name__ for kind in AFTER_ENCODER)
         given = ", ".join(type(module).__name__ for module in pipeline)
         raise ValueError(
-            f"The pipeline must be a Transformer and a Pooling, with none but {allowed} behind the Transformer. "
+            f"The pipeline must be a Transformer and a Pooling, with none but {allowed} after the Transformer. "
             f"Got {given} instead."
         )
     if not isinstance(first.auto_model, PreTrainedModel):
@@ -62,34 +62,39 @@ def encoder_of(pipeline: Any) -> PreTrainedModel:
 
 
 def embedding_task(pipeline: SentenceTransformer) -> Task:
-    """Returns the task of preserving the embeddings that a pipeline gives, as its similarity function sees them."""
+    """Returns the task that preserves the embeddings of a pipeline.
+
+    They are compared as its similarity function compares them: at unit length if that is the cosine.
+    """
     prompt = pipeline.prompts.get(pipeline.default_prompt_name or "")
     if prompt:
         logger.warning(
             f"The pipeline begins every text with its default prompt, {prompt!r}, but calibration texts get none. Put "
             "it before them."
         )
-    behind = copy.deepcopy(nn.Sequential(*list(pipeline)[1:])).eval().requires_grad_(False)
-    # Of a copy: asking a pipeline for a similarity function that it does not name gives it one.
+    # A copy without gradients: a prune must not change the mode or the weights of what was given.
+    head = copy.deepcopy(nn.Sequential(*list(pipeline)[1:])).eval().requires_grad_(False)
+    # A copy is asked: a pipeline that names no similarity function is given one by the question.
     unit_length = copy.copy(pipeline).similarity_fn_name == "cosine"
-    predict = partial(_embedding, behind, pipeline.truncate_dim, unit_length)
+    predict = partial(_embedding, head, pipeline.truncate_dim, unit_length)
     return replace(get_task("feature-extraction"), predict=predict, library="sentence-transformers")
 
 
 def _embedding(
-    behind: nn.Module, dimensions: int | None, unit_length: bool, outputs: Any, config: Any, mask: Tensor
+    head: nn.Module, dimensions: int | None, unit_length: bool, outputs: Any, config: Any, mask: Tensor
 ) -> Prediction:
-    features = behind({"token_embeddings": outputs.last_hidden_state, "attention_mask": mask.long()})
+    """Returns the text embeddings that the modules after the encoder make of its outputs, as a prediction."""
+    features = head({"token_embeddings": outputs.last_hidden_state, "attention_mask": mask.long()})
     embedding = at_least_float32(features["sentence_embedding"])[:, :dimensions]
     return one_position(nn.functional.normalize(embedding, dim=-1) if unit_length else embedding, "gaussian")
 
 
 def with_encoder(pipeline: SentenceTransformer, model: PreTrainedModel, card: str) -> SentenceTransformer:
-    """Returns a copy of a pipeline with another transformers model, which is not copied, and another model card."""
-    # What the library tells of a model in its card, among it the trainer with its data, is about the one that was.
+    """Returns a copy of a pipeline with another transformers model, which itself is not copied, and another card."""
+    # New card data: the old describes the old model, and refers to its trainer with all data.
     card_data = type(pipeline.model_card_data)()
     copied = copy.deepcopy(pipeline, {id(encoder_of(pipeline)): model, id(pipeline.model_card_data): card_data})
     card_data.register_model(copied)
-    # The card that is written unless the pipeline is trained on.
+    # The library writes this card when the pipeline is saved, unless it has been trained further.
     copied._model_card_text = card  # type: ignore[assignment]
     return copied

@@ -10,9 +10,9 @@ from .encoder.offloading import is_placed
 
 
 def plain_model(model: Any) -> Any:
-    """Returns the model as it computes outside of its trainer; weights and submodules are shared.
+    """Returns a model with its own `forward`, as it computes outside of a trainer; weights and submodules are shared.
 
-    A trainer in mixed precision replaces `forward` of the model by one under autocast, and leaves it there.
+    A trainer in mixed precision replaces `forward` of the model by one under autocast, and does not put it back.
     """
     if "_original_forward" not in vars(model):
         return model
@@ -22,10 +22,10 @@ def plain_model(model: Any) -> Any:
 
 
 def calibration_data(train_dataset: Any) -> Dataset:
-    """Returns train data that can be drawn from.
+    """Returns the train data of a trainer, if calibration samples can be drawn from it.
 
     Raises:
-        ValueError: if there is none, or it is something else.
+        ValueError: if there is none, or it is no `datasets.Dataset`.
     """
     if not isinstance(train_dataset, Dataset):
         given = "none" if train_dataset is None else type(train_dataset).__name__
@@ -38,12 +38,16 @@ def calibration_data(train_dataset: Any) -> Dataset:
 
 
 def evaluate_like(trainer: Trainer, model: PreTrainedModel) -> dict[str, float]:
-    """Evaluates a model on the data and with the arguments and metrics of a trainer, which stays as it is."""
+    """Evaluates a model as a trainer would: on its data, with its arguments and metrics. The trainer stays as it is.
+
+    Returns:
+        figures by name, as `Trainer.evaluate` returns them.
+    """
     args = copy.copy(trainer.args)
     # A trainer that only evaluates must neither make a repository nor report a run of its own.
     args.push_to_hub, args.report_to = False, []
     evaluator = Trainer(
-        # A copy, because trainers move models, cast them and wrap their forward.
+        # A copy, because a trainer moves its model, casts it and wraps its forward.
         model=copy.deepcopy(plain_model(model)),
         args=args,
         data_collator=trainer.data_collator,
@@ -53,6 +57,6 @@ def evaluate_like(trainer: Trainer, model: PreTrainedModel) -> dict[str, float]:
         preprocess_logits_for_metrics=trainer.preprocess_logits_for_metrics,
     )
     if is_placed(model):
-        # It would be moved as a whole, which offloaded weights do not allow.
+        # A trainer would move the whole model to one device, which offloaded weights do not allow.
         evaluator.accelerator.device_placement = False
     return evaluator.evaluate()

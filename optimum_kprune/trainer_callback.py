@@ -17,9 +17,9 @@ from .trainer import calibration_data, plain_model
 class KPruneCallback(TrainerCallback):
     """Prunes the model that training ends with (the best one with `load_best_model_at_end`) and saves it.
 
-    It calibrates on the trainer's train data with its collator; labels are not looked at. The trained model stays as
-    it is. What would not work is said before training. All processes prune, each on its share of the data, and the
-    main one saves.
+    It calibrates on the train data of the trainer, with its collator; labels are not used. The trained model stays as
+    it is. What can be checked is checked before training, so that no training is wasted. All processes prune, each on
+    its share of the data, and the main one saves.
 
     Args:
         config: the settings of the prune.
@@ -31,8 +31,8 @@ class KPruneCallback(TrainerCallback):
         pruner: the pruner after training, with the pruned `model` and the `result`; None before.
 
     Raises:
-        ValueError: if `config` holds no settings; before training, if the model cannot be pruned or the train data not
-            be calibrated on.
+        ValueError: if `config` is no `KPruneConfig`; before training, if the model cannot be pruned or the train data
+            is nothing to calibrate on.
         FileExistsError: before training, if the output folder is not empty.
         OSError: before training, if the output folder cannot be written.
     """
@@ -49,16 +49,17 @@ class KPruneCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Checks what can be known before training."""
+        """Checks settings, output folder, model and train data before training."""
         self.config.check()
         in_main(require_free)(self._folder(args), self.overwrite)
+        # Made for its checks only: the model has yet to be trained.
         KPruner(plain_model(kwargs["model"]))
         calibration_data(kwargs["train_dataloader"].dataset)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Prunes and saves."""
+        """Prunes the trained model and saves the result."""
         loader = kwargs["train_dataloader"]
         pruner = KPruner(plain_model(kwargs["model"]), kwargs["processing_class"])
         pruner.prune(

@@ -296,8 +296,8 @@ def how_to_load(model: nn.Module, name: str, source: str) -> str | None:
     else:
         return None
     return (
-        f"With the code of `{own.__name__}`, which is not part of this folder, and the plugin (`pip install "
-        f"optimum-kprune`):\n\n```python\nimport optimum_kprune\n\n{load}\n```\n\n"
+        f"With the code of `{own.__name__}`, which is not part of this folder, and the package "
+        f"`optimum-kprune`:\n\n```python\nimport optimum_kprune\n\n{load}\n```\n\n"
         f"Without the code of `{own.__name__}`, the encoder alone can be loaded; {rest}:\n\n"
         f"```python\nimport optimum_kprune\nfrom transformers import AutoModel\n\n"
         f"encoder = AutoModel.from_pretrained({source!r})\n```"

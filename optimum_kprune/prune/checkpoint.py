@@ -1,10 +1,10 @@
 """The progress of a prune in a folder, written after every sublayer: a prune that was killed goes on from there.
 
     prune.json                 what the progress belongs to: model, settings, calibration data, versions
-    sublayer-000.safetensors   a finished sublayer: its weights, what was kept and the scores that are in use
-    saving                     there when the prune is over and its model is being saved, or is
+    sublayer-000.safetensors   a finished sublayer: its weights, its kept units and the latest scores
+    saving                     an empty file that appears when the prune is over and the saving of its model begins
 
-Every file is written whole or not at all; the next sublayer is the first whose file is not there.
+Every file is written whole or not at all. The prune goes on at the first sublayer that has no file.
 """
 
 import hashlib
@@ -35,16 +35,16 @@ class Checkpoint:
     """The finished sublayers of one prune.
 
     Args:
-        folder: where they lie; made if it does not exist. All processes must see the same one.
-        identity: what the progress belongs to, as JSON can hold it: names that a user understands, with values, or
-            dictionaries of values, that are equal for the same prune alone.
+        folder: where they lie; made if it does not exist. All processes must see the same folder.
+        identity: what tells this prune from every other one: a dictionary that JSON can hold. Its keys are shown to
+            the user, its values are plain values or dictionaries of them.
 
     Attributes:
-        finished: number of sublayers, from the bottom, that were finished when it was opened.
+        finished: number of sublayers, from the bottom, that were finished when the checkpoint was opened.
 
     Raises:
         ValueError: if the folder holds the progress of another prune; the message names the differences.
-        OSError: if it cannot be read or written.
+        OSError: if the folder cannot be read or written.
     """
 
     def __init__(self, folder: str | PathLike, identity: dict[str, Any]) -> None:
@@ -54,10 +54,12 @@ class Checkpoint:
         self.finished = 0
         while self._file(self.finished).exists():
             self.finished += 1
+        # Processes that see different folders would go on at different sublayers, and wait for each other forever.
         require_same(f"checkpoint in {str(self.folder)!r}", [torch.tensor([self.finished])])
 
     def write(self, index: int, sublayer: Sublayer, result: SublayerResult, scores: dict[Place, Tensor]) -> None:
-        """Writes a finished sublayer, as it is now, and the scores that the next ones may use."""
+        """Writes a finished sublayer, as it is now, and the latest scores, which the next sublayers may use."""
+        # The student is the same in all processes: one of them writes.
         if not is_main():
             return
         tensors = {f"{SCORES}.{place.layer}.{place.position}": values for place, values in scores.items()}
@@ -70,7 +72,18 @@ class Checkpoint:
         write_atomically(self._file(index), safetensors.torch.save(tensors, metadata))
 
     def restore(self, index: int, target: Sublayer) -> tuple[SublayerResult, dict[Place, Tensor]]:
-        """Puts a finished sublayer in the place of one that is not pruned yet; returns its result and the scores."""
+        """Makes the target what it was when it was finished.
+
+        Args:
+            index: number of the sublayer, from the bottom.
+            target: the sublayer in the student, not yet pruned.
+
+        Returns:
+            the result of the sublayer, and the scores (units,) that were the latest then.
+
+        Raises:
+            OSError: if the file cannot be read, or is not what this prune wrote.
+        """
         try:
             result, tensors = self._read(index, next(target.output.parameters()).device)
             shrink_sublayer(target.block, asdict(target.adapter), result.kept, target.units)
@@ -78,6 +91,7 @@ class Checkpoint:
                 projection = target.block.get_submodule(module)
                 for name in dict(projection.named_parameters()):
                     setattr(projection, name, nn.Parameter(tensors.pop(f"{module}.{name}"), requires_grad=False))
+            # All weights were popped: what is left are scores, named "scores.<layer>.<position>".
             return result, {Place(*map(int, name.split(".")[1:])): scores for name, scores in tensors.items()}
         except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
             raise OSError(
@@ -88,7 +102,7 @@ class Checkpoint:
     def _read(self, index: int, device: torch.device) -> tuple[SublayerResult, dict[str, Tensor]]:
         with safe_open(self._file(index), framework="pt", device=str(device)) as file:
             metadata = file.metadata() or {}
-            # Copies: how weights lie in a file can change the last bit of products in float64.
+            # Copies: tensors mapped from a file may not be aligned, which can change the last bit of float64 products.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
         written = metadata.get("result", "")
         if metadata.get("checksum") != self._checksum(index, written, tensors):
@@ -96,7 +110,10 @@ class Checkpoint:
         return SublayerResult(**json.loads(written)), tensors
 
     def _checksum(self, index: int, result: str, tensors: dict[str, Tensor]) -> str:
-        """Tells a sublayer from what other prunes write, and from what a disk or somebody made of it."""
+        """Returns a checksum over all that a file holds, and over the prune and the sublayer that it belongs to.
+
+        It fails for a file of another prune or another sublayer, and for one that a disk or a person has changed.
+        """
         content = [self._identity, index, result, digest(sorted(tensors.items()))]
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
@@ -104,10 +121,10 @@ class Checkpoint:
         return self.folder / f"sublayer-{index:03}.safetensors"
 
     def _require_own(self, identity: dict[str, Any]) -> None:
-        """Writes what the progress belongs to, or compares it with what is there."""
+        """Raises an error if the folder is another prune's; takes an empty or missing folder for this prune."""
         file = self.folder / IDENTITY_NAME
         if not file.exists():
-            # Hidden files may be what is left of a write that was cut off.
+            # Hidden files may be the rest of a write that was cut off: they do not make the folder somebody else's.
             if self.folder.is_dir() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
                 raise ValueError(
                     f"`checkpoint_dir` must be a new or empty folder, or hold the progress of a prune. "
@@ -127,6 +144,7 @@ class Checkpoint:
             found = json.loads(file.read_bytes())
         except ValueError as error:
             raise OSError(f"The checkpoint {str(file)!r} cannot be read: {error}. Remove its folder.") from error
+        # Through JSON and back, as what was found: it has lists where Python has tuples.
         differences = _differences(json.loads(json.dumps(identity)), found)
         if differences:
             raise ValueError(
@@ -136,32 +154,36 @@ class Checkpoint:
 
 
 def begins_to_save(folder: str | PathLike) -> None:
-    """Notes that the model is saved from now on: the same prune, called again, replaces what it has saved."""
+    """Notes in a checkpoint that its model is saved from now on.
+
+    A prune that is killed after that has perhaps filled its output folder. Called again, it may replace that model.
+    """
     if is_main():
         write_atomically(Path(folder, SAVING_NAME), b"")
 
 
 def has_begun_to_save(folder: str | PathLike | None) -> bool:
-    """Whether the prune of a checkpoint had got as far as to save its model; see `begins_to_save`."""
+    """Whether the prune of a checkpoint got far enough to save its model; see `begins_to_save`."""
     return folder is not None and Path(folder, SAVING_NAME).exists()
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Returns a checksum of names, shapes, types and values of tensors."""
+    """Returns a checksum of the names, shapes, dtypes and values of tensors: 32 hexadecimal digits."""
     hashed = hashlib.blake2b(digest_size=16)
     for name, tensor in tensors:
         hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # As bytes, because numpy has no bfloat16.
         hashed.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return hashed.hexdigest()
 
 
 def _projections(sublayer: Sublayer) -> list[str]:
-    """Names of the modules of a sublayer that a prune may change, as far as the sublayer still has them."""
+    """Names of the projections of a sublayer; one without units has its output projection (a `Constant`) only."""
     return [*sublayer.adapter.inputs, sublayer.adapter.output] if sublayer.units else [sublayer.adapter.output]
 
 
 def _differences(given: Any, found: Any) -> list[str]:
-    """Says in which entries two identities differ."""
+    """Returns a phrase for every entry in which two identities differ."""
     if not isinstance(found, dict):
         return ["what it holds cannot be told"]
     differences = []
@@ -171,6 +193,7 @@ def _differences(given: Any, found: Any) -> list[str]:
             continue
         if isinstance(one, dict) and isinstance(other, dict):
             differences += _differences(one, other)
+        # Nothing can be read from a checksum of `digest`, which has 32 digits.
         elif isinstance(one, str) and len(one) == 32:
             differences.append(f"the {name} is another")
         else:

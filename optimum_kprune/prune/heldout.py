@@ -1,4 +1,4 @@
-"""How close a pruned model is to the dense one on calibration data that the prune did not see: no labels needed."""
+"""How close a pruned model is to the dense one, on calibration data that the prune did not see: no labels needed."""
 
 import math
 from typing import NamedTuple
@@ -20,25 +20,27 @@ def heldout_quality(dense: Encoder, pruned: Encoder, heldout: list[Batch], task:
     """Measures what a prune lost; returns None if no data was held out.
 
     Args:
-        dense: the model before.
-        pruned: the model after, in evaluation mode like the dense one.
-        heldout: batches of all processes, of which every one takes its share.
+        dense: the model before the prune.
+        pruned: the model after it. Both must be in evaluation mode.
+        heldout: the batches that were held out; every process measures its share of them.
         task: what the models predict.
     """
     if not heldout:
         return None
+    # Values of every sample are gathered, not sums: a correlation and a standard error need all of them at once.
     measured = [_compared(dense, pruned, batch, task) for batch in share(heldout)]
-    found = [entry for entries in gather(measured) for entry in entries]
+    found = [batch for batches in gather(measured) for batch in batches]
     measure = found[0].measure
-    closeness, lost, outputs = (torch.cat(values) for values in zip(*(entry.values for entry in found), strict=True))
+    closeness, lost, outputs = (torch.cat(values) for values in zip(*(batch.values for batch in found), strict=True))
     if measure == "correlation":
         correlation = _correlation(outputs)
+        # The standard error of Pearson's correlation in large samples.
         similarity = correlation, (1 - correlation**2) / math.sqrt(len(outputs))
     elif measure == "agreement":
-        similarity = _share(closeness)
+        similarity = _share_and_error(closeness)
     else:
-        similarity = _mean(closeness)
-    return HeldoutQuality(measure, *similarity, *_mean(lost), samples=len(lost))
+        similarity = _mean_and_error(closeness)
+    return HeldoutQuality(measure, *similarity, *_mean_and_error(lost), samples=len(lost))
 
 
 class _Compared(NamedTuple):
@@ -46,7 +48,8 @@ class _Compared(NamedTuple):
 
     Attributes:
         measure: see `HeldoutQuality`.
-        values: closeness and divergence, (samples,) each, and the two outputs of a regression, (samples, 2).
+        values: closeness and divergence, (samples,) each; and the first output of both models, (samples, 2), which
+            are correlated if the task is a regression.
     """
 
     measure: str
@@ -54,14 +57,16 @@ class _Compared(NamedTuple):
 
 
 def _compared(dense: Encoder, pruned: Encoder, batch: Batch, task: Task) -> _Compared:
+    """Compares the predictions of both models on a batch; the values are in float64 on the CPU, to be gathered."""
     teacher, student = (_prediction(encoder, batch, task) for encoder in (dense, pruned))
     measure = "agreement"
     if teacher.family == "gaussian":
+        # One number per sample: the cosine of two numbers would only tell whether their signs are equal.
         measure = "correlation" if teacher.values.shape[1:] == (1, 1) else "cosine"
     outputs = torch.stack([teacher.values[:, 0, 0], student.values[:, 0, 0]], dim=1)
     values = agreement(teacher, student), divergence(teacher, student, temperature=1.0), outputs
     closeness, lost, outputs = (tensor.cpu().double() for tensor in values)
-    # Rounding can bring a divergence of nearly nothing below it.
+    # Rounding can bring a divergence of nearly zero below zero.
     return _Compared(measure, (closeness, lost.clamp_min(0), outputs))
 
 
@@ -70,19 +75,22 @@ def _prediction(encoder: Encoder, batch: Batch, task: Task) -> Prediction:
     return task.predict(run(encoder, batch), encoder.config, token_mask(batch))
 
 
-def _mean(values: Tensor) -> tuple[float, float]:
-    """The mean and its standard error; that of a single value is not known, and given as 0."""
+def _mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Returns the mean and its standard error. The error of a single value is unknown, and returned as 0."""
     spread = values.std().item() if len(values) > 1 else 0.0
     return values.mean().item(), spread / math.sqrt(len(values))
 
 
-def _share(values: Tensor) -> tuple[float, float]:
-    """The mean of shares and its standard error, as if there were two more, 0 and 1: few that agree prove little."""
-    return values.mean().item(), _mean(torch.cat([values, values.new_tensor([0.0, 1.0])]))[1]
+def _share_and_error(values: Tensor) -> tuple[float, float]:
+    """Returns the mean of shares and its standard error; the error counts two values more, 0 and 1.
+
+    Without them, the error would be 0 when all of a few samples agree, which proves little.
+    """
+    return values.mean().item(), _mean_and_error(torch.cat([values, values.new_tensor([0.0, 1.0])]))[1]
 
 
 def _correlation(outputs: Tensor) -> float:
-    """Pearson's correlation of two columns; of columns that do not vary, 1 if they are equal and else 0."""
+    """Returns Pearson's correlation of two columns. If one does not vary: 1 if both are equal, else 0."""
     deviations = outputs - outputs.mean(dim=0)
     scale = deviations.square().sum(dim=0).prod().sqrt().item()
     if not scale:

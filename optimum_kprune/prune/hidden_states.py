@@ -1,4 +1,4 @@
-"""The hidden states of one model where a prune has got to, so that nothing below is computed again."""
+"""The hidden states of one model at the sublayer that a prune has reached, so that nothing below is computed again."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ class Step:
         index: number of the batch.
         batch: model inputs on the device of the model.
         mask: (rows, tokens) boolean, true at real tokens, on that device.
-        is_padded: whether there are other tokens.
+        is_padded: whether the batch has padding.
     """
 
     index: int
@@ -31,6 +31,7 @@ class Step:
     def real(self, values: Tensor) -> Tensor:
         """Returns the real tokens of (rows, tokens, ...), as (real tokens, ...) on the device of the mask."""
         values = values.to(self.mask.device)
+        # Without padding a view is enough: an index by a mask copies, and waits for an accelerator.
         return values[self.mask] if self.is_padded else values.flatten(0, 1)
 
 
@@ -39,7 +40,8 @@ class HiddenStates:
 
     Args:
         encoder: the model, in evaluation mode.
-        held: a list for the hidden states, (rows, tokens, d) per batch; None where a batch is still at the bottom.
+        held: where the hidden states are kept, (rows, tokens, d) per batch; None for a batch at the bottom, which has
+            none yet.
 
     Attributes:
         encoder: the model.
@@ -48,7 +50,7 @@ class HiddenStates:
     def __init__(self, encoder: Encoder, held: States) -> None:
         self.encoder = encoder
         self._held = held
-        # Where the hidden states of each batch enter the model.
+        # For each batch, the place where its hidden states enter. Batches move one at a time, so places can differ.
         self._places = [BOTTOM] * len(held)
 
     def are_at(self, place: Place) -> bool:
@@ -56,11 +58,15 @@ class HiddenStates:
         return all(own == place for own in self._places)
 
     def at(self, step: Step) -> Tensor | None:
-        """The hidden states of a batch, (rows, tokens, d); None at the bottom, where the model reads its inputs."""
+        """Returns the hidden states of a batch, (rows, tokens, d); None at the bottom, where inputs are read."""
         return self._held[step.index]
 
     def run(self, step: Step) -> Any:
-        """Runs the model from the hidden states on; returns its outputs, or None if a recorder stopped it."""
+        """Runs the model on from the hidden states of a batch.
+
+        Returns:
+            the outputs of the model, or None if a recorder stopped it (see `encoder.hooks`).
+        """
         return run(self.encoder, step.batch, self._places[step.index], self._held[step.index])
 
     def advance(self, step: Step, place: Place) -> None:
@@ -87,17 +93,22 @@ class HiddenStates:
             return _after(record, step)
         with recorded(sublayer) as record, recorded_states(self.encoder, place) as states:
             self.run(step)
-        # Before other states are held: X may be those that are held now, which are overwritten.
+        # First this sum: the recorded X may be the very tensor that is held, and holding new states overwrites it.
         stream = _after(record, step)
         self._hold(step, place, states[0])
         return stream
 
     def input_of(self, step: Step, sublayer: Sublayer) -> Tensor:
-        """Returns what the input projections of a sublayer read, (rows, tokens, d); runs the model only if it must."""
+        """Returns what the input projections of a sublayer read, (rows, tokens, d).
+
+        The model is run only if that is not what is held: in a pre-norm model the projections read a norm's output.
+        """
         hidden = self._held[step.index]
+        # The module that the residual stream enters is an input projection itself: no norm lies between.
         reads_stream = sublayer.adapter.residual in sublayer.adapter.inputs
         if hidden is not None and self._places[step.index] == sublayer.place and reads_stream:
             return hidden
+        # All input projections of a sublayer read the same.
         with recorded_input(sublayer.inputs[0]) as inputs:
             self.run(step)
         return inputs[0]
@@ -118,10 +129,11 @@ class HiddenStates:
         self._places = [BOTTOM] * len(self._held)
 
     def _hold(self, step: Step, place: Place, hidden: Tensor) -> None:
+        """Keeps the hidden states of a batch, which enter at a place from now on."""
         self._held[step.index] = hidden
         self._places[step.index] = place
 
 
 def _after(record: SublayerRecord, step: Step) -> Tensor:
-    """X + Sub(X) of a recorded sublayer."""
+    """Returns X + Sub(X) of a recorded sublayer, (real tokens, d) in float32."""
     return step.real(record.residual).float() + step.real(record.output).float()

@@ -26,7 +26,7 @@ from .stopwatch import Stopwatch
 
 logger = logging.getLogger(__name__)
 
-# What a bar shows: not how many sublayers are done, since they do not take alike, but the share of the work.
+# The bar shows the share of the work that is done, not the number of sublayers: they take different times.
 BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
@@ -38,11 +38,11 @@ class SublayerPruner:
         scores: the scores of the units.
         config: the settings.
         sequence_length: tokens T at which FLOPs are counted.
-        checkpoint: where finished sublayers are written, and taken from if they were finished before.
+        checkpoint: where finished sublayers are written. Those that it holds already are read instead of pruned.
 
     Attributes:
-        budget: FLOPs that the sublayers from the target upward may cost.
-        stopwatch: the time of the stages.
+        budget: FLOPs that the target and the sublayers above it may cost, on one sequence.
+        stopwatch: the seconds that the stages take.
 
     Raises:
         ValueError: if the model has no units.
@@ -65,10 +65,12 @@ class SublayerPruner:
         self.budget = flops_budget(total, config.compression_rate)
 
     def run(self) -> list[SublayerResult]:
-        """Prunes all sublayers; returns one entry for each, bottom to top."""
+        """Prunes all sublayers; returns one result for each, bottom to top."""
         results = []
         finished = self.checkpoint.finished if self.checkpoint else 0
+        # What is only read from a checkpoint takes no time worth a part of the bar.
         work = [0.0] * finished + self._work()[finished:]
+        # Without smoothing, the time left follows from all work so far: the speed of one sublayer says little.
         with progress_bar(total=sum(work), bar_format=BAR_FORMAT, smoothing=0) as bar:
             for index, teacher in enumerate(self.pair.teacher.encoder.sublayers()):
                 bar.set_description(f"Pruning {teacher.name}")
@@ -80,7 +82,13 @@ class SublayerPruner:
         return results
 
     def _prune_sublayer(self, index: int, teacher: Sublayer, is_finished: bool) -> SublayerResult:
-        """Moves the student to a sublayer and prunes it, or takes it from the checkpoint."""
+        """Prunes a sublayer of the student, or takes it from the checkpoint.
+
+        Args:
+            index: number of the sublayer, from the bottom.
+            teacher: the sublayer in the teacher.
+            is_finished: whether the checkpoint has it.
+        """
         started = time.perf_counter()
         if teacher.units:
             with self.stopwatch("advance"):
@@ -91,40 +99,43 @@ class SublayerPruner:
             if self.checkpoint and is_finished:
                 result, self.scores.latest = self.checkpoint.restore(index, target)
                 return result
-            parameters, flops = target.parameters, target.unit_flops(self.sequence_length)
+            # Read now: a sublayer looks up its modules when it is asked, and they are about to be shrunk.
+            parameters, unit_flops = target.parameters, target.unit_flops(self.sequence_length)
             kept, error = self._prune_target(teacher, students) if target.units else ([], 0.0)
             result = SublayerResult(
                 layer=target.layer,
                 kind=target.adapter.kind,
                 kept=kept,
                 total=target.units,
-                flops=len(kept) * flops,
-                flops_before=target.units * flops,
+                flops=len(kept) * unit_flops,
+                flops_before=target.units * unit_flops,
                 parameters=replace(target, units=len(kept)).parameters,
                 parameters_before=parameters,
                 error=error,
                 seconds=time.perf_counter() - started,
             )
             if self.checkpoint:
-                present = self.pair.student.encoder.sublayer(target.place)
-                self.checkpoint.write(index, present, result, self.scores.latest)
+                # Looked up again: the target still has the number of units from before.
+                pruned = self.pair.student.encoder.sublayer(target.place)
+                self.checkpoint.write(index, pruned, result, self.scores.latest)
         return result
 
     def _prune_target(self, teacher: Sublayer, students: list[Sublayer]) -> tuple[list[int], float]:
-        """The method on one target: correct inputs, score, select, shrink, fit, write; see docs/method.md.
+        """Runs the method on one target: correct inputs, score, select, shrink, fit, write; see docs/method.md.
 
         Args:
             teacher: the target in the teacher.
             students: the target in the student and all sublayers above it.
 
         Returns:
-            indices of the kept units, and the relative error of the reconstruction.
+            indices of the kept units, and the relative reconstruction error (see `SublayerResult`).
         """
         target, candidates = students[0], [student for student in students if student.units]
-        self._correct_inputs(teacher, target)  # W <- W M^T: it reads what comes closest to X_teacher
+        self._correct_inputs(teacher, target)  # W <- W M^T, b <- b + W c
         scores = self._score(candidates)  # S = mu (K_pred + lambda K_rep) / F
         kept = self._select(candidates, scores)  # S > nu, the least threshold that fits the budget
-        # Shrunk first, so that only kept features are computed. One without units cannot be observed any more.
+        # Shrunk before the fit, so that only kept features are computed. A target that keeps no unit is shrunk after
+        # it: without units, it has no module that could be observed.
         if kept:
             shrink_sublayer(target.block, asdict(target.adapter), kept, target.units)
         student = replace(target, units=len(kept))
@@ -134,6 +145,7 @@ class SublayerPruner:
                 preserved = self.pair.advance_teacher(step, teacher)  # X_teacher + Sub_teacher(X_teacher)
                 features, present = self.pair.student.features_of(step, student)  # A, X_student
                 weights = scale_weights(preserved) if self.config.token_weights == "scale" else None  # diagonal of D
+                # The slice takes all columns, or none where no unit is kept: then only a bias is fitted.
                 fit.add(features[:, : student.features], preserved - present.float(), weights)  # A^T D A, A^T D Y
             add_up_fit(fit, student.name)
         error = self._write_solution(student, fit)  # W*, b*
@@ -142,7 +154,7 @@ class SublayerPruner:
         return kept, error
 
     def _correct_inputs(self, teacher: Sublayer, target: Sublayer) -> None:
-        """Folds the map x_student -> x_teacher into the input projections: they read what comes closest to x_teacher.
+        """Corrects what the target reads: folds the affine map x_student -> x_teacher into its input projections.
 
         min_{M, c} || X_teacher - X_student M - 1 c ||_F^2 + ridge to M = I;    W <- W M^T,  b <- b + W c
         """
@@ -152,6 +164,7 @@ class SublayerPruner:
         with self.stopwatch("fit"):
             fit = gather_correction(self.pair, teacher, target)
         with self.stopwatch("solve"):
+            # The map has a constant c only if every projection can take it up in its bias.
             has_bias = all(projection.bias is not None for projection in target.inputs)
             identity = Projection(torch.eye(fit.features).to(fit.gram), torch.zeros(fit.features).to(fit.gram))
             correction = fit.solve(identity, self.config.ridge, has_bias, target.name)
@@ -162,8 +175,9 @@ class SublayerPruner:
                     _replace(projection, bias=bias)
 
     def _score(self, students: list[Sublayer]) -> list[Tensor]:
-        """Returns the scores (units,) of the target and of the sublayers above it, measured now or before."""
+        """Returns the scores (units,) of the target and of the sublayers above it; measures them if they are due."""
         if self.scores.are_due(len(self.pair.targets) - len(students)):
+            # Made here and not before, because a checkpoint or an earlier rate may have all scores that are needed.
             with self.stopwatch("teacher"):
                 self.scores.predictions.make()
             with self.stopwatch("measure"):
@@ -171,17 +185,21 @@ class SublayerPruner:
         return [self.scores.latest[student.place] for student in students]
 
     def _select(self, students: list[Sublayer], scores: list[Tensor]) -> list[int]:
-        """Returns the indices of the units to keep of the target, the first of the sublayers; see `select_units`."""
+        """Returns the indices of the units that the target, the first of the sublayers, keeps; see `select_units`."""
         with self.stopwatch("search"):
-            flops = [student.unit_flops(self.sequence_length) for student in students]
-            selected = select_units(scores, flops, self.budget)[0]
+            unit_flops = [student.unit_flops(self.sequence_length) for student in students]
+            # Units of all sublayers compete for the budget, but only the target is pruned by this search.
+            selected = select_units(scores, unit_flops, self.budget)[0]
             if students[0].adapter.kind == "ffn" and self.config.neuron_multiple > 1:
-                selected = round_selection(selected, scores[0], self.config.neuron_multiple, self.budget / flops[0])
+                selected = round_selection(
+                    selected, scores[0], self.config.neuron_multiple, self.budget / unit_flops[0]
+                )
         return as_in_main(selected).nonzero().flatten().tolist()
 
     def _write_solution(self, student: Sublayer, fit: LeastSquares) -> float:
         """Solves the fit and writes W* and b* into the student; returns the relative error of the reconstruction."""
         with self.stopwatch("solve"):
+            # In float64, like the sums; without tuning, these weights stay and only their error is computed.
             projection = Projection(*(values.to(fit.gram) for values in student.projection()))
             has_bias = student.output.bias is not None
             if self.config.bias == "drop" and not student.units:
@@ -193,27 +211,33 @@ class SublayerPruner:
                 _replace(student.output, weight=projection.weight.T)
             if has_bias:
                 _replace(student.output, bias=projection.bias)
+            # A sublayer that had nothing to add has a response of 0, which must not be divided by.
             return fit.squared_error(projection) / max(fit.squared_response.item(), torch.finfo(torch.float64).tiny)
 
     def _work(self) -> list[float]:
-        """Returns how much work each sublayer is, relative to each other, for an honest estimate of the time left.
+        """Returns the work that each sublayer takes, from which the bar estimates the time left.
 
-        Counted in runs of all calibration tokens through one sublayer: five in its own passes and its solve, and for
-        a measurement three (forward, and backward twice) through all sublayers from there on.
+        The unit of work is a run of all calibration tokens through one sublayer. A sublayer takes five for its own
+        passes and its solve. A measurement takes three, forward and twice backward, through every sublayer from there
+        on, for the share of the tokens on which knowledge is measured.
         """
         targets = [sublayer.place for sublayer in self.pair.targets]
-        measured = self.pair.measured / max(1, len(self.pair))
+        measured_share = self.pair.measured / max(1, len(self.pair))
         work = []
         for sublayer in self.pair.teacher.encoder.sublayers():
             number = targets.index(sublayer.place) if sublayer.units else 0
-            measurement = 3 * measured * (len(targets) - number) * (number % self.config.measure_every == 0)
+            measurement = 3 * measured_share * (len(targets) - number) * (number % self.config.measure_every == 0)
             work.append(5 + measurement if sublayer.units else 0.0)
         return work
 
 
 def _replace(projection: Any, **values: Tensor) -> None:
-    """Puts the main process's parameters into a projection; what is there may be shared with the teacher."""
+    """Gives a projection the main process's values as new parameters.
+
+    They replace the old ones, which are not written into: the teacher may share them.
+    """
     for name, value in values.items():
         present = getattr(projection, name)
+        # Contiguous, because a transposed view could not be saved.
         data = as_in_main(value.to(present)).contiguous()
         setattr(projection, name, nn.Parameter(data, present.requires_grad))

@@ -16,21 +16,21 @@ from .state_store import StateStore
 class Pair:
     """Teacher and student, advanced sublayer by sublayer over the calibration data.
 
-    Two hidden states per token are held, teacher's and student's: nothing below them is computed again. They lie at
-    the input of the target, the sublayer that is pruned; where an architecture does not let a model be entered there,
-    at the input of its block. The teacher is one step ahead: it goes on to the next target while a target is fitted.
+    Two hidden states per token are held, the teacher's and the student's, so that nothing below is computed again.
+    They are those that enter the target. Where an architecture cannot be entered at the target, they are those that
+    enter its block. The teacher is one target ahead: it moves to the next one while a target is fitted.
 
     Args:
-        teacher: the model as it was given; in evaluation mode, as the student.
-        student: its copy.
-        calibration: the batches, of which every process takes its share.
-        store: what holds the hidden states; by default, memory.
+        teacher: the model as it was given.
+        student: its copy. Both must be in evaluation mode.
+        calibration: the batches; every process takes its share of them.
+        store: where the hidden states are kept; None keeps them in memory.
 
     Attributes:
         teacher: hidden states of the teacher.
         student: hidden states of the student.
         targets: the teacher's sublayers that have units, bottom to top.
-        measured: number of this process's batches, from the first, on which knowledge is measured.
+        measured: how many of this process's batches, counted from the first, knowledge is measured on.
     """
 
     def __init__(
@@ -38,11 +38,12 @@ class Pair:
     ) -> None:
         store = store or StateStore()
         self._batches: Sequence[Batch] = share(calibration.batches)
+        # `share` takes every n-th batch, so that this process's share of the first batches comes first in its own.
         self.measured = len(share(calibration.batches[: calibration.measured]))
         self.teacher = HiddenStates(teacher, store.states(len(self._batches)))
         self.student = HiddenStates(student, store.states(len(self._batches)))
         self.targets = [sublayer for sublayer in teacher.sublayers() if sublayer.units]
-        self._entries = _entries_of(self.targets, teacher.entries)
+        self._enters_at = _entering_places(self.targets, teacher.entries)
 
     def __len__(self) -> int:
         """Number of this process's calibration batches."""
@@ -53,6 +54,7 @@ class Pair:
         encoder = self.teacher.encoder
         for index, batch in enumerate(self._batches):
             mask = token_mask(batch)
+            # Asked before the mask is moved: on an accelerator, Python would wait for the answer.
             is_padded = not bool(mask.all())
             yield Step(index, encoder.to_device(batch), mask.to(encoder.device), is_padded)
 
@@ -61,41 +63,45 @@ class Pair:
         return islice(self.steps(), self.measured)
 
     def advance(self, target: Sublayer) -> None:
-        """Moves the student to a target, through its sublayers as they are now; the teacher too if it is not there.
+        """Moves the student to a target, through the sublayers below as they are now.
 
-        The teacher is not where the sublayers below were finished in an earlier process: see `Checkpoint`.
+        The teacher is there already. Only if the sublayers below came from a checkpoint must it be moved too.
         """
-        place = self._entries[target.place]
+        place = self._enters_at[target.place]
         for step in self.steps() if not (self.teacher.are_at(place) and self.student.are_at(place)) else ():
             for states in (self.teacher, self.student):
                 states.advance(step, place)
 
     def advance_teacher(self, step: Step, target: Sublayer) -> Tensor:
-        """Moves the teacher's batch through a target, to where the next target needs it.
+        """Moves the teacher's batch through a target, to the place where the next target needs it.
 
         Returns:
             X + Sub(X), (real tokens, d) in float32: the teacher's residual stream after the target.
         """
-        next_place = next((self._entries[other.place] for other in self.targets if other.place > target.place), None)
+        next_place = next((self._enters_at[other.place] for other in self.targets if other.place > target.place), None)
         return self.teacher.pass_through(step, target, next_place)
 
     def restart(self, student: Encoder) -> None:
-        """Goes back to the bottom with another copy of the teacher as the student."""
+        """Goes back to the bottom with another copy of the teacher as the student.
+
+        The teacher and its predictions stay: they are the same for every rate of a sweep.
+        """
         student.entries = self.teacher.encoder.entries
         self.student.encoder = student
         self.clear()
 
     def clear(self) -> None:
-        """Forgets the hidden states, when a prune is over."""
+        """Forgets the hidden states of both models; their batches are at the bottom again."""
         for states in (self.teacher, self.student):
             states.clear()
 
 
-def _entries_of(targets: list[Sublayer], entries: dict[Place, str]) -> dict[Place, Place]:
-    """Where the hidden states enter when a target's turn has come: at the target, or as near below as they can."""
+def _entering_places(targets: list[Sublayer], entries: dict[Place, str]) -> dict[Place, Place]:
+    """Returns where hidden states enter, by the place of the target: there, or below it in the same block."""
     places: dict[Place, Place] = {}
     place = BOTTOM
     for target in targets:
+        # A new block is entered at its first sublayer, even if the target is its second.
         if target.layer > place.layer:
             place = Place(target.layer)
         elif target.place in entries:

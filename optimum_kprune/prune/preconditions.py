@@ -23,13 +23,14 @@ from ..result import KPruneResult
 
 logger = logging.getLogger(__name__)
 
-# Of calibration data, per feature of the widest sublayer: with fewer, a fit follows what is peculiar to them.
+# Calibration tokens per feature of the widest sublayer. With fewer, a fit follows the peculiarities of its tokens.
 TOKENS_PER_FEATURE = 10
 
 
 def require_prunable(encoder: Encoder) -> None:
     """Raises a ValueError if no folder could hold the pruned model, or its sublayers cannot be observed and cut."""
     model = encoder.pretrained
+    # It raises the error of a class that has no pruned class.
     pruned_class(type(model))
     _require_built_by_config(type(model))
     if getattr(model.config, "chunk_size_feed_forward", 0):
@@ -52,12 +53,13 @@ def require_prunable(encoder: Encoder) -> None:
         )
     _require_weights(encoder.model)
     _require_plain_projections(encoder)
+    # A pruned model was checked against its map when it was loaded; its units no longer fill the dense structure.
     if getattr(model.config, "kprune", None) is None:
         check_structure(model, encoder.adapter.to_dict())
 
 
 def _require_built_by_config(model_class: type) -> None:
-    """A class that asks for more cannot be built from a folder."""
+    """Raises a ValueError if a class needs more than its config: then no folder could build the model."""
     needed = [
         parameter.name
         for parameter in list(inspect.signature(model_class).parameters.values())[1:]
@@ -73,6 +75,7 @@ def _require_built_by_config(model_class: type) -> None:
 
 
 def _require_weights(model: nn.Module) -> None:
+    """Raises a ValueError if weights have no values: they are on the meta device, and no hook loads them."""
     for name, module in model.named_modules():
         is_offloaded = getattr(getattr(module, "_hf_hook", None), "offload", False)
         if not is_offloaded and any(parameter.is_meta for parameter in module.parameters(recurse=False)):
@@ -87,12 +90,13 @@ def _require_plain_projections(encoder: Encoder) -> None:
     for layer, block in enumerate(encoder.blocks):
         modules = dict(block.named_modules())
         for adapter in encoder.adapter.sublayers:
-            # One that an earlier prune emptied has no features.
+            # An earlier prune took all units of this sublayer: a `Constant` stands there, and nothing is cut.
             if getattr(modules.get(adapter.output), "in_features", None) == 0:
                 continue
             for name in (*adapter.inputs, adapter.output):
                 module = modules.get(name)
                 weight = getattr(module, "weight", None)
+                # Exactly these types: subclasses and parametrizations compute the weight from something else.
                 plain = type(module) is nn.Linear and type(weight) is nn.Parameter and weight.is_floating_point()
                 if not plain:
                     weights = f" with a weight of {_type_name(weight)}" if isinstance(weight, Tensor) else ""
@@ -104,19 +108,22 @@ def _require_plain_projections(encoder: Encoder) -> None:
 
 
 def _type_name(value: object) -> str:
+    """Returns the type of a module or tensor in words, for a message."""
     kind = f"{type(value).__module__}.{type(value).__qualname__}" if value is not None else "no such module"
     return f"{kind} of {value.dtype}" if isinstance(value, Tensor) else kind
 
 
 def require_comparable(encoder: Encoder, task: Task, batches: list[Batch]) -> None:
-    """Raises a ValueError if a model does not run its encoder once over all tokens, or its outputs say too little.
-
-    It is tried on two samples: of the shortest batch and of the longest.
+    """Checks that predictions of a model can be compared, by running it on a sample of the shortest and longest batch.
 
     Args:
         encoder: a student, whose own weights take no gradient.
         task: what is to be preserved.
         batches: the calibration data.
+
+    Raises:
+        ValueError: if the model does not run its encoder once over all tokens; if its prediction does not depend on
+            the last hidden states; or if it gives one value per token without a dimension of its own.
     """
     shapes: dict[int, tuple[int, ...]] = {}
     for batch in (min(batches, key=_width), max(batches, key=_width)):
@@ -131,6 +138,7 @@ def require_comparable(encoder: Encoder, task: Task, batches: list[Batch]) -> No
                 f"{tuple(mask.shape)} rows and tokens, and the encoder was run on "
                 f"{' and '.join(map(str, seen)) or 'nothing'}. Prune the encoder in a module with such a forward."
             )
+        # No weight takes a gradient: one can only come from the leaf after the last block.
         if not prediction.values.requires_grad:
             raise ValueError(
                 "The prediction must be differentiable in the hidden states after the last block. Got one that does "
@@ -138,6 +146,7 @@ def require_comparable(encoder: Encoder, task: Task, batches: list[Batch]) -> No
                 "an `argmax`, or runs under `torch.no_grad()`."
             )
         shapes[mask.shape[1]] = tuple(prediction.values.shape[1:])
+    # Seen at two lengths, because classes can happen to be as many as the tokens of one sample.
     if len(shapes) > 1 and all(shape == (1, tokens) for tokens, shape in shapes.items()):
         raise ValueError(
             "The logits must be of the shape (samples, classes) or (samples, tokens, classes). Got as many columns as "
@@ -148,10 +157,10 @@ def require_comparable(encoder: Encoder, task: Task, batches: list[Batch]) -> No
 
 @contextmanager
 def _leaving_a_leaf(block: nn.Module) -> Iterator[None]:
-    """Lets gradients flow into what leaves a block, and no further."""
+    """Makes the output of a block a leaf: gradients flow back into it, and no further."""
 
     def at_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        # A copy, because a head may write into what it reads.
+        # A copy of the leaf, because a head may write into what it reads, and PyTorch forbids that for a leaf.
         return output.detach().requires_grad_().clone()
 
     with hooks(block.register_forward_hook(at_output)):
@@ -164,7 +173,7 @@ def _width(batch: Batch) -> int:
 
 def require_finite_weights(model: nn.Module) -> None:
     """Raises a ValueError that names the weights that are not finite."""
-    # Buffers may hold infinities, to mask with.
+    # Parameters only: buffers may hold infinities, with which a model masks.
     names = {name for name, _ in model.named_parameters()}
     broken = [name for name, weight in named_tensors(model) if name in names and not weight.isfinite().all()]
     if broken:
@@ -175,7 +184,7 @@ def require_finite_weights(model: nn.Module) -> None:
 
 
 def check_config(config: KPruneConfig) -> None:
-    """Raises a ValueError if these are no settings, or one of them is out of its range."""
+    """Raises a ValueError if this is no `KPruneConfig`, or one of its settings is out of range."""
     if not isinstance(config, KPruneConfig):
         raise ValueError(f"`config` must be a KPruneConfig. Got {type(config).__name__} instead.")
     config.check()
@@ -191,7 +200,7 @@ def warn_if_nothing_is_left(result: KPruneResult) -> None:
 
 
 def warn_if_few_tokens(encoder: Encoder, calibration: CalibrationBatches) -> None:
-    """Warns if there are few tokens for the features to fit in the widest sublayer, or even fewer than features."""
+    """Warns if there are few calibration tokens for the number of features that the widest sublayer fits."""
     widest, tokens = max(sublayer.features for sublayer in encoder.sublayers()), calibration.tokens
     if tokens >= TOKENS_PER_FEATURE * widest:
         return

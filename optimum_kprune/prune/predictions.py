@@ -13,17 +13,17 @@ from .state_store import StateStore
 
 
 class Predictions:
-    """The teacher's predictions, made once for all sublayers and rates, and the student's at present.
+    """The teacher's predictions, made once for all sublayers and rates, and the student's, made when asked for.
 
     Args:
-        pair: the models.
+        pair: teacher and student.
         task: what must be preserved.
-        reads_below: whether the head reads other hidden states than those after the last block; such a model is run
-            from the bottom.
-        store: what holds the teacher's last hidden states, where those are kept; by default, memory.
+        reads_below: whether the head reads other hidden states than those after the last block. Such a model is
+            always run from the bottom.
+        store: where the teacher's last hidden states are kept, if they are; None keeps them in memory.
 
     Attributes:
-        pair: the models.
+        pair: teacher and student.
     """
 
     def __init__(self, pair: Pair, task: Task, reads_below: bool = False, store: StateStore | None = None) -> None:
@@ -36,8 +36,9 @@ class Predictions:
     def make(self) -> None:
         """Runs the teacher once over the batches on which knowledge is measured, and stores what it predicts.
 
-        Predictions that are larger than the hidden states after the last block (over a vocabulary) are not stored, but
-        made again from those. Called again, it does nothing.
+        A prediction can be larger than the hidden states after the last block, such as one over a vocabulary. Then
+        those hidden states are stored instead, and the prediction is made from them whenever it is asked for. A second
+        call does nothing.
         """
         if self._are_made:
             return
@@ -45,6 +46,7 @@ class Predictions:
         for step in self.pair.measured_steps():
             with recorded_output(teacher.blocks[-1]) as outputs:
                 prediction = self._reference(run(teacher, step.batch), step)
+            # The last hidden states are not enough for a head that reads others too.
             if self._reads_below or prediction.values.numel() <= outputs[0].numel():
                 self._stored[step.index] = prediction
             else:
@@ -52,19 +54,21 @@ class Predictions:
         self._are_made = True
 
     def of_teacher(self, step: Step) -> Prediction:
-        """What the student's prediction on a measured batch is compared with."""
+        """Returns what the student's prediction on a measured batch is compared with: the reference."""
         prediction = self._stored[step.index]
         if prediction is None:
             teacher = self.pair.teacher.encoder
+            # Entered after the last block, so that only the head runs.
             after_all = Place(len(teacher.blocks))
             prediction = self._reference(run(teacher, step.batch, after_all, self._last[step.index]), step)
         return prediction
 
     def of_student(self, step: Step) -> Prediction:
-        """The student's prediction at present."""
+        """Returns the student's prediction on a batch, as the student is now."""
         states = self.pair.student
         outputs = run(states.encoder, step.batch) if self._reads_below else states.run(step)
         return self._task.predict(outputs, states.encoder.config, step.mask)
 
     def _reference(self, outputs: Any, step: Step) -> Prediction:
+        """Returns the reference that outputs of the teacher give; see `Task.reference`."""
         return self._task.reference(self._task.predict(outputs, self.pair.teacher.encoder.config, step.mask))

@@ -1,4 +1,4 @@
-"""The scores of the units, and when they are measured anew."""
+"""The scores of the units, and when they are measured again."""
 
 from torch import Tensor
 
@@ -13,20 +13,20 @@ from .statistics import measure_knowledge
 class Scores:
     """Scores S of the units of the target and of all sublayers above it: knowledge per FLOP.
 
-    They are measured before the lowest target, and then before every `measure_every`-th: what is pruned below changes
-    them.
+    They are measured before the lowest target, and then before every `measure_every`-th target, because pruning the
+    sublayers below changes them.
 
     Args:
         predictions: what the models predict.
         config: how knowledge is measured and weighed.
         sequence_length: tokens T at which FLOPs are counted.
-        first: scores that were measured at the lowest target earlier, to whatever rate: where the student still equals
-            the teacher, all rates measure the same.
+        first: scores at the lowest target that a prune to another rate has measured. They hold for every rate, because
+            the student still equals the teacher there.
 
     Attributes:
         predictions: what the models predict.
-        first: scores (units,) in float64 by sublayer, as measured at the lowest target; None if they were not.
-        latest: those of the last measurement; empty if there was none.
+        first: scores (units,) in float64 by the place of the sublayer, as measured at the lowest target; None before.
+        latest: the scores of the last measurement, by place; empty before the first one.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class Scores:
         self._config, self._sequence_length = config, sequence_length
 
     def are_due(self, number: int) -> bool:
-        """Whether scores are to be measured before the target of a number, counted from 0 at the lowest."""
+        """Whether scores must be measured before a target, given by its number: 0 is the lowest target."""
         return not self.latest or (number > 0 and number % self._config.measure_every == 0)
 
     def measure(self, pair: Pair, students: list[Sublayer]) -> None:
-        """Scores the units of the student's target and of the sublayers above it, all in one pass.
+        """Measures the scores of the target and of the sublayers above it, all in one pass over the data.
 
         S = mu (K_pred + lambda K_rep) / F          (`unit_scores`; docs/method.md, knowledge)
         """
@@ -57,11 +57,15 @@ class Scores:
             )
             for importance, student in zip(importances, students, strict=True)
         }
+        # All targets are there to be scored: this is the lowest.
         if len(students) == len(pair.targets):
             self.first = self.latest
 
     def _mu(self, sublayer: Sublayer) -> float:
-        """The factor on scores: heads' knowledge is a mean over their dimensions, neurons' is not."""
+        """Returns mu, the factor on the scores of a sublayer: 1 for neurons; for heads, times `head_weight`.
+
+        The knowledge of a head is a mean over its dimensions; by default, mu makes it a sum again.
+        """
         if sublayer.adapter.kind == "ffn":
             return 1.0
         return self._config.head_weight * (sublayer.unit_size if self._config.mu is None else self._config.mu)

@@ -1,4 +1,4 @@
-"""Where cached hidden states lie: in memory up to a budget, beyond it in a temporary file."""
+"""Where hidden states are kept: in memory up to a budget, beyond it in a temporary file."""
 
 import shutil
 import tempfile
@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Bytes that are asked of the system at once. Hidden states stay for long; between the short-lived tensors of forward
-# passes, they would fragment the memory.
+# Bytes of memory that are allocated at once. Hidden states stay for long: one by one, between the short-lived tensors
+# of forward passes, they would fragment the memory.
 SLAB = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class _Spilled:
-    """A tensor in the file, and where it was."""
+    """A tensor that lies in the file: its place there in bytes, and what it takes to restore it."""
 
     offset: int
     shape: torch.Size
@@ -34,10 +34,16 @@ class StateStore:
     """Holds tensors for several lists that share a budget of memory; a context manager that removes its file.
 
     The file has no name where the system allows that (POSIX), so that it is gone with the process, however that ends.
-    It is written and read, not mapped: a full disk is an error, and pages that are mapped would count as memory.
+    It is written and read, not mapped. A full disk then raises an error, where a mapped file would kill the process;
+    and mapped pages would count as memory.
 
     Args:
         memory_budget: bytes that the tensors may take in memory; None is no limit.
+
+    Attributes:
+        memory_budget: the same.
+        bytes_in_memory: bytes that the tensors take in memory now.
+        bytes_in_file: length of the file.
     """
 
     def __init__(self, memory_budget: int | None = None) -> None:
@@ -46,7 +52,8 @@ class StateStore:
         self.bytes_in_file = 0
         self._slabs: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         self._file: Any = None
-        # Where in the file there is room again, by size.
+        # Offsets in the file that are free again, by the number of bytes there. Batches come in few sizes, so that
+        # free room nearly always fits the next tensor exactly.
         self._room: defaultdict[int, list[int]] = defaultdict(list)
 
     def __enter__(self) -> "StateStore":
@@ -62,11 +69,11 @@ class StateStore:
             self._file = None
 
     def states(self, count: int) -> "States":
-        """Returns a list of that many entries, all None."""
+        """Returns a list with room for `count` tensors, all None."""
         return States(self, count)
 
     def put(self, tensor: Tensor) -> Tensor | _Spilled:
-        """Takes a tensor in; returns a copy, or where in the file it is if it is over the budget.
+        """Stores a tensor; returns a copy in memory, or its place in the file if the budget is spent.
 
         Raises:
             OSError: if the file cannot be written.
@@ -91,7 +98,7 @@ class StateStore:
         return spilled
 
     def get(self, held: Tensor | _Spilled) -> Tensor:
-        """Returns what `put` took in, on its device."""
+        """Returns a stored tensor, on the device that it came from."""
         if isinstance(held, Tensor):
             return held
         tensor = torch.empty(held.shape, dtype=held.dtype, device="cpu")
@@ -99,7 +106,7 @@ class StateStore:
         return tensor.to(held.device)
 
     def drop(self, held: Tensor | _Spilled | None) -> None:
-        """Forgets what `put` took in."""
+        """Forgets a stored tensor, so that its share of the budget or its room in the file can be used again."""
         if isinstance(held, Tensor):
             self.bytes_in_memory -= held.nbytes
         elif held is not None:
@@ -107,8 +114,10 @@ class StateStore:
 
     def _write(self, offset: int, data: memoryview) -> None:
         if self._file is None:
+            # Unbuffered: whole tensors are written, and a buffer would copy them once more.
             self._file = tempfile.TemporaryFile(prefix="kprune-", buffering=0)
         self._file.seek(offset)
+        # An unbuffered file may write less than it was given.
         while data:
             data = data[self._file.write(data) :]
 
@@ -121,6 +130,7 @@ class StateStore:
             data = data[count:]
 
     def _room_for(self, tensor: Tensor) -> Tensor:
+        """Cuts memory for a copy of a tensor from a slab; the rest of a slab that is too short stays unused."""
         count, kind = tensor.numel(), (tensor.dtype, tensor.device)
         slab = self._slabs.get(kind)
         if slab is None or slab.numel() < count:
@@ -130,7 +140,7 @@ class StateStore:
 
 
 class States:
-    """A list of tensors, or None where there is none yet, held by a store."""
+    """A list of tensors that a store holds; None where there is none yet."""
 
     def __init__(self, store: StateStore, count: int) -> None:
         self._store = store
@@ -147,13 +157,14 @@ class States:
         return (self[index] for index in range(len(self)))
 
     def clear(self) -> None:
-        """Forgets all entries."""
+        """Forgets all tensors; the length stays."""
         for held in self._held:
             self._store.drop(held)
         self._held = [None] * len(self)
 
     def __setitem__(self, index: int, tensor: Tensor) -> None:
         held = self._held[index]
+        # States of a batch keep their shape from sublayer to sublayer: the copy in memory is written over.
         if isinstance(held, Tensor) and _kind(held) == _kind(tensor):
             held.copy_(tensor)
         else:
@@ -166,5 +177,5 @@ def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous tensor on the CPU, shared with it."""
+    """Returns the bytes of a contiguous tensor on the CPU, without a copy."""
     return tensor.detach().view(-1).view(torch.uint8).numpy().data

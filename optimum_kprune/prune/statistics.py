@@ -1,6 +1,6 @@
 """The sums over the calibration data that the arithmetic needs: of knowledge, and of the fits.
 
-Every process goes over its own batches; the sums that come out are those of all.
+Every process goes over its own batches; what is returned is summed over all processes.
 """
 
 from contextlib import AbstractContextManager
@@ -26,60 +26,73 @@ from .predictions import Predictions
 def measure_knowledge(
     pair: Pair, predictions: Predictions, sublayers: list[Sublayer], config: KPruneConfig
 ) -> list[Importance]:
-    """Measures the knowledge of the units of the student's sublayers, one pass in all.
+    """Measures the knowledge of the units of the student's sublayers, all in one pass over the data.
 
     Args:
-        pair: hidden states at the lowest of the sublayers, or at its block.
+        pair: teacher and student, with hidden states at the lowest of the sublayers or at its block.
         predictions: what the models predict.
-        sublayers: the target and all sublayers above it that have units, of the student.
-        config: temperature, gradient and precision.
+        sublayers: the target and all sublayers above it that have units, in the student.
+        config: says how knowledge is measured: temperature, gradient, precision.
+
+    Returns:
+        the knowledge of the units of every sublayer, in float64.
 
     Raises:
         ValueError: if a feature or a gradient is not finite; the message names the sublayer.
     """
     student = pair.student.encoder
-    sums = [UnitStatistics(sublayer.features, config.gradient, student.device) for sublayer in sublayers]
+    statistics = [UnitStatistics(sublayer.features, config.gradient, student.device) for sublayer in sublayers]
     precision = measuring_precision(student.pretrained.dtype, student.device, config)
     seen = torch.zeros(2, dtype=torch.int64, device=student.device)
     for step in pair.measured_steps():
+        # Outside of the contexts below: the teacher takes no gradient, and runs in its own precision.
         teacher = predictions.of_teacher(step)
         seen += torch.tensor([len(step.batch["input_ids"]), int(step.mask.sum())], device=student.device)
         with (
             torch.enable_grad(),
-            _summed(sums, sublayers, step),
+            _summed(statistics, sublayers, step),
             weights_let_go(student.blocks[sublayers[0].layer + 1 :]),
         ):
+            # Only the forward pass is under autocast, as PyTorch advises; the loss is in float32.
             with precision:
                 prediction = predictions.of_student(step)
             _probe(teacher, prediction, step, config).sum().backward()
-    add_up(seen, *(total for entry in sums for total in (entry.squared_features, entry.squared_gradients)))
-    # Features first: what overflows in one sublayer spoils the gradients of those below.
+    add_up(seen, *(total for sums in statistics for total in (sums.squared_features, sums.squared_gradients)))
+    # Features of all sublayers first, so that the message names the sublayer that overflows: its gradients spoil those
+    # of the sublayers below.
     for kind in ("squared_features", "squared_gradients"):
-        for sublayer, entry in zip(sublayers, sums, strict=True):
-            require_finite(sublayer.name, getattr(entry, kind))
+        for sublayer, sums in zip(sublayers, statistics, strict=True):
+            require_finite(sublayer.name, getattr(sums, kind))
     samples, tokens = seen.tolist()
     return [
-        entry.importance(weight_of(sublayer.output).to(student.device), sublayer.unit_size, samples, tokens)
-        for sublayer, entry in zip(sublayers, sums, strict=True)
+        sums.importance(weight_of(sublayer.output).to(student.device), sublayer.unit_size, samples, tokens)
+        for sublayer, sums in zip(sublayers, statistics, strict=True)
     ]
 
 
-def _summed(sums: list[UnitStatistics], sublayers: list[Sublayer], step: Step) -> AbstractContextManager[None]:
-    """Adds the features and mask gradients of the sublayers in a backward pass over a batch to their sums."""
+def _summed(statistics: list[UnitStatistics], sublayers: list[Sublayer], step: Step) -> AbstractContextManager[None]:
+    """Adds features and mask gradients, as a backward pass over a batch gives them, to the sums of the sublayers.
+
+    Args:
+        statistics: the sums of every sublayer, which are added to.
+        sublayers: the sublayers.
+        step: the batch.
+    """
     samples = len(step.batch["input_ids"])
 
     def add_features(index: int, features: Tensor) -> None:
-        sums[index].add_features(step.real(features))
+        statistics[index].add_features(step.real(features))
 
     def add_gradients(index: int, gradients: Tensor) -> None:
+        # A sample of multiple choice has several rows, which are scored as one.
         by_sample = gradients.view(samples, -1, gradients.shape[-1]).sum(dim=1)
-        sums[index].add_gradients(by_sample.to(sums[index].squared_gradients.device))
+        statistics[index].add_gradients(by_sample.to(statistics[index].squared_gradients.device))
 
     return observed_units(sublayers, add_features, add_gradients)
 
 
 def _probe(teacher: Prediction, student: Prediction, step: Step, config: KPruneConfig) -> Tensor:
-    """What is derived by the masks, (samples,): K_pred as published, or the probe of its curvature."""
+    """Returns what is differentiated by the masks, (samples,): K_pred as published, or the probe of its curvature."""
     if config.knowledge == "divergence":
         return divergence(teacher, student, config.temperature)
     signs = draw_signs(teacher, step.batch["input_ids"], step.mask, config.seed)
@@ -87,10 +100,10 @@ def _probe(teacher: Prediction, student: Prediction, step: Step, config: KPruneC
 
 
 def gather_correction(pair: Pair, teacher: Sublayer, student: Sublayer) -> LeastSquares:
-    """Gathers the least-squares problem of what a sublayer reads: A = the student's input, Y = the teacher's.
+    """Gathers the fit of the correction of a sublayer: A is what the student's reads, Y what the teacher's reads.
 
     Args:
-        pair: hidden states at the sublayer, or at its block.
+        pair: teacher and student, with hidden states at the sublayer or at its block.
         teacher: the sublayer in the teacher.
         student: the sublayer in the student, not yet pruned.
 
@@ -108,7 +121,7 @@ def gather_correction(pair: Pair, teacher: Sublayer, student: Sublayer) -> Least
 
 
 def add_up_fit(fit: LeastSquares, name: str) -> None:
-    """Adds the sums of the other processes to those of a fit.
+    """Adds the sums of the other processes to the sums of a fit, in place.
 
     Raises:
         ValueError: if a sum is not finite; the message names the sublayer.

@@ -6,14 +6,20 @@ from contextlib import contextmanager
 
 import torch
 
+# The last one is what is left of the total: everything outside of the other stages.
 STAGES = ("teacher", "measure", "search", "fit", "solve", "advance", "other")
 
 
 class Stopwatch:
-    """Adds up seconds per stage; on a device that runs by itself, it waits for the work of a stage to be done.
+    """Adds up seconds per stage; called with the name of a stage, it is a context that times what runs inside.
+
+    An accelerator works on while Python goes on. The stopwatch waits for it, so that a stage counts its own work.
+
+    Args:
+        device: the device that does the work.
 
     Attributes:
-        device: the device that is waited for.
+        device: the same.
         seconds: seconds by stage, without `"other"`.
     """
 
@@ -23,7 +29,7 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Counts what is inside for a stage."""
+        """Adds the time that is spent inside to a stage, also if it ends in an error."""
         started = now(self.device)
         try:
             yield
@@ -31,12 +37,12 @@ class Stopwatch:
             self.seconds[stage] += now(self.device) - started
 
     def stages(self, total: float) -> dict[str, float]:
-        """Returns the seconds by stage; what is left of the total is `"other"`."""
+        """Returns the seconds by stage, `"other"` included: what is left of a total of seconds."""
         return self.seconds | {"other": max(0.0, total - sum(self.seconds.values()))}
 
 
 def now(device: torch.device) -> float:
-    """Returns the seconds of a clock when a device has done the work that it was given."""
+    """Waits until a device has done its work; returns the seconds of a clock, of which differences make sense only."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()

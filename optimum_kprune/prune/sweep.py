@@ -1,4 +1,4 @@
-"""Pruning one model to one rate after the other: what does not depend on the rate is done once."""
+"""Prunes one model to several rates, one after the other. What does not depend on the rate is done once."""
 
 import copy
 import logging
@@ -36,7 +36,11 @@ logger = logging.getLogger(__name__)
 
 
 def configs_of(rates: Iterable[float], config: KPruneConfig) -> list[KPruneConfig]:
-    """Returns the settings with each of the rates; raises a ValueError if one is out of range or given twice."""
+    """Returns the settings once for each rate, with the rate in them.
+
+    Raises:
+        ValueError: if `rates` is no list of rates, or a rate is out of range or given twice.
+    """
     check_config(config)
     given = list(rates) if isinstance(rates, Iterable) and not isinstance(rates, str) else rates
     if not isinstance(given, list) or not given:
@@ -52,7 +56,7 @@ def configs_of(rates: Iterable[float], config: KPruneConfig) -> list[KPruneConfi
 
 
 class Sweep:
-    """Prunes copies of a model, which itself is only read; a context manager that forgets the hidden states.
+    """Prunes copies of a model, which itself is only read; a context manager that removes what was spilled to disk.
 
     Args:
         encoder: the dense model.
@@ -72,10 +76,12 @@ class Sweep:
         batches = (*calibration.batches, *calibration.heldout)
         require_same("calibration data", (values for batch in batches for values in batch.values()))
         self._dense, self._task = encoder, task
+        # Two names: what was given is what a checkpoint belongs to, while batches may be halved for the work.
         self._given = self._calibration = calibration
+        # One store for both models and the predictions, which share the budget.
         self._store = StateStore(memory_budget)
         self._teacher = self._copy()
-        # What all rates share, once it is there.
+        # Made by the first prune, and shared by all rates.
         self._predictions: Predictions | None = None
         self._first_scores: dict[Place, Tensor] | None = None
 
@@ -91,7 +97,14 @@ class Sweep:
     ) -> tuple[nn.Module, KPruneResult]:
         """Prunes a copy of the model; settings other than the rate must be the same in every call.
 
-        Where the memory of the device does not suffice, batches are halved and the prune begins again.
+        If the device runs out of memory, batches are halved and the prune begins again.
+
+        Args:
+            config: the settings.
+            checkpoint_dir: folder for the progress; None keeps none.
+
+        Returns:
+            the pruned model, and what was kept.
 
         Raises:
             ValueError: if activations are not finite, or the checkpoint belongs to another prune.
@@ -104,10 +117,12 @@ class Sweep:
                 if not self._can_halve(config):
                     error.add_note("Give fewer tokens at once: a smaller `batch_size`, or shorter texts.")
                     raise
-            # Not inside of `except`, where the error still holds the tensors of the passes that failed.
+            # Not inside of `except`: there, the error still refers to the tensors of the passes that failed, and their
+            # memory could not be freed.
             self._halve()
 
     def _prune(self, config: KPruneConfig, checkpoint_dir: str | PathLike | None) -> tuple[nn.Module, KPruneResult]:
+        """Prunes a copy of the model with the batches as they are now."""
         started = time.perf_counter()
         checkpoint = None if checkpoint_dir is None else Checkpoint(checkpoint_dir, self._identity(config))
         predictions = self._predictions_at_start(config)
@@ -117,7 +132,7 @@ class Sweep:
         sublayers = pruner.run()
         pair.clear()
         self._first_scores = scores.first
-        # Before the pruned model is made: that takes apart a student that accelerate placed.
+        # Measured before the pruned model is made, which takes apart a student that accelerate placed.
         heldout = heldout_quality(self._teacher, pair.student.encoder, self._calibration.heldout, self._task)
         model = self._pruned_model(pair.student.encoder, sublayers, config)
         seconds = time.perf_counter() - started
@@ -141,14 +156,17 @@ class Sweep:
         return Encoder(sharing_copy(self._dense.model), self._dense.adapter, self._dense.name)
 
     def _predictions_at_start(self, config: KPruneConfig) -> Predictions:
-        """Returns the predictions of teacher and student, with a new student, which still equals the teacher."""
+        """Returns the predictions of teacher and a new student, which is an unpruned copy.
+
+        For the first rate, it finds out how the model can be run; later rates use that again.
+        """
         student = self._copy()
         if self._predictions is not None:
             self._predictions.pair.restart(student)
             return self._predictions
         task = with_published_targets(self._task) if config.published_targets else self._task
         require_comparable(student, task, self._calibration.batches)
-        # One sample tells how the model is built.
+        # Where a model can be entered depends on how it is built, which one sample shows.
         sample = self._teacher.to_device({name: values[:1] for name, values in self._calibration.batches[0].items()})
         self._teacher.entries = student.entries = find_entries(self._teacher, sample)
         pair = Pair(self._teacher, student, self._calibration, self._store)
@@ -157,18 +175,22 @@ class Sweep:
         return self._predictions
 
     def _pruned_model(self, student: Encoder, sublayers: list[SublayerResult], config: KPruneConfig) -> nn.Module:
-        """Returns what was given with the pruned model of a student in it."""
+        """Returns the pruned model of a student, in a copy of the module around it if there is one."""
         dense = self._dense
         kprune = kprune_field(dense.pretrained, dense.adapter, sublayers) | {"settings": config.to_dict()}
         return with_encoder(dense.model, dense.name, pruned_model_of(student.pretrained, kprune))
 
     def _can_halve(self, config: KPruneConfig) -> bool:
-        """Whether halved batches would give the same; processes must go through as many meetings each."""
+        """Whether halved batches are possible and give the same result.
+
+        With `gradient="batch"` the result depends on the batches. With several processes, each must go over as many
+        batches as the others, and only this one knows that its memory is full.
+        """
         is_divisible = self._calibration.largest_batch > 1
         return is_divisible and config.gradient == "sample" and world_size() == 1
 
     def _halve(self) -> None:
-        """Halves the batches and lets go of all that was made of them."""
+        """Halves the batches, and forgets what was made from them: hidden states and predictions."""
         if self._predictions is not None:
             self._predictions.pair.clear()
         self._predictions = None
@@ -178,14 +200,15 @@ class Sweep:
             f"{self._calibration.largest_batch} samples."
         )
         device = self._teacher.device
+        # PyTorch keeps freed memory in pieces, which may not fit the new sizes.
         if device.type != "cpu":
             torch.get_device_module(device).empty_cache()
 
     def _identity(self, config: KPruneConfig) -> dict[str, Any]:
-        """What the progress of a prune belongs to."""
+        """Returns what the progress of a prune belongs to; see `Checkpoint`."""
         batches = [*self._given.batches, *self._given.heldout]
         settings = config.to_dict()
-        # How states are held does not change them.
+        # Neither changes the result: where hidden states lie, and the library that only reads and writes settings.
         del settings["memory_budget"], settings["optimum_version"]
         return {
             "model": digest(named_tensors(self._dense.model)),

@@ -1,6 +1,6 @@
 """The model card: what a prune removed, what that cost, how to make the model again and how to load it.
 
-What is generated lies between two markers, so that whatever a person writes around them stays.
+The generated part lies between two marks. Whatever a person writes outside of them stays in every later upload.
 """
 
 import platform
@@ -27,6 +27,7 @@ from .dense_checkpoint import INHERITED, dtype_on_disk, inherited_fields
 
 BEGIN = "<!-- optimum-kprune: what lies between these two marks is written anew with every upload -->"
 END = "<!-- optimum-kprune: end -->"
+# Characters of the bar that shows how many units of a sublayer are left.
 BAR = 20
 DATASET = ("dataset_name", "dataset_config_name", "dataset_split")
 # Stands for the folder or repository of a model that has none yet.
@@ -36,21 +37,21 @@ TEMPLATE = Path(__file__).with_name("card_template.md")
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the model card tells and only you can know; what is not given is left out.
-
-    Attributes:
-        metrics: what you measured, by the name of the metric: (dense, pruned).
-        dataset_name: the data set that you measured it on, best its name on the Hub.
-        dataset_config_name: its configuration.
-        dataset_split: its split.
-        latency: milliseconds by what was run, such as "batch 1, 128 tokens": (dense, pruned).
-        machine: what the latency was measured on.
-        title: the title of the card; None names the dense model.
-        license: the license of the pruned model, as the Hub calls it, such as "apache-2.0"; None takes that in the
-            card of the dense model.
-        language: its language or languages, as codes such as "en"; None takes those in the card of the dense model.
+    """What only you can know of a pruned model, for its card; what is not given is left out.
 
     Title, license and languages that stand in a card on the Hub stay as they are.
+
+    Attributes:
+        metrics: figures that you measured, by the name of the metric: (dense, pruned).
+        dataset_name: the data set that you measured them on, best by its name on the Hub.
+        dataset_config_name: its configuration.
+        dataset_split: its split.
+        latency: milliseconds, by a name of what was run, such as "batch 1, 128 tokens": (dense, pruned).
+        machine: what the latency was measured on.
+        title: the title of the card; None names the dense model.
+        license: the license of the pruned model, as the Hub calls it, such as "apache-2.0"; None takes the one in the
+            card of the dense model.
+        language: its language or languages, as codes such as "en"; None takes those in the card of the dense model.
 
     Raises:
         ValueError: if a value is not what is described here.
@@ -84,11 +85,11 @@ class CardFacts:
             raise ValueError("`latency` of CardFacts says little without the machine. Pass `machine` too.")
 
     def with_evaluation(self, measured: "CardFacts") -> "CardFacts":
-        """Returns these facts with figures that were measured, where none of that name were given."""
+        """Returns these facts with measured figures added; figures of the same name that were given win."""
         if not measured.metrics:
             return self
-        place = {name: getattr(self, name) or getattr(measured, name) for name in DATASET}
-        return replace(self, metrics={**measured.metrics, **self.metrics}, **place)
+        dataset = {name: getattr(self, name) or getattr(measured, name) for name in DATASET}
+        return replace(self, metrics={**measured.metrics, **self.metrics}, **dataset)
 
 
 @dataclass(frozen=True)
@@ -98,15 +99,15 @@ class Publication:
     Attributes:
         teacher: the dense model.
         model: the pruned model.
-        encoder: the name of the submodule of both that is the transformers model; "" for the models themselves.
-        processing_class: the tokenizer to save with it, if any.
-        task: the task of both.
+        encoder: the name of the submodule that is the transformers model, in both; "" for the models themselves.
+        processing_class: the tokenizer to save with the pruned model, or None.
+        task: the task of both models.
         config: the settings of the prune.
         result: what was kept.
-        arguments: what was given to make it, as it can be published: the arguments by the name of the call, the one
-            that takes the dense model first.
-        pipeline: the pipeline of sentence-transformers that the teacher is from, if any.
-        facts: what the card should tell beyond that.
+        arguments: how the pruned model was made, as it can be published: the arguments of every call by the name of
+            the call. The first call is the one that takes the dense model.
+        pipeline: the pipeline of sentence-transformers that the teacher is from, or None.
+        facts: what the card should tell beyond the prune.
     """
 
     teacher: nn.Module
@@ -132,7 +133,12 @@ class Publication:
 
 
 def model_card(prune: Publication, repo_id: str | None = None) -> ModelCard:
-    """Returns the card of a pruned model for a repository, if there is one yet; `card_template.md` shows it."""
+    """Returns the card of a pruned model; its text is in `card_template.md`.
+
+    Args:
+        prune: what is saved or uploaded.
+        repo_id: the repository that the model is loaded from; None leaves a path to fill in.
+    """
     source, tokenizer, place = prune.dense.config._name_or_path, prune.processing_class, repo_id or NO_PLACE
     told: dict[str, Any] = {
         "prune": prune,
@@ -142,8 +148,10 @@ def model_card(prune: Publication, repo_id: str | None = None) -> ModelCard:
         "place": place,
         "loading": how_to_load(prune.model, prune.encoder, place),
         "before": "dense" if getattr(prune.dense.config, "kprune", None) is None else "pruned before",
+        # The longest name is that of the task: AutoModelForTokenClassification rather than AutoModel.
         "auto_class": max(prune.pruned.config.auto_map.keys() - {"AutoConfig"}, key=len, default="AutoModel"),
         "tokenizer_class": None if tokenizer is None else type(tokenizer).__name__,
+        # AutoTokenizer asks to run the code of the model, whose config it reads. A class of transformers does not.
         "has_plain_tokenizer": hasattr(transformers, type(tokenizer).__name__),
         "has_pipeline": tokenizer is not None and prune.task.name in SUPPORTED_TASKS,
         "bytes": [_bytes_of(model) for model in (prune.teacher, prune.model)],
@@ -163,9 +171,11 @@ def model_card(prune: Publication, repo_id: str | None = None) -> ModelCard:
 def merge_cards(existing: ModelCard, fresh: ModelCard) -> ModelCard:
     """Returns an existing card with the generated part and the metadata of a fresh one.
 
-    Text outside of the marks stays; without marks, the generated part goes below the text. Tags and data sets are
-    added to those that are there; license and languages that are there stay; the results (`model-index`) belong to the
-    weights and are replaced, and so are the other keys that the fresh card has. All other keys stay.
+    - Text: what stands outside of the marks stays. Without marks, the generated part goes below the text.
+    - Tags and data sets are added to those that are there.
+    - License and languages that are there stay.
+    - The results (`model-index`) belong to the weights, and are replaced.
+    - Other keys of the fresh card replace those of the same name. All other keys stay.
     """
     merged = ModelCard(str(existing), ignore_metadata_errors=True)
     before, begin, rest = existing.text.partition(BEGIN)
@@ -174,6 +184,7 @@ def merge_cards(existing: ModelCard, fresh: ModelCard) -> ModelCard:
         before, after = f"{existing.text.rstrip()}\n\n", "\n"
     generated = fresh.text[fresh.text.index(BEGIN) : fresh.text.index(END)]
     merged.text = f"{before}{generated}{END}{after}"
+    # Results are saved under a model name: without results in the fresh card, the old name must not stay either.
     if merged.data.get("eval_results"):
         merged.data["model_name"] = None
     for name, value in vars(fresh.data).items():
@@ -181,13 +192,17 @@ def merge_cards(existing: ModelCard, fresh: ModelCard) -> ModelCard:
             value = list(dict.fromkeys([*_listed(merged.data.get(name)), *_listed(value)])) or None
         if name in INHERITED and existing.data.get(_group_of(name)):
             continue
+        # None is a key that the fresh card does not have; of results, it is that the new weights have none.
         if value is not None or name == "eval_results":
             merged.data[name] = value
     return merged
 
 
 def eval_results(task: str, facts: CardFacts) -> list[EvalResult]:
-    """Returns the metrics of the pruned model as the metadata of a card; none without the name of a data set."""
+    """Returns the metrics of the pruned model in the form of a card's metadata.
+
+    The form needs the name of a data set: without one, the list is empty.
+    """
     if not facts.dataset_name:
         return []
     return [
@@ -205,6 +220,7 @@ def eval_results(task: str, facts: CardFacts) -> list[EvalResult]:
 
 
 def _metadata(told: Mapping[str, Any], repo_id: str | None) -> ModelCardData:
+    """Returns the metadata at the head of the card; what was given wins over what the dense model's card has."""
     prune: Publication = told["prune"]
     datasets = [name for name in (told["dataset_name"], hub_name(prune.facts.dataset_name)) if name]
     results = eval_results(prune.task.name, prune.facts)
@@ -218,18 +234,22 @@ def _metadata(told: Mapping[str, Any], repo_id: str | None) -> ModelCardData:
         eval_results=results or None,
         library_name=prune.task.library,
         model_name=(repo_id or f"{told['name']}-pruned").rpartition("/")[2] if results else None,
+        # The Hub would offer a pipeline that cannot load a model which needs code of its own.
         pipeline_tag=None if told["loading"] else prune.task.name,
         tags=TAGS,
     )
 
 
 def _group_of(name: str) -> str:
-    """What a field of the metadata tells of: the name and the address of a license belong to the license."""
+    """Returns what a field of the metadata is about: `license_name` and `license_link` are about `license`."""
     return name.partition("_")[0]
 
 
 def _bar(entry: SublayerResult) -> str:
-    """A bar that is empty, or full, only where no unit, or every unit, is left."""
+    """Returns a bar for the share of the units that are left.
+
+    It is empty only if no unit is left, and full only if all are: rounding alone would show a few as none.
+    """
     kept = len(entry.kept)
     filled = round(BAR * kept / entry.total) if entry.total else 0
     filled = min(max(filled, kept > 0), BAR - (kept < entry.total))

@@ -1,4 +1,4 @@
-"""Figures that are measured later, in the card of a pruned model that was saved before."""
+"""Adds figures that were measured later to the card of a saved pruned model."""
 
 import re
 from os import PathLike
@@ -11,16 +11,19 @@ from ..folder import write_atomically
 from .card import CardFacts, eval_results
 from .dense_checkpoint import CARD_NAME
 
-# The head of the table that compares the dense and the pruned model.
+# The head of the table that compares the dense and the pruned model, in `card_template.md`. The column of the dense
+# model has another name if that was pruned before.
 TABLE = re.compile(r"^\|\s*\|[^|\n]+\| pruned \| change \|\n\|[ |-]+\|\n", re.MULTILINE)
 
 
 def add_figures(folder: str | PathLike, facts: CardFacts) -> None:
-    """Writes the metrics of facts into the card of a folder; those of the same name are replaced, the others stay.
+    """Writes metrics into the card of a saved model.
+
+    They replace the metrics of the same name, in the table and in the metadata; all others stay.
 
     Args:
-        folder: what `save_pretrained` wrote.
-        facts: the metrics, and the data set that they were measured on.
+        folder: the folder that `save_pretrained` wrote.
+        facts: the metrics, and the data set that they were measured on. Nothing else of the facts is written.
 
     Raises:
         FileNotFoundError: if the folder has no card.
@@ -30,7 +33,7 @@ def add_figures(folder: str | PathLike, facts: CardFacts) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{str(folder)!r} must be a folder of a pruned model with a {CARD_NAME}. It has none.")
     try:
-        # With the line ends that the table is looked for with, whatever system the card was written on.
+        # Read as text, which turns the line ends of any system into "\n", as the pattern of the table has them.
         card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
     except (ValueError, TypeError, RecursionError, YAMLError) as error:
         raise ValueError(
@@ -50,6 +53,7 @@ def add_figures(folder: str | PathLike, facts: CardFacts) -> None:
         for name, (dense, pruned) in facts.metrics.items()
     )
     card.text = text[: head.end()] + rows + text[head.end() :]
+    # Results in the metadata need a data set; without one, the table alone has the metrics.
     if facts.dataset_name:
         measured = eval_results(str(card.data.get("pipeline_tag") or "other"), facts)
         others = [result for result in card.data.get("eval_results") or [] if result.metric_type not in facts.metrics]

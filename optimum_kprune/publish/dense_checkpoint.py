@@ -1,4 +1,4 @@
-"""What the checkpoint of a dense model tells of it: its license and languages, and the dtype that it has on disk."""
+"""What the checkpoint of a dense model says about it: license and languages, and the dtype of its weights on disk."""
 
 from pathlib import Path
 from typing import Any
@@ -11,34 +11,35 @@ from yaml import YAMLError
 
 from ..names import hub_name
 
-# Fields of a model card that hold for a pruned model too.
+# Fields in the card of a dense model that are true of the pruned model too.
 INHERITED = ("license", "license_name", "license_link", "language")
 CARD_NAME = "README.md"
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-# A card says more with a license, and is not worth a wait.
+# The license is a help, not a need: nobody should wait long for a Hub that does not answer.
 HUB_SECONDS = 3.0
 
 
 def inherited_fields(name_or_path: str) -> dict[str, Any]:
-    """Returns the license and languages in the card of a model; {} if there is none that can be read.
+    """Returns the license and languages in the card of a model; {} if there is no card that can be read.
 
     Args:
-        name_or_path: a local folder or a name on the Hub, which is asked once and for no longer than `HUB_SECONDS`.
+        name_or_path: a local folder or a name on the Hub. The Hub is asked once, for at most `HUB_SECONDS`.
     """
     try:
         text = _card_of(name_or_path)
         if not text.startswith("---"):
             return {}
         data = ModelCard(text, ignore_metadata_errors=True).data
+    # Whatever is wrong with the card of the dense model, the pruned model can be saved without it.
     except (HTTPError, OSError, ValueError, YAMLError):
         return {}
     return {field: data[field] for field in INHERITED if data.get(field)}
 
 
 def _card_of(name_or_path: str) -> str:
-    """The text of the card; "" if there is none.
+    """Returns the text of the card; "" if there is none.
 
-    `hf_hub_download` would try for half a minute to reach a Hub that does not answer.
+    It does not use `hf_hub_download`, which tries for half a minute to reach a Hub that does not answer.
     """
     path = Path(name_or_path, CARD_NAME)
     if name_or_path and path.is_file():
@@ -52,12 +53,13 @@ def _card_of(name_or_path: str) -> str:
 
 
 def dtype_on_disk(name_or_path: str) -> str | None:
-    """Returns the dtype of the weights in the files of a model; None if it is not one, or there are none here."""
+    """Returns the dtype of a model's weights in its files; None if they have several, or are not on this machine."""
     folder = _folder_of(name_or_path)
     files = sorted(folder.glob("model*.safetensors")) if folder is not None else []
     if not files:
         return None
     try:
+        # The first file is like the others. Types of indices and the like are left out.
         with safe_open(files[0], framework="pt") as weights:
             dtypes = {DTYPES.get(weights.get_slice(name).get_dtype()) for name in weights.keys()} - {None}
     except (OSError, SafetensorError):
@@ -66,7 +68,7 @@ def dtype_on_disk(name_or_path: str) -> str | None:
 
 
 def _folder_of(name_or_path: str) -> Path | None:
-    """The folder itself, or that into which the files of a model on the Hub were downloaded; None without one."""
+    """Returns the folder of a model on this machine: a path itself, or the download of a Hub name; None if none is."""
     if name_or_path and Path(name_or_path).is_dir():
         return Path(name_or_path)
     config = try_to_load_from_cache(name_or_path, "config.json") if hub_name(name_or_path) else None

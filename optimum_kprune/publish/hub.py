@@ -15,7 +15,7 @@ from .dense_checkpoint import CARD_NAME
 
 
 def require_uploadable(repo_id: str, token: str | None = None) -> None:
-    """Checks without the network what an upload needs, before work is done for it.
+    """Checks what an upload needs, without the network, so that it can be called before any work is done.
 
     Raises:
         ValueError: if the name cannot be that of a repository.
@@ -30,16 +30,16 @@ def require_uploadable(repo_id: str, token: str | None = None) -> None:
 
 
 def create_repository(repo_id: str, token: str | None, private: bool | None) -> str:
-    """Makes a model repository, if it does not exist, and returns its full name."""
+    """Makes a model repository, unless it exists, and returns its full name (`owner/name`)."""
     require_uploadable(repo_id, token)
     with _explained(repo_id):
         return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
 
 
 def upload(folder: Path, repo_id: str, token: str | None, commit_message: str) -> str:
-    """Uploads a folder to a repository and returns the commit's address.
+    """Uploads a folder to a repository and returns the address of the commit.
 
-    What a person wrote into the card that is there is kept; see `merge_cards`.
+    If the repository has a card, what a person wrote into it is kept; see `merge_cards`.
     """
     api = HfApi(token=token)
     with _explained(repo_id), tempfile.TemporaryDirectory() as temporary:
@@ -54,6 +54,7 @@ def upload(folder: Path, repo_id: str, token: str | None, commit_message: str) -
 
 
 def _read_card(path: str, repo_id: str) -> ModelCard:
+    """Reads the card of a repository; raises a ValueError if its metadata cannot be kept."""
     try:
         return ModelCard.load(path, ignore_metadata_errors=True)
     except (ValueError, YAMLError) as error:
@@ -65,11 +66,12 @@ def _read_card(path: str, repo_id: str) -> ModelCard:
 
 @contextmanager
 def _explained(repo_id: str) -> Iterator[None]:
-    """Says of a failed request what to do."""
+    """Raises errors of requests again, with a message that tells the user what to do."""
     try:
         yield
     except HfHubHTTPError as error:
         status = error.response.status_code
+        # The Hub answers 404, too, for a private repository that the token may not see.
         if status in (401, 403, 404):
             raise PermissionError(
                 f"The Hub refused the upload to {repo_id!r}: the token may not write there (status {status}). Check "

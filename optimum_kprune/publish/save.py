@@ -1,4 +1,4 @@
-"""A prune as a folder or a repository: weights, tokenizer, settings, report and model card."""
+"""Saves a prune as a folder or a repository: weights, tokenizer, settings, report and model card."""
 
 import logging
 import tempfile
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class SavingMixin:
-    """A dense model and what a prune made of it, to be saved and uploaded."""
+    """The part of `KPruner` that saves and uploads what a prune made of the dense model."""
 
     teacher: Any
     model: Any
@@ -41,9 +41,9 @@ class SavingMixin:
 
     @property
     def sentence_transformer(self) -> "SentenceTransformer":
-        """The pipeline of `from_sentence_transformer` with the pruned model, to encode with and to save.
+        """The pipeline of `from_sentence_transformer` with the pruned model in it, to encode with and to save.
 
-        It is a copy, but for `model`, which it holds.
+        It is a new copy of the pipeline every time. Only the pruned model in it is no copy: it is `model`.
 
         Raises:
             ValueError: if the pruner has no pipeline, or nothing was pruned yet.
@@ -72,14 +72,14 @@ class SavingMixin:
         Args:
             save_directory: a new or empty folder; it appears whole or not at all.
             facts: what the card should tell beyond the prune, such as the quality that you measured.
-            measure_latency: whether to measure latency for the card, in seconds and on the device of the models.
-            overwrite: whether to replace a saved model that is there; it stays if the saving fails.
+            measure_latency: whether to measure latency for the card, on the device of the models. It takes seconds.
+            overwrite: whether to replace a saved model in the folder. It stays there if the saving fails.
             kwargs: arguments of the model's `save_pretrained`, such as `max_shard_size`.
 
         Raises:
             ValueError: if nothing was pruned yet.
             FileExistsError: if the folder is not empty.
-            OSError: if it cannot be written, for instance because the disk is full.
+            OSError: if the folder cannot be written, for instance because the disk is full.
         """
         if "push_to_hub" in kwargs:
             raise ValueError("`save_pretrained` does not upload. Call `push_to_hub(repo_id)`.")
@@ -97,15 +97,15 @@ class SavingMixin:
     ) -> str:
         """Uploads what `save_pretrained` writes to a model repository, which is made if it does not exist.
 
-        If the repository has a model card, what was written into it by hand stays.
+        If the repository has a model card, text that was written into it by hand stays.
 
         Args:
             repo_id: name of the repository.
             token: token that may write; None takes that of `hf auth login` or HF_TOKEN.
-            private: whether a repository that is made is private.
+            private: whether the repository is private, if it is made now.
             commit_message: message of the commit.
             facts: what the card should tell beyond the prune, such as the quality that you measured.
-            measure_latency: whether to measure latency for the card, in seconds and on the device of the models.
+            measure_latency: whether to measure latency for the card, on the device of the models. It takes seconds.
 
         Returns:
             the address of the commit.
@@ -116,6 +116,7 @@ class SavingMixin:
             OSError: if the Hub cannot be reached or fails.
         """
         prune = self._publication(facts, measure_latency)
+        # First, so that the card can name the repository with its owner, and a refusal comes before the work.
         repo_id = hub.create_repository(repo_id, token, private)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
@@ -123,12 +124,14 @@ class SavingMixin:
             return hub.upload(folder, repo_id, token, commit_message)
 
     def _publication(self, facts: CardFacts | None = None, measure_latency: bool = False) -> Publication:
+        """Gathers what is saved; raises a ValueError if nothing was pruned yet."""
         if self.result is None or self.config is None:
             raise ValueError("There is no pruned model to save yet. Call `prune` first.")
         facts = (facts or CardFacts()).with_evaluation(CardFacts(**self._figures))
         if measure_latency:
             dense, pruned = (model.get_submodule(self._encoder_name) for model in (self.teacher, self.model))
             name, taken = compared_latency(dense, pruned, self.task.name)
+            # Only the transformers model inside is timed: a module of one's own may need other inputs.
             name += ", encoder alone" if self._encoder_name else ""
             facts = replace(facts, latency={name: taken}, machine=machine_of(dense))
         return Publication(
@@ -152,15 +155,16 @@ def _save(
     overwrite: bool = False,
     **kwargs: Any,
 ) -> None:
-    """Writes a prune into a new or empty folder; the card is for a repository, if there is one."""
+    """Writes a prune into a new or empty folder; its card tells how to load it from `repo_id`, if that is given."""
     card = model_card(prune, repo_id)
     with written_whole(save_directory, overwrite) as folder:
         if prune.pipeline is not None:
             from ..sentence_transformers import with_encoder
 
             pipeline = with_encoder(prune.pipeline, prune.pruned, str(card))
+            # The library writes the card of the pipeline itself otherwise; ours is saved below.
             pipeline.save_pretrained(str(folder), create_model_card=False)
-        # With the settings: they lie in its config.
+        # This writes the settings too: they lie in the config of the model.
         prune.pruned.save_pretrained(folder, **kwargs)
         if prune.encoder:
             save_head(prune.model, prune.encoder, folder)

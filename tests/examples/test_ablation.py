@@ -349,4 +349,4 @@ def test_the_example_file_is_right():
 def test_without_matplotlib_it_says_what_to_install():
     program = "import sys; sys.modules['matplotlib.axes'] = None; import ablation_report"
     done = subprocess.run([sys.executable, "-c", program], cwd=EXAMPLES, capture_output=True, text=True)
-    assert done.returncode and "pip install 'optimum-kprune[examples]'" in done.stderr
+    assert done.returncode and "pip install '.[examples]'" in done.stderr

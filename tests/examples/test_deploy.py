@@ -53,7 +53,7 @@ def test_missing_packages_are_named(tmp_path):
     done = run_example("--model", "x", "--output_dir", tmp_path, code=f"{hide}import deploy; deploy.main()")
     assert done.returncode == 1
     assert done.stderr.endswith(
-        "Not installed: onnx, onnxruntime, onnxscript. Run: pip install 'optimum-kprune[onnx]'\n"
+        "Not installed: onnx, onnxruntime, onnxscript. In the repository, run: pip install '.[onnx]'\n"
     )
 
 

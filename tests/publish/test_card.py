@@ -128,7 +128,7 @@ def test_columns_and_draw_are_told_and_no_sample(pruner, tmp_path):
 def test_the_share_says_of_what_and_the_weights_their_dtype(pruner, tmp_path):
     text = saved_card(pruner, tmp_path / "out").text
     assert "Embeddings, pooler and head stay as they are and are not counted" in text
-    assert "The weights are float32." in text and "lies on disk" not in text
+    assert "The weights are float32." in text and "weights on disk" not in text
 
 
 # What a person wrote

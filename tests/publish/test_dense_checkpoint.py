@@ -26,7 +26,7 @@ def test_a_checkpoint_of_another_dtype_on_disk_is_told(stored, told, tmp_path):
     pruner = KPruner.from_pretrained(tmp_path / "dense", dtype="float32")
     pruner.prune(KPruneConfig(), texts_of(SAMPLES))
     card = saved_card(pruner, tmp_path / "out")
-    assert ("lies on disk in float16 and was loaded as float32" in card.text) == told
+    assert ("has float16 weights on disk and was loaded as float32" in card.text) == told
     assert [cell[-9:] for cell in cells(card, "size")[0][1:3]] == ["(float32)"] * 2
 
 

@@ -1,4 +1,4 @@
-"""The `optimum-cli kprune` command. It is read at every start of the CLI, so that `run` holds the imports."""
+"""The `optimum-cli kprune` command. Every start of the CLI imports this file, so heavy imports are in `run`."""
 
 import signal
 import sys
@@ -32,7 +32,8 @@ class KPruneCommand(BaseOptimumCLICommand):
         from_defaults_factory: bool = False,
         parser: ArgumentParser | None = None,
     ) -> None:
-        # With two copies of the package on the path, Optimum registers this class once for each folder that it finds.
+        # If the package is on the path twice, Optimum registers this class twice, and argparse forbids a second parser
+        # of the same name: the first one is used again.
         registered = getattr(subparsers, "choices", {}).get(self.COMMAND.name)
         super().__init__(
             subparsers, args, command, from_defaults_factory or registered is not None, parser or registered
@@ -49,7 +50,7 @@ class KPruneCommand(BaseOptimumCLICommand):
         dataset = "Calibration data without labels: a Hub name, a folder, or a file or pattern of files."
         required.add_argument("--dataset", help=f"{dataset} Not for --update_card.")
         output = required.add_argument("output_dir", metavar="OUTPUT_DIR", help="Folder for the pruned model.")
-        # It may have been taken for the last of --text_columns, from where it is taken back.
+        # Not required by the parser, which may take it for the last of --text_columns; `cli.run` takes it back.
         output.required = False
         _add_model(parser.add_argument_group("Model"))
         _add_data(parser.add_argument_group("Calibration data"))
@@ -57,7 +58,7 @@ class KPruneCommand(BaseOptimumCLICommand):
         _add_card(parser.add_argument_group("Evaluation and model card"))
 
     def run(self) -> None:
-        """Runs the command."""
+        """Runs the command with the arguments that were parsed."""
         with interruptible():
             from optimum_kprune.cli import run
 
@@ -90,12 +91,12 @@ def _add_prune(group: Any) -> None:
     group.add_argument(
         "--compression_rate", type=float, help="Share of the FLOPs to remove, in [0, 1) (default: 0.5)."
     )
-    group.add_argument("--seed", type=int, help="Seed of what is drawn (default: 0).")
+    group.add_argument("--seed", type=int, help="Seed of all random choices (default: 0).")
     config = "All settings: a kprune_config.json, or a folder or Hub repository that has one. Arguments win over it."
     group.add_argument("--config", help=config)
-    progress = "Folder for the progress: the same command, called again, goes on where it was killed."
+    progress = "Folder for the progress: after a kill, the same command goes on from there."
     group.add_argument("--checkpoint_dir", metavar="DIR", help=progress)
-    overwrite = "Replace the saved model that OUTPUT_DIR holds, when the new one is there."
+    overwrite = "Replace the saved model that OUTPUT_DIR holds, when the new one is complete."
     group.add_argument("--overwrite_output_dir", action="store_true", help=overwrite)
 
 
@@ -119,26 +120,30 @@ def _add_card(group: Any) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Tells Ctrl-C and SIGTERM, which then is an interruption too, in one line, with the exit status of a shell."""
+    """Ends the program by Ctrl-C or SIGTERM with one line instead of a traceback, and with the status a shell gives.
+
+    Both raise an exception inside, so that unfinished folders are cleaned up on the way out.
+    """
     received: list[int] = []
 
     def interrupt(number: int, frame: Any) -> None:
         received.append(number)
-        # A KeyboardInterrupt that has passed through C code makes Python end itself by SIGINT, whatever the signal.
+        # Not a KeyboardInterrupt: if it passes through C code, Python ends itself by SIGINT, whatever the signal was.
         sys.exit(128 + number)
 
-    # Only in the main thread can handlers be set.
+    # Python can set handlers in the main thread only.
     is_main = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM) if is_main}
     try:
         yield
     except BaseException as error:
-        # Libraries that are interrupted while they are imported raise anything.
+        # A library that is interrupted while it is imported may raise any error, not the SystemExit from above.
         if not received and not isinstance(error, KeyboardInterrupt):
             raise
         sys.stderr.write("optimum-cli kprune: interrupted; the output folder is whole, or it is not there.\n")
         sys.exit(128 + (received or [signal.SIGINT])[0])
     finally:
+        # None stands for a handler that was not set by Python, and cannot be set again.
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
 
