@@ -13,6 +13,8 @@ from tiny import VOCABULARY, same_state, tiny_model, tiny_tokenizer
 
 from optimum_kprune import CardFacts, KPruneConfig, KPruner
 
+pytestmark = pytest.mark.slow
+
 
 def test_data_frames_and_columns_are_rows_too_and_other_things_are_refused():
     one = pruned("single label")
