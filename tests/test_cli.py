@@ -28,6 +28,8 @@ from optimum_kprune.prune.sweep import Sweep
 from optimum_kprune.pruner import BATCH_SIZE
 from optimum_kprune.publish import hub
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parent.parent
 
 

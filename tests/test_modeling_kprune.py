@@ -29,6 +29,9 @@ from optimum_kprune.modeling_kprune import (
     shrink_sublayer,
 )
 
+# Of those that are not slow: BERT with every head.
+EVERY_CASE = [pytest.param(*case, marks=[] if case[0] == "bert" else pytest.mark.slow) for case in CASES]
+
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
@@ -39,7 +42,7 @@ def registered():
 # Shrinking
 
 
-@pytest.mark.parametrize(("model_type", "head"), CASES)
+@pytest.mark.parametrize(("model_type", "head"), EVERY_CASE)
 def test_masked_dense_equals_shrunk(model_type, head):
     dense = dense_model(model_type, head).double()
     pruned = pruned_model(dense)
@@ -173,7 +176,7 @@ def test_bypassed_sublayers_can_be_exported_and_compiled(model_type):
 # Saving and loading
 
 
-@pytest.mark.parametrize(("model_type", "head"), CASES)
+@pytest.mark.parametrize(("model_type", "head"), EVERY_CASE)
 def test_saved_equals_loaded(model_type, head, tmp_path):
     pruned = pruned_model(dense_model(model_type, head))
     pruned.save_pretrained(tmp_path)

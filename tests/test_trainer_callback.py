@@ -46,6 +46,7 @@ def test_the_callback_says_before_training_what_will_not_work(tmp_path):
         train(KPruneCallback(CONFIG), model=tiny_model(chunk_size_feed_forward=1))
 
 
+@pytest.mark.slow
 def test_the_callback_says_before_training_that_adapters_are_to_be_merged(tmp_path):
     rows = Dataset.from_list([{"input_ids": [0, 5, 2], "labels": 0}] * 8)
     options = dict(report_to="none", use_cpu=True, disable_tqdm=True)

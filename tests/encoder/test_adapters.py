@@ -154,6 +154,7 @@ sublayer_adapters = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(st.builds(EncoderAdapter, names, st.lists(sublayer_adapters, min_size=1, max_size=3).map(tuple)))
 def test_any_adapter_survives_json(adapter):
     assert EncoderAdapter.from_dict(json.loads(json.dumps(adapter.to_dict()))) == adapter

@@ -92,6 +92,7 @@ def test_a_prediction_may_be_returned_as_it_is():
     assert predicted(None, prediction=lambda outputs: own) is own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", [[0, 1], [1, 0]])
 def test_every_head_counts(heads):
     """A head that is left out of the prediction changes what is kept."""

@@ -168,6 +168,7 @@ def forms_of(samples, tokenizer):
     }
 
 
+@pytest.mark.slow
 def test_all_forms_of_the_same_data_agree():
     pruner = KPruner(tiny_model(), tiny_tokenizer())
     pruner.prune(settings(), texts_of(SAMPLES))
@@ -177,6 +178,7 @@ def test_all_forms_of_the_same_data_agree():
         assert same_state(pruner.model, expected), form
 
 
+@pytest.mark.slow
 def test_batches_agree_with_texts_but_for_rounding():
     pruner = KPruner(tiny_model(), tiny_tokenizer())
     from_texts = pruner.prune(settings(), texts_of(SAMPLES)), pruner.model

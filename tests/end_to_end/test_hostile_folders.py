@@ -32,6 +32,8 @@ from optimum.commands import optimum_cli
 from optimum_kprune import KPruner
 from optimum_kprune.kprune_map import checksum
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
@@ -60,7 +62,6 @@ def edit(file, change):
 # Random damage
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cases", [cases_of_maps, cases_of_adapters, cases_of_weights])
 def test_damage_is_refused_or_without_effect(cases, saved):
     every = list(cases_of_maps(saved, 150, seed=0) if cases is cases_of_maps else cases(saved))
@@ -186,7 +187,6 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
 """
 
 
-@pytest.mark.slow
 def test_the_files_that_travel_have_the_same_guards(bert, tmp_path, monkeypatch):
     for name in ("class", "count", "kept", "weights", "whole"):
         shutil.copytree(bert.folder, tmp_path / "folders" / name)

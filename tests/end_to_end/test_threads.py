@@ -101,6 +101,7 @@ def test_models_that_other_threads_make_meanwhile_are_initialised():
     assert all(0 < weight.std() < 10 * config.initializer_range and weight.isfinite().all() for weight in weights)
 
 
+@pytest.mark.slow
 def test_training_mode_may_change_while_a_model_is_pruned():
     model = tiny_model()
     alone = prune(model)

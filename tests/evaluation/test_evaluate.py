@@ -9,6 +9,8 @@ import torch
 from datasets import Dataset
 from evaluated import TEXTS, pruned
 
+pytestmark = pytest.mark.slow
+
 
 def test_data_frames_and_columns_are_rows_too_and_other_things_are_refused():
     one = pruned("single label")

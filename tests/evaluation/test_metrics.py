@@ -7,6 +7,8 @@ from datasets import Dataset
 from evaluated import SAMPLES, TEXTS, both, outputs_of, pruned
 from scipy.stats import pearsonr, spearmanr
 
+pytestmark = pytest.mark.slow
+
 
 def test_classes_are_counted():
     one = pruned("single label")

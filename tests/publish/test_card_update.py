@@ -1,7 +1,10 @@
 """Figures that are measured later, in the card of a saved model."""
 
+import pytest
 from command_line import arguments_of
 from tiny import tiny_model, tiny_tokenizer
+
+pytestmark = pytest.mark.slow
 
 
 def test_figures_are_written_into_a_card_that_exists(place, labelled, tmp_path, command):

@@ -16,6 +16,8 @@ from optimum_kprune import CardFacts, KPruner
 from optimum_kprune.publish import hub
 from optimum_kprune.publish.card import BEGIN, END
 
+pytestmark = pytest.mark.slow
+
 # What a person wrote
 
 
@@ -106,7 +108,6 @@ def test_the_model_uploads_itself_and_leaves_the_card(pruner, stand_in, tmp_path
     assert_loads(stand_in.download("me/small", tmp_path / "copy"), pruner.model)
 
 
-@pytest.mark.slow
 def test_the_trainer_uploads_a_model_that_loads_and_the_pruner_completes_its_card(pruner, stand_in, tmp_path):
     arguments = TrainingArguments(tmp_path / "run", hub_model_id="me/trained", report_to=[], use_cpu=True)
     trainer = Trainer(pruner.model, arguments, processing_class=tiny_tokenizer())
@@ -126,7 +127,6 @@ def test_the_trainer_uploads_a_model_that_loads_and_the_pruner_completes_its_car
     )
 
 
-@pytest.mark.slow
 def test_what_is_trained_on_still_tells_the_prune(pruner, tmp_path):
     pruner.save_pretrained(tmp_path / "pruned")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "pruned")
