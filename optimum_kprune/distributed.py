@@ -83,7 +83,7 @@ def add_up(*sums: Tensor) -> None:
 def as_in_main(tensor: Tensor) -> Tensor:
     """Returns the main process's tensor in every process.
 
-    Each could compute it from the same sums, but on different hardware not to the last bit.
+    Each could compute it from the same sums, but perhaps not to the last bit; and the students must stay equal.
     """
     if world_size() == 1:
         return tensor
