@@ -86,6 +86,7 @@ def given(folder):
     return names | {"args": args, "trainer": trainer, "__name__": "page"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
 def test_python_runs(page, folder, monkeypatch):
     """The blocks of a page one after the other, as a reader would run them; nothing is uploaded."""

@@ -21,6 +21,8 @@ from tiny import (
 
 from optimum_kprune import KPruneConfig, KPruner, pruner
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = ragged_samples(40)
 TEXTS = texts_of(SAMPLES)
 TOKENS = sum(map(len, SAMPLES))

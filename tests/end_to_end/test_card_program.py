@@ -10,6 +10,8 @@ from tiny import ragged_samples, same_state, save_tiny, texts_of, tiny_model, ti
 
 from optimum_kprune import KPruneConfig, KPruner
 
+pytestmark = pytest.mark.slow
+
 CHANGED = {"compression_rate": 0.6, "ridge": 0.5, "gradient": "batch", "num_tokens": 300}
 
 

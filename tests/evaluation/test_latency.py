@@ -10,6 +10,8 @@ from tiny import HEADS, pad, samples_for, tiny_model, tiny_tokenizer
 from optimum_kprune import KPruneConfig, KPruner
 from optimum_kprune.evaluation.latency import latencies, machine_of
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -258,6 +258,7 @@ def test_scores_do_not_depend_on_batches(head, knowledge):
             assert_close(one, other, TOLERANCES[head])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["single label", "question answering", "multiple choice", "base model"])
 def test_kept_units_do_not_depend_on_batches(head):
     model = tiny_model(head=head)

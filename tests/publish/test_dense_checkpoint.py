@@ -9,6 +9,8 @@ from tiny import save_tiny, texts_of, tiny_model
 from optimum_kprune import CardFacts, KPruneConfig, KPruner
 from optimum_kprune.publish.dense_checkpoint import inherited_fields
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_base_model_is_named_if_it_is_on_the_hub(tmp_path):
     model = tiny_model()
