@@ -63,7 +63,6 @@ def test_a_loaded_data_set_is_drawn_and_tokenized():
 # The budget
 
 
-@pytest.mark.slow
 def test_what_was_drawn_is_used_whole_and_its_budget_is_that_of_the_settings(tmp_path, caplog):
     config = KPruneConfig(compression_rate=0.6, heldout_share=0)
     for num_tokens in (150, 200, None):
@@ -121,7 +120,6 @@ def test_token_types_are_those_of_the_model():
 # What is odd
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("knowledge", ["fisher", "divergence"])
 def test_the_default_type_of_torch_does_not_matter(dtype, knowledge):
@@ -135,7 +133,6 @@ def test_the_default_type_of_torch_does_not_matter(dtype, knowledge):
     assert same_state(one.model, expected.model)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["sequence_length", "num_tokens", "measure_tokens", "measure_every", "memory_budget", "neuron_multiple", "seed"],
@@ -170,7 +167,6 @@ def forms_of(samples, tokenizer):
     }
 
 
-@pytest.mark.slow
 def test_all_forms_of_the_same_data_agree():
     pruner = KPruner(tiny_model(), tiny_tokenizer())
     pruner.prune(settings(), texts_of(SAMPLES))
@@ -180,7 +176,6 @@ def test_all_forms_of_the_same_data_agree():
         assert same_state(pruner.model, expected), form
 
 
-@pytest.mark.slow
 def test_batches_agree_with_texts_but_for_rounding():
     pruner = KPruner(tiny_model(), tiny_tokenizer())
     from_texts = pruner.prune(settings(), texts_of(SAMPLES)), pruner.model
@@ -196,7 +191,6 @@ def test_integers_of_another_width_are_the_same_tokens():
     assert prune(tiny_model(), narrow).result.kept == prune(tiny_model(), wide).result.kept
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "labels"),
     [
