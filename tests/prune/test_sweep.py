@@ -225,10 +225,11 @@ def test_out_of_memory_in_a_later_rate_leaves_the_earlier_ones(monkeypatch):
     assert same_state(found[0].model, first.model) and found[1].result.kept == second.result.kept
 
 
-@pytest.mark.parametrize("overrides", [{}, {"gradient": "batch"}])
-def test_what_cannot_be_halved_is_told(overrides, monkeypatch):
-    """Single samples; and batches whose mean gradient counts."""
-    out_of_memory_above(monkeypatch, 0)
+@pytest.mark.parametrize(("overrides", "given_at_last"), [({}, 1), ({"gradient": "batch"}, 12)])
+def test_what_cannot_be_halved_is_told(overrides, given_at_last, monkeypatch):
+    """Single samples; and batches whose mean gradient counts, which are not halved at all."""
+    given = out_of_memory_above(monkeypatch, 0)
     with pytest.raises(torch.OutOfMemoryError) as caught:
-        KPruner(tiny_model()).prune(settings(**overrides), batches_of(SAMPLES))
+        KPruner(tiny_model()).prune(settings(**overrides), batches_of(SAMPLES, 12))
+    assert (given[0], given[-1]) == (12, given_at_last)
     assert any("batch_size" in note for note in caught.value.__notes__)
