@@ -89,7 +89,7 @@ def _embedding(
     return one_position(nn.functional.normalize(embedding, dim=-1) if unit_length else embedding, "gaussian")
 
 
-def with_encoder(pipeline: SentenceTransformer, model: PreTrainedModel, card: str) -> SentenceTransformer:
+def pipeline_with(pipeline: SentenceTransformer, model: PreTrainedModel, card: str) -> SentenceTransformer:
     """Returns a copy of a pipeline with another transformers model, which itself is not copied, and another card."""
     # New card data: the old describes the old model, and refers to its trainer with all data.
     card_data = type(pipeline.model_card_data)()

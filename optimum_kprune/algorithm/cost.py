@@ -3,7 +3,7 @@
 import math
 
 
-def unit_flops(kind: str, unit_weights: int, unit_size: int, sequence_length: float) -> float:
+def unit_flops(kind: str, unit_weights: int, unit_size: int, sequence_length: int) -> float:
     """Returns the FLOPs of one unit on a sequence of T tokens (docs/method.md, section 1).
 
     One multiply-accumulate counts as 2 FLOPs.

@@ -85,7 +85,7 @@ class Sublayer:
         names = [*self.adapter.inputs, self.adapter.output] if self.units else [self.adapter.output]
         return sum(p.numel() for name in names for p in self.block.get_submodule(name).parameters())
 
-    def unit_flops(self, sequence_length: float) -> float:
+    def unit_flops(self, sequence_length: int) -> float:
         """Returns the FLOPs of one unit on a sequence of that many tokens; 0 without units."""
         if not self.units:
             return 0.0

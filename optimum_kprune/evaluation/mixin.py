@@ -55,6 +55,13 @@ class EvaluationMixin:
         """
         if self.model is self.teacher:
             raise ValueError("There is no pruned model to evaluate yet. Call `prune` first.")
+        options = {"metric": metric, "compute_metrics": compute_metrics, **reading}
+        unused = [name for name, value in options.items() if value is not None]
+        if unused and (dataset is None or callable(dataset)):
+            raise ValueError(
+                f"{', '.join(unused)} say how rows are evaluated, and there are none: a function or a trainer "
+                "evaluates by itself. Leave them out, or pass rows as `dataset`."
+            )
         if dataset is None:
             trainer = self._need_trainer("`evaluate` needs evaluation data and metrics")
             measure: Any = partial(evaluate_like, trainer)

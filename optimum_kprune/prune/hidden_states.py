@@ -67,7 +67,7 @@ class HiddenStates:
         Returns:
             the outputs of the model, or None if a recorder stopped it (see `encoder.hooks`).
         """
-        return run(self.encoder, step.batch, self._places[step.index], self._held[step.index])
+        return run(self.encoder, step.batch, self._places[step.index], self.at(step))
 
     def advance(self, step: Step, place: Place) -> None:
         """Moves a batch to a place further up, through the sublayers as they are now."""

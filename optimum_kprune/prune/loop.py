@@ -53,7 +53,7 @@ class SublayerPruner:
         pair: Pair,
         scores: Scores,
         config: KPruneConfig,
-        sequence_length: float,
+        sequence_length: int,
         checkpoint: Checkpoint | None = None,
     ) -> None:
         self.pair, self.scores, self.config, self.checkpoint = pair, scores, config, checkpoint
@@ -68,7 +68,7 @@ class SublayerPruner:
         """Prunes all sublayers; returns one result for each, bottom to top."""
         results = []
         finished = self.checkpoint.finished if self.checkpoint else 0
-        # What is only read from a checkpoint takes no time worth a part of the bar.
+        # To read a finished sublayer, and to move past it, takes little time.
         work = [0.0] * finished + self._work()[finished:]
         # Without smoothing, the time left follows from all work so far: the speed of one sublayer says little.
         with progress_bar(total=sum(work), bar_format=BAR_FORMAT, smoothing=0) as bar:
@@ -181,7 +181,7 @@ class SublayerPruner:
             with self.stopwatch("teacher"):
                 self.scores.predictions.make()
             with self.stopwatch("measure"):
-                self.scores.measure(self.pair, students)
+                self.scores.measure(students)
         return [self.scores.latest[student.place] for student in students]
 
     def _select(self, students: list[Sublayer], scores: list[Tensor]) -> list[int]:
@@ -226,7 +226,8 @@ class SublayerPruner:
         work = []
         for sublayer in self.pair.teacher.encoder.sublayers():
             number = targets.index(sublayer.place) if sublayer.units else 0
-            measurement = 3 * measured_share * (len(targets) - number) * (number % self.config.measure_every == 0)
+            is_measured = number % self.config.measure_every == 0 and not (number == 0 and self.scores.latest)
+            measurement = 3 * measured_share * (len(targets) - number) * is_measured
             work.append(5 + measurement if sublayer.units else 0.0)
         return work
 

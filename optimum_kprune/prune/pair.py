@@ -63,9 +63,10 @@ class Pair:
         return islice(self.steps(), self.measured)
 
     def advance(self, target: Sublayer) -> None:
-        """Moves the student to a target, through the sublayers below as they are now.
+        """Moves both models to a target, through the sublayers below as they are now.
 
-        The teacher is there already. Only if the sublayers below came from a checkpoint must it be moved too.
+        Usually only the student must move: the teacher went there while the sublayer below was fitted. It did not
+        where that sublayer came from a checkpoint, or had no units to fit.
         """
         place = self._enters_at[target.place]
         for step in self.steps() if not (self.teacher.are_at(place) and self.student.are_at(place)) else ():

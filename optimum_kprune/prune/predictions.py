@@ -53,6 +53,12 @@ class Predictions:
                 self._last[step.index] = outputs[0]
         self._are_made = True
 
+    def clear(self) -> None:
+        """Forgets what the teacher predicts."""
+        self._stored = [None] * len(self._stored)
+        self._last.clear()
+        self._are_made = False
+
     def of_teacher(self, step: Step) -> Prediction:
         """Returns what the student's prediction on a measured batch is compared with: the reference."""
         prediction = self._stored[step.index]

@@ -5,7 +5,6 @@ from torch import Tensor
 from ..algorithm.knowledge import unit_scores
 from ..configuration import KPruneConfig
 from ..encoder.sublayers import Place, Sublayer
-from .pair import Pair
 from .predictions import Predictions
 from .statistics import measure_knowledge
 
@@ -33,7 +32,7 @@ class Scores:
         self,
         predictions: Predictions,
         config: KPruneConfig,
-        sequence_length: float,
+        sequence_length: int,
         first: dict[Place, Tensor] | None = None,
     ) -> None:
         self.predictions = predictions
@@ -45,12 +44,12 @@ class Scores:
         """Whether scores must be measured before a target, given by its number: 0 is the lowest target."""
         return not self.latest or (number > 0 and number % self._config.measure_every == 0)
 
-    def measure(self, pair: Pair, students: list[Sublayer]) -> None:
+    def measure(self, students: list[Sublayer]) -> None:
         """Measures the scores of the target and of the sublayers above it, all in one pass over the data.
 
         S = mu (K_pred + lambda K_rep) / F          (`unit_scores`; docs/method.md, knowledge)
         """
-        importances = measure_knowledge(pair, self.predictions, students, self._config)
+        importances = measure_knowledge(self.predictions, students, self._config)
         self.latest = {
             student.place: unit_scores(
                 importance, self._config.lambda_rep, self._mu(student), student.unit_flops(self._sequence_length)
@@ -58,7 +57,7 @@ class Scores:
             for importance, student in zip(importances, students, strict=True)
         }
         # All targets are there to be scored: this is the lowest.
-        if len(students) == len(pair.targets):
+        if len(students) == len(self.predictions.pair.targets):
             self.first = self.latest
 
     def _mu(self, sublayer: Sublayer) -> float:

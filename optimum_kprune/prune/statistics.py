@@ -23,14 +23,11 @@ from .precision import measuring_precision
 from .predictions import Predictions
 
 
-def measure_knowledge(
-    pair: Pair, predictions: Predictions, sublayers: list[Sublayer], config: KPruneConfig
-) -> list[Importance]:
+def measure_knowledge(predictions: Predictions, sublayers: list[Sublayer], config: KPruneConfig) -> list[Importance]:
     """Measures the knowledge of the units of the student's sublayers, all in one pass over the data.
 
     Args:
-        pair: teacher and student, with hidden states at the lowest of the sublayers or at its block.
-        predictions: what the models predict.
+        predictions: what the models predict, with hidden states at the lowest of the sublayers or at its block.
         sublayers: the target and all sublayers above it that have units, in the student.
         config: says how knowledge is measured: temperature, gradient, precision.
 
@@ -40,7 +37,7 @@ def measure_knowledge(
     Raises:
         ValueError: if a feature or a gradient is not finite; the message names the sublayer.
     """
-    student = pair.student.encoder
+    pair, student = predictions.pair, predictions.pair.student.encoder
     statistics = [UnitStatistics(sublayer.features, config.gradient, student.device) for sublayer in sublayers]
     precision = measuring_precision(student.pretrained.dtype, student.device, config)
     seen = torch.zeros(2, dtype=torch.int64, device=student.device)

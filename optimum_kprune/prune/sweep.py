@@ -48,7 +48,8 @@ def configs_of(rates: Iterable[float], config: KPruneConfig) -> list[KPruneConfi
     configs = []
     for rate in given:
         configs.append(copy.copy(config))
-        configs[-1].compression_rate = rate
+        # Numbers of numpy and torch are saved as plain ones.
+        configs[-1].compression_rate = rate.item() if hasattr(rate, "item") else rate
         configs[-1].check()
     if len(set(given)) < len(given):
         raise ValueError(f"`rates` must hold every rate once. Got {given!r} instead.")
@@ -193,6 +194,7 @@ class Sweep:
         """Halves the batches, and forgets what was made from them: hidden states and predictions."""
         if self._predictions is not None:
             self._predictions.pair.clear()
+            self._predictions.clear()
         self._predictions = None
         self._calibration = self._calibration.halved()
         logger.warning(

@@ -53,10 +53,10 @@ class SavingMixin:
                 "This pruner has no pipeline of sentence-transformers to put the pruned model into. Use "
                 "`KPruner.from_sentence_transformer(...)`."
             )
-        from ..sentence_transformers import with_encoder
+        from ..sentence_transformers import pipeline_with
 
         prune = self._publication()
-        return with_encoder(self._pipeline, prune.pruned, str(model_card(prune)))
+        return pipeline_with(self._pipeline, prune.pruned, str(model_card(prune)))
 
     @in_main
     def save_pretrained(
@@ -77,11 +77,11 @@ class SavingMixin:
             kwargs: arguments of the model's `save_pretrained`, such as `max_shard_size`.
 
         Raises:
-            ValueError: if nothing was pruned yet.
+            ValueError: if nothing was pruned yet, or `push_to_hub` is asked for.
             FileExistsError: if the folder is not empty.
             OSError: if the folder cannot be written, for instance because the disk is full.
         """
-        if "push_to_hub" in kwargs:
+        if kwargs.pop("push_to_hub", False):
             raise ValueError("`save_pretrained` does not upload. Call `push_to_hub(repo_id)`.")
         _save(self._publication(facts, measure_latency), save_directory, overwrite=overwrite, **kwargs)
 
@@ -159,9 +159,9 @@ def _save(
     card = model_card(prune, repo_id)
     with written_whole(save_directory, overwrite) as folder:
         if prune.pipeline is not None:
-            from ..sentence_transformers import with_encoder
+            from ..sentence_transformers import pipeline_with
 
-            pipeline = with_encoder(prune.pipeline, prune.pruned, str(card))
+            pipeline = pipeline_with(prune.pipeline, prune.pruned, str(card))
             # The library writes the card of the pipeline itself otherwise; ours is saved below.
             pipeline.save_pretrained(str(folder), create_model_card=False)
         # This writes the settings too: they lie in the config of the model.

@@ -36,3 +36,10 @@ def test_what_was_measured_is_in_the_card(tmp_path):
 def test_nothing_is_evaluated_before_a_prune():
     with pytest.raises(ValueError, match="Call `prune` first"):
         KPruner(tiny_model(), tiny_tokenizer()).evaluate(Dataset.from_dict({"text": [VOCABULARY[9]], "label": [0]}))
+
+
+@pytest.mark.parametrize("options", [{"metric": "accuracy"}, {"label_column": "label"}])
+def test_what_would_be_ignored_is_refused(options):
+    one = pruned("single label")
+    with pytest.raises(ValueError, match=f"{next(iter(options))} say how rows are evaluated"):
+        one.evaluate(lambda model: {"figure": 0.5}, **options)

@@ -4,9 +4,20 @@ import copy
 
 import pytest
 import torch
-from tiny import HEADS, batches_of, predictions_of, ragged_samples, samples_for, teacher_and_student, tiny_model
+from tiny import (
+    HEADS,
+    batches_of,
+    pair_of,
+    predictions_of,
+    ragged_samples,
+    samples_for,
+    teacher_and_student,
+    tiny_model,
+)
 
 from optimum_kprune.encoder.tasks import task_of
+from optimum_kprune.prune.predictions import Predictions
+from optimum_kprune.prune.state_store import StateStore
 
 SAMPLES = ragged_samples(36)
 
@@ -46,3 +57,17 @@ def test_the_teacher_is_run_once():
         _ = [predictions.of_teacher(step) for step in predictions.pair.steps()]
     handle.remove()
     assert not calls
+
+
+def test_predictions_that_are_cleared_take_no_memory_and_are_made_again():
+    model, store = tiny_model(head="masked language model").eval(), StateStore()
+    pair = pair_of(model, copy.deepcopy(model), batches_of(SAMPLES, 12))
+    predictions = Predictions(pair, task_of(model), store=store)
+    held = []
+    with torch.no_grad():
+        for _ in range(2):
+            predictions.make()
+            held.append(store.bytes_in_memory)
+            predictions.clear()
+            assert store.bytes_in_memory == 0
+    assert held[0] == held[1] > 0

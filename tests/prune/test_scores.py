@@ -20,9 +20,9 @@ SAMPLES = ragged_samples(36)
 def test_knowledge_is_measured_before_every_so_manieth_sublayer(every, monkeypatch):
     measured = []
 
-    def recording(pair, predictions, sublayers, config):
+    def recording(predictions, sublayers, config):
         measured.append(len(sublayers))
-        return measure_knowledge(pair, predictions, sublayers, config)
+        return measure_knowledge(predictions, sublayers, config)
 
     monkeypatch.setattr(scoring, "measure_knowledge", recording)
     result = prune(tiny_model(), measure_every=every, compression_rate=0.6).result
@@ -35,10 +35,10 @@ def test_knowledge_is_measured_before_every_so_manieth_sublayer(every, monkeypat
 def test_scores_are_knowledge_per_flop_times_the_factor_of_heads():
     model, config, length = tiny_model().eval(), KPruneConfig(head_weight=5.0, lambda_rep=0.3), 7
     predictions = predictions_of(model, copy.deepcopy(model).requires_grad_(False), batches_of(SAMPLES, 12))
-    pair, students = predictions.pair, predictions.pair.student.encoder.sublayers()
+    students = predictions.pair.student.encoder.sublayers()
     scores = Scores(predictions, config, length)
-    scores.measure(pair, students)
-    for student, knowledge in zip(students, measure_knowledge(pair, predictions, students, config), strict=True):
+    scores.measure(students)
+    for student, knowledge in zip(students, measure_knowledge(predictions, students, config), strict=True):
         factor = 5.0 * student.unit_size if student.adapter.kind == "attention" else 1.0
         lost = knowledge.predictive + 0.3 * knowledge.representational
         torch.testing.assert_close(scores.latest[student.place], factor * lost / student.unit_flops(length))

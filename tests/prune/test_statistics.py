@@ -115,7 +115,7 @@ def measured(teacher, student, batches, first=0, task=None, **settings):
     with torch.no_grad():
         pair.advance(pair.targets[first])
         sublayers = pair.student.encoder.sublayers()[first:]
-        return measure_knowledge(pair, predictions, sublayers, KPruneConfig(temperature=GAMMA, **settings))
+        return measure_knowledge(predictions, sublayers, KPruneConfig(temperature=GAMMA, **settings))
 
 
 def assert_close(actual, expected, tolerance):
@@ -347,7 +347,7 @@ def test_scores_under_bfloat16_are_sums_in_float32_and_close():
     sublayers = pair.student.encoder.sublayers()
     with torch.no_grad():
         exact, rough = (
-            measure_knowledge(pair, predictions, sublayers, KPruneConfig(measure_precision=precision))
+            measure_knowledge(predictions, sublayers, KPruneConfig(measure_precision=precision))
             for precision in ("float32", "bfloat16")
         )
     for one, other in zip(exact, rough, strict=True):

@@ -1,5 +1,6 @@
 """KPruner.sweep: every rate as from a prune of its own, for less work; what is written, refused and left alone."""
 
+import numpy as np
 import pytest
 import torch
 from prunes import untouchable
@@ -233,3 +234,19 @@ def test_what_cannot_be_halved_is_told(overrides, given_at_last, monkeypatch):
         KPruner(tiny_model()).prune(settings(**overrides), batches_of(SAMPLES, 12))
     assert (given[0], given[-1]) == (12, given_at_last)
     assert any("batch_size" in note for note in caught.value.__notes__)
+
+
+def test_halved_batches_leave_nothing_of_the_whole_ones(monkeypatch):
+    """Of a vocabulary, the teacher's last hidden states are held: those of the whole batches are let go of."""
+    stores = []
+    make = sweeping.StateStore
+    monkeypatch.setattr(sweeping, "StateStore", lambda budget: stores.append(make(budget)) or stores[-1])
+    for rows in (12, 5):
+        out_of_memory_above(monkeypatch, rows)
+        KPruner(tiny_model(head="masked language model")).prune(settings(), batches_of(SAMPLES, 12))
+    assert stores[0].bytes_in_memory == stores[1].bytes_in_memory
+
+
+def test_rates_of_numpy_are_saved_as_plain_numbers():
+    (swept,) = KPruner(tiny_model()).sweep(np.array([0.5], dtype=np.float32), settings(), batches_of(SAMPLES))
+    assert type(swept.config.compression_rate) is float
