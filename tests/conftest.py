@@ -83,3 +83,13 @@ def command(monkeypatch):
         return None
 
     return call
+
+
+def pytest_ignore_collect(collection_path):
+    """Leaves out the tests of exports where torch is one of the oldest, with which transformers exports nothing."""
+    if collection_path.name in ("test_export.py", "test_deploy.py"):
+        try:
+            import transformers.exporters  # noqa: F401
+        except ImportError:
+            return True
+    return None
