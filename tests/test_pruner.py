@@ -35,6 +35,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["single label", "question answering", "masked language model"])
 def test_a_second_prune_starts_from_the_teacher(head):
     dense = tiny_model(head=head)

@@ -278,6 +278,7 @@ def residual(problem, projection):
     return (problem.weights[:, None] * errors.square()).sum().item()
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=400)
 @given(problems(), st.sampled_from([0.0, 1e-3, 0.01, 1.0]), st.booleans())
 def test_the_solution_is_that_of_the_svd(problem, ridge, fit_bias):

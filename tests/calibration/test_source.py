@@ -13,6 +13,8 @@ from optimum_kprune.calibration import source as calibration_source
 from optimum_kprune.calibration.prepare import load_calibration_dataset
 from optimum_kprune.calibration.source import read_split
 
+pytestmark = pytest.mark.slow
+
 
 def write_arrow(data, path):
     table = data.data.table

@@ -19,6 +19,7 @@ def test_the_config_of_the_model_tells_what_was_kept():
     assert entries == pruner.result.kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rates", [(0.3, 0.5), (0.95, 0.5), (0.5, 0.999), (0.95, 0)])
 def test_a_saved_model_can_be_pruned_further(rates, tmp_path):
     dense = tiny_model()

@@ -10,6 +10,8 @@ from tiny import LAYERS, batches_of, pad, ragged_samples, texts_of, tiny_model, 
 from optimum_kprune import KPruner
 from optimum_kprune.prune.loop import SublayerPruner
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = ragged_samples()
 
 

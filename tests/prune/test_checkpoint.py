@@ -25,6 +25,8 @@ from optimum_kprune.prune import checkpoint, scores
 from optimum_kprune.prune.checkpoint import IDENTITY_NAME, Checkpoint
 from optimum_kprune.prune.pair import Pair
 
+pytestmark = pytest.mark.slow
+
 SUBLAYERS = 2 * LAYERS
 
 
@@ -74,7 +76,6 @@ def test_a_prune_goes_on_from_every_sublayer_to_the_same_bits(finished, tmp_path
     assert resumed.model.config.kprune == alone.model.config.kprune
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "overrides"),
     [
@@ -186,7 +187,6 @@ def test_a_sublayer_of_another_prune_or_place_is_refused(tmp_path):
             prune(tmp_path / "one")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [
@@ -216,7 +216,6 @@ def test_progress_of_another_version_is_refused(tmp_path, monkeypatch):
         prune(tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("point", range(0, SUBLAYERS + 1, 2))
 def test_a_write_that_is_cut_off_is_as_if_it_had_not_begun(point, tmp_path, monkeypatch):
     """Killed inside of the write: what is left of it is a temporary file, at most."""
@@ -237,7 +236,6 @@ def test_a_write_that_is_cut_off_is_as_if_it_had_not_begun(point, tmp_path, monk
     shutil.rmtree(tmp_path / "progress")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("moved", [True, False])
 def test_the_same_call_ends_what_was_killed_while_saving(moved, tmp_path, monkeypatch):
     """Before the folder of the second rate has got its name, and after."""

@@ -25,6 +25,8 @@ from optimum_kprune.encoder.tasks import task_of
 from optimum_kprune.prune import sweep
 from optimum_kprune.prune.heldout import heldout_quality
 
+pytestmark = pytest.mark.slow
+
 
 def pair(head, family="bert"):
     """A model and another that is somewhat like it."""

@@ -55,6 +55,7 @@ def test_mu_weighs_heads_against_neurons():
     assert heads[1e-9] < heads[None] < heads[1e9] and heads[None] == heads[HEAD_SIZE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "rate"), zip(itertools.cycle(FAMILIES), (0, 0.1, 0.4, 0.6, 0.8, 0.95)))
 @pytest.mark.parametrize("multiple", [3, 8])
 def test_kept_neurons_are_multiples_within_the_budget(family, rate, multiple):

@@ -245,6 +245,7 @@ def arrangements(samples):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("knowledge", ["divergence", "fisher"])
 @pytest.mark.parametrize("head", ALL_HEADS)
 def test_scores_do_not_depend_on_batches(head, knowledge):

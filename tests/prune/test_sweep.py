@@ -14,6 +14,8 @@ from optimum_kprune.prune.hidden_states import HiddenStates
 from optimum_kprune.prune.pair import Pair
 from optimum_kprune.publish import save as publishing
 
+pytestmark = pytest.mark.slow
+
 slow = pytest.mark.slow
 RATES = [0.8, 0.0, 0.45]
 SAMPLES = ragged_samples()
@@ -190,7 +192,6 @@ def out_of_memory_above(monkeypatch, rows):
     return given
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 5])
 def test_out_of_memory_halves_the_batches_and_says_so(rows, monkeypatch, caplog):
     batches = batches_of(SAMPLES, 12)
@@ -209,7 +210,6 @@ def test_out_of_memory_halves_the_batches_and_says_so(rows, monkeypatch, caplog)
         torch.testing.assert_close(one.model.state_dict()[name], value, rtol=0, atol=1e-4)
 
 
-@pytest.mark.slow
 def test_out_of_memory_in_a_later_rate_leaves_the_earlier_ones(monkeypatch):
     first, second = sweep()[:2]
     seen = []
