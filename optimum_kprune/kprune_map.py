@@ -14,17 +14,20 @@ from typing import Any
 from torch import nn
 
 # The number of the format of maps. A change that earlier code would misread must raise it.
-FORMAT = 1
+FORMAT = 2
 KINDS = ("attention", "ffn")
 # The adapters of `optimum_kprune` by model type, as dictionaries. It is empty in the copy that is saved with a model.
 REGISTERED: dict[str, dict[str, Any]] = {}
 
-_MAP: dict[str, type] = {"adapter": dict, "kept": list}
-_OPTIONAL: dict[str, type] = {"format": int, "settings": dict, "checksum": str}
-_ADAPTER: dict[str, type] = {"blocks": str, "sublayers": list}
-_SUBLAYER: dict[str, type] = {"kind": str, "inputs": dict, "output": str, "residual": str, "bypass": str}
-_SUBLAYER |= {"returns_tuple": bool, "counts": dict}
-_ENTRY: dict[str, type] = {"layer": int, "kind": str, "kept": str, "total": int}
+_MAP: dict[str, Any] = {"adapter": dict, "kept": list}
+_OPTIONAL: dict[str, Any] = {"format": int, "settings": dict, "checksum": str}
+_ADAPTER: dict[str, Any] = {"blocks": str, "sublayers": list}
+_SUBLAYER: dict[str, Any] = {"kind": str, "inputs": dict, "output": str, "residual": str, "bypass": str}
+_SUBLAYER |= {"returns_tuple": (bool, int), "counts": dict}
+# Left out where they have nothing to say.
+_ADAPTER_MORE: dict[str, Any] = {"front": list, "handed_on": dict, "repeated": dict}
+_SUBLAYER_MORE: dict[str, Any] = {"tensors": dict, "arguments": dict, "uncorrected": list, "scale": (int, float, str)}
+_ENTRY: dict[str, Any] = {"layer": int, "kind": str, "kept": str, "total": int}
 
 
 def format_units(indices: list[int]) -> str:
@@ -124,17 +127,28 @@ def check_adapter(adapter: Any) -> None:
     Raises:
         ValueError: if a key is missing or unknown, or a value malformed.
     """
-    _check_fields(adapter, "adapter", _ADAPTER)
+    _check_fields(adapter, "adapter", _ADAPTER, _ADAPTER_MORE)
     _require(adapter["sublayers"], "adapter.sublayers", "name at least one sublayer", [])
     for index, sublayer in enumerate(adapter["sublayers"]):
         where = f"adapter.sublayers[{index}]"
-        _check_fields(sublayer, where, _SUBLAYER)
+        _check_fields(sublayer, where, _SUBLAYER, _SUBLAYER_MORE)
         inputs, counts = sublayer["inputs"], sublayer["counts"]
         _require(sublayer["kind"] in KINDS, f"{where}.kind", f"be one of {KINDS}", sublayer["kind"])
         parts = all(type(name) is str and type(part) is int and part > 0 for name, part in inputs.items())
         _require(inputs and parts, f"{where}.inputs", "give the number of projections fused in each", inputs)
+        items = sublayer["returns_tuple"]
+        _require(items >= 0, f"{where}.returns_tuple", "be true or false, or a number of items", items)
         units = all(type(name) is str and unit in ("units", "features") for name, unit in counts.items())
         _require(units, f"{where}.counts", "tell of each whether it counts 'units' or 'features'", counts)
+        for name in ("tensors", "arguments"):
+            dims = {**sublayer.get(name, {})}
+            whole = all(type(key) is str and type(dim) is int for key, dim in dims.items())
+            _require(whole, f"{where}.{name}", "give the dimension along which the units of each lie", dims)
+        others = sublayer.get("uncorrected", [])
+        _require(all(name in inputs for name in others), f"{where}.uncorrected", "name inputs", others)
+    for name in ("handed_on", "repeated"):
+        pairs = adapter.get(name, {})
+        _require(all(type(value) is str for value in pairs.values()), f"adapter.{name}", "map names to names", pairs)
 
 
 def check_structure(model: Any, adapter: dict[str, Any], units: list[int] | None = None, shrunk: bool = False) -> None:
@@ -276,11 +290,16 @@ def _check_apart(sublayers: list[dict[str, Any]]) -> None:
         _require(apart, "adapter.sublayers", "not lie in one another", name)
 
 
-def _check_fields(values: Any, where: str, fields: dict[str, type]) -> None:
-    _require(isinstance(values, dict) and values.keys() == fields.keys(), where, f"have {', '.join(fields)}", values)
-    for name, kind in fields.items():
+def _check_fields(values: Any, where: str, fields: dict[str, Any], more: dict[str, Any] | None = None) -> None:
+    """Checks that a dictionary has all `fields`, no others but those in `more`, and values of their types."""
+    allowed = {**fields, **(more or {})}
+    rule = f"have {', '.join(fields)}" + (f", and may have {', '.join(more)}" if more else "")
+    _require(isinstance(values, dict) and fields.keys() <= values.keys() <= allowed.keys(), where, rule, values)
+    for name, value in values.items():
+        kinds = allowed[name] if isinstance(allowed[name], tuple) else (allowed[name],)
+        told = " or ".join(kind.__name__ for kind in kinds)
         # Not isinstance: for Python, a boolean is an int.
-        _require(type(values[name]) is kind, f"{where}.{name}", f"be of type {kind.__name__}", values[name])
+        _require(type(value) in kinds, f"{where}.{name}", f"be of type {told}", value)
 
 
 def _require(holds: Any, where: str, rule: str, given: Any, described: str = "") -> None:

@@ -7,7 +7,7 @@ Auto classes find by the names in the config's `auto_map`.
 
 The map `kprune` in the config names the units that are left. A model is built in its dense shape, and shrunk to them:
 
-    {"format": 1,
+    {"format": 2,
      "adapter": {"blocks": ..., "sublayers": [...]},
      "kept": [{"layer": 0, "kind": "attention", "kept": "0-3,7", "total": 12}, ...],     one entry per sublayer
      "checksum": "...",     of `adapter`, `kept` and the shapes of the weights

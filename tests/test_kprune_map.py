@@ -2,6 +2,7 @@
 
 import re
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -63,7 +64,14 @@ def changed(**fields):
         (changed(inputs=["x"]), r"inputs` must be of type dict"),
         (changed(inputs={"x": 0}), r"inputs` must give the number of projections"),
         (changed(counts={"x": "heads"}), "'units' or 'features'"),
-        (changed(returns_tuple=1), "of type bool"),
+        (changed(returns_tuple="yes"), "of type bool or int"),
+        (changed(returns_tuple=-1), "or a number of items"),
+        (changed(tensors={"x": "0"}), r"tensors` must give the dimension"),
+        (changed(arguments=["x"]), r"arguments` must be of type dict"),
+        (changed(uncorrected=("x",)), r"uncorrected` must name inputs"),
+        (changed(scale=None), "of type int or float or str"),
+        (replace(BERT, handed_on={"x": 1}), r"handed_on` must map names to names"),
+        (replace(BERT, front="x"), r"front` must be of type list"),
     ],
 )
 def test_an_adapter_of_the_wrong_form_is_refused(adapter, message, own_adapters):

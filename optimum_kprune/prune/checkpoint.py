@@ -86,7 +86,7 @@ class Checkpoint:
         """
         try:
             result, tensors = self._read(index, next(target.output.parameters()).device)
-            shrink_sublayer(target.block, asdict(target.adapter), result.kept, target.units)
+            shrink_sublayer(target.block, target.adapter.to_dict(), result.kept, target.units)
             for module in _projections(replace(target, units=len(result.kept))):
                 projection = target.block.get_submodule(module)
                 for name in dict(projection.named_parameters()):

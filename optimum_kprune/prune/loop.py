@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -137,7 +137,7 @@ class SublayerPruner:
         # Shrunk before the fit, so that only kept features are computed. A target that keeps no unit is shrunk after
         # it: without units, it has no module that could be observed.
         if kept:
-            shrink_sublayer(target.block, asdict(target.adapter), kept, target.units)
+            shrink_sublayer(target.block, target.adapter.to_dict(), kept, target.units)
         student = replace(target, units=len(kept))
         fit = LeastSquares(student.features, self.pair.student.encoder.config.hidden_size, self.stopwatch.device)
         with self.stopwatch("fit"):
@@ -150,7 +150,7 @@ class SublayerPruner:
             add_up_fit(fit, student.name)
         error = self._write_solution(student, fit)  # W*, b*
         if not kept:
-            shrink_sublayer(target.block, asdict(target.adapter), kept, target.units)
+            shrink_sublayer(target.block, target.adapter.to_dict(), kept, target.units)
         return kept, error
 
     def _correct_inputs(self, teacher: Sublayer, target: Sublayer) -> None:

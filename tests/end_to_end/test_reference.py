@@ -2,7 +2,6 @@
 
 import copy
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -57,5 +56,5 @@ def lowest_block_kept(pruning):
         students = pruning.pair.student.encoder.sublayers()[index:]
         kept.append(pruning._select(students, pruning._score(students)))
         pruning.budget -= len(kept[-1]) * students[0].unit_flops(pruning.sequence_length)
-        shrink_sublayer(students[0].block, asdict(students[0].adapter), kept[-1], students[0].units)
+        shrink_sublayer(students[0].block, students[0].adapter.to_dict(), kept[-1], students[0].units)
     return kept

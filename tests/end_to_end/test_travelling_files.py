@@ -88,7 +88,7 @@ def test_every_count_of_features_is_that_of_the_heads_that_are_left():
 
 
 def test_a_prune_writes_the_format(pruned):
-    assert pruned.config.kprune["format"] == FORMAT == 1
+    assert pruned.config.kprune["format"] == FORMAT == 2
 
 
 def test_a_folder_without_a_format_is_of_the_first(pruned, folder):
@@ -102,7 +102,7 @@ def test_a_folder_without_a_format_is_of_the_first(pruned, folder):
 def test_a_later_format_is_refused_with_the_version_to_take(pruned, folder):
     # Of a later format nothing else is known.
     edit(folder, lambda config: config.update(kprune={"format": FORMAT + 1}))
-    message = "is of format 2, and this code reads up to 1. Install the version of optimum-kprune that the card"
+    message = "is of format 3, and this code reads up to 2. Install the version of optimum-kprune that the card"
     with pytest.raises(ValueError, match=message):
         AutoModelForSequenceClassification.from_pretrained(folder)
 
