@@ -41,6 +41,7 @@ from .layouts import (
     VIT,
     WAV2VEC2,
     WAV2VEC2_BERT,
+    WAV2VEC2_BERT_ROTARY,
     WAV2VEC2_PRE_NORM,
     WAVLM,
     WAVLM_PRE_NORM,
@@ -187,7 +188,7 @@ _AUDIO = [
     _audio("audio-spectrogram-transformer", "MIT/ast-finetuned-audioset-10-10-0.4593", VIT),
     _audio("hubert", "facebook/hubert-base-ls960 facebook/hubert-large-ls960-ft", WAV2VEC2, WAV2VEC2_PRE_NORM),
     _audio("wav2vec2", "facebook/wav2vec2-base facebook/wav2vec2-large-960h-lv60-self", WAV2VEC2, WAV2VEC2_PRE_NORM),
-    _audio("wav2vec2-bert", "facebook/w2v-bert-2.0", WAV2VEC2_BERT),
+    _audio("wav2vec2-bert", "facebook/w2v-bert-2.0", WAV2VEC2_BERT, WAV2VEC2_BERT_ROTARY),
     _audio("wavlm", "microsoft/wavlm-base-plus microsoft/wavlm-large", WAVLM, WAVLM_PRE_NORM, note=_FFN_ONLY),
     _audio("whisper", "openai/whisper-base", WHISPER, note=_ENCODER_ONLY),
 ]

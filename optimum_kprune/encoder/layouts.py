@@ -287,3 +287,10 @@ _CONFORMER_FFNS = tuple(
     for name in ("ffn1", "ffn2")
 )
 WAV2VEC2_BERT = EncoderAdapter("encoder.layers", (_CONFORMER_FFNS[0], _CONFORMER_ATTENTION, _CONFORMER_FFNS[1]))
+# Two projections read the hidden states rotated by their positions.
+_ROTARY_ATTENTION = replace(_CONFORMER_ATTENTION, uncorrected=("self_attn.linear_q", "self_attn.linear_k"))
+WAV2VEC2_BERT_ROTARY = replace(
+    WAV2VEC2_BERT,
+    sublayers=(_CONFORMER_FFNS[0], _ROTARY_ATTENTION, _CONFORMER_FFNS[1]),
+    when={"position_embeddings_type": "rotary"},
+)
