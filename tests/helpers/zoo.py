@@ -34,7 +34,8 @@ SPECTROGRAM = dict(SIZES, patch_size=4, max_length=24, num_mel_bins=8, frequency
 WHISPER = dict(BART, **TOKENS, num_mel_bins=8, max_source_positions=20, max_target_positions=20)
 WHISPER |= dict(decoder_start_token_id=0, classifier_proj_size=16)
 
-CLASSIFIERS = {
+CLASSIFIERS = {"text": "ForSequenceClassification"}
+CLASSIFIERS |= {"image": "ForImageClassification", "audio": "ForAudioClassification"}
     "text": "ForSequenceClassification",
     "image": "ForImageClassification",
     "audio": "ForAudioClassification",
