@@ -36,10 +36,6 @@ WHISPER |= dict(decoder_start_token_id=0, classifier_proj_size=16)
 
 CLASSIFIERS = {"text": "ForSequenceClassification"}
 CLASSIFIERS |= {"image": "ForImageClassification", "audio": "ForAudioClassification"}
-    "text": "ForSequenceClassification",
-    "image": "ForImageClassification",
-    "audio": "ForAudioClassification",
-}
 MODALITIES = {family.model_type: family.modality for family in families()}
 
 
