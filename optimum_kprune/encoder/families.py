@@ -141,7 +141,7 @@ _TEXT = [
         MODERNBERT,
     ),
     _text("mpnet", "sentence-transformers/all-mpnet-base-v2 microsoft/mpnet-base", MPNET),
-    _text("mra", "uw-madison/mra-base-512-4", BERT),
+    _text("mra", "uw-madison/mra-base-512-4", BERT_FFN, note=_FFN_ONLY),
     _text("mt5", "google/mt5-base", T5, T5_GATED, note=_ENCODER_ONLY),
     _text("nomic_bert", "nomic-ai/nomic-embed-text-v1.5", GTE),
     _text("nystromformer", "uw-madison/nystromformer-512", NYSTROMFORMER),
