@@ -240,7 +240,8 @@ _DINO_GATED_FFN = replace(_GATED_FFN, residual="norm2", scale="layer_scale2.lamb
 DINOV2 = EncoderAdapter("encoder.layer", (_DINO_ATTENTION, _DINO_FFN))
 DINOV2_GATED = replace(DINOV2, sublayers=(_DINO_ATTENTION, _DINO_GATED_FFN), when={"use_swiglu_ffn": True})
 _DINOV3_ATTENTION = replace(_DINO_ATTENTION, counts={"attention.num_heads": "units"})
-DINOV3 = EncoderAdapter("layer", (_DINOV3_ATTENTION, _DINO_FFN))
+_DINOV3_FFN = ffn("mlp.up_proj", "mlp.down_proj", residual="norm2", scale="layer_scale2.lambda1")
+DINOV3 = EncoderAdapter("layer", (_DINOV3_ATTENTION, _DINOV3_FFN))
 DINOV3_GATED = replace(DINOV3, sublayers=(_DINOV3_ATTENTION, _DINO_GATED_FFN), when={"use_gated_mlp": True})
 VIDEOMAE = _bert(
     attention(
