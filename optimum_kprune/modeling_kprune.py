@@ -287,7 +287,8 @@ class KPruneMixin(PickledByDenseClass):
     dense_class: Any
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        with _of_dense_class(config, self.dense_class.config_class):
+            super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         model: Any = self
         config.auto_map = auto_map_of(model)
         model.add_model_tags(TAGS)
@@ -322,6 +323,40 @@ class KPruneMixin(PickledByDenseClass):
             return super().load_state_dict(*args, **kwargs)  # type: ignore[misc]
 
 
+@contextmanager
+def _of_dense_class(config: Any, dense: Any) -> Iterator[None]:
+    """Makes a config one of the dense model, and back at the end.
+
+    Some classes build their encoder by an Auto class, which goes by the class of the config and by its `auto_map`. It
+    must build the dense encoder, which is shrunk with the rest, and not ask whether to trust this code again.
+    """
+    pruned, auto_map = type(config), vars(config).pop("auto_map", None)
+    config.__class__ = dense
+    try:
+        yield
+    finally:
+        config.__class__, config.auto_map = pruned, auto_map
+
+
+def auto_classes(config_class: Any) -> dict[str, tuple[Any, ...]]:
+    """Returns the model classes of a dense config by the names of the Auto classes that load them.
+
+    Leaves out classes that generate text: their cache relies on every attention sublayer, also on bypassed ones.
+    `AutoModel` loads what has no head. Of an encoder-decoder model, that is also the encoder alone, which comes first.
+    """
+    autos = {name: getattr(transformers, name) for name in dir(transformers) if name.startswith("AutoModel")}
+    found = {name: auto._model_mapping.get(config_class, None) or () for name, auto in autos.items()}
+    classes = {name: models if isinstance(models, tuple) else (models,) for name, models in found.items()}
+    classes["AutoModel"] = tuple(dict.fromkeys([*classes["AutoModelForTextEncoding"], *classes["AutoModel"]]))
+    loaded = {name: tuple(made for made in models if _is_encoder(made)) for name, models in classes.items()}
+    return {name: models for name, models in loaded.items() if models}
+
+
+def _is_encoder(model_class: Any) -> bool:
+    """Whether a class from the mappings of the Auto classes is a model of transformers that does not generate text."""
+    return hasattr(model_class, "can_generate") and not model_class.can_generate()
+
+
 def auto_map_of(model: Any) -> dict[str, str]:
     """Returns the names in this file by which the Auto classes find the config, the model and its encoder.
 
@@ -329,15 +364,20 @@ def auto_map_of(model: Any) -> dict[str, str]:
     the config, all are.
     """
     dense, base = model.dense_class, type(model.base_model)
-    # AutoModelForTokenClassification loads a BertForTokenClassification: the end of the name is the same.
-    head = "".join(dense.__name__.partition("For")[1:])
-    classes = {"AutoConfig": dense.config_class, f"AutoModel{head}": dense}
-    classes["AutoModel"] = getattr(base, "dense_class", base)
+    autos = auto_classes(dense.config_class)
+    # Several may hold a class. AutoModelForTokenClassification loads a BertForTokenClassification: the end is the same.
+    named = "AutoModel" + "".join(dense.__name__.partition("For")[1:])
+    by_head = [name for name in (named, *autos) if dense in autos.get(name, ())]
+    classes = {"AutoConfig": dense.config_class} | {name: dense for name in by_head[:1]}
+    encoder = getattr(base, "dense_class", base)
+    # A Qwen3ForQuestionAnswering calls its encoder by a name under which no encoder looks for its weights.
+    if encoder in autos.get("AutoModel", ()) and encoder.base_model_prefix == dense.base_model_prefix:
+        classes["AutoModel"] = encoder
     file = __name__.rpartition(".")[2]
     return {
         auto_class: f"{file}.KPrune{made.__name__}"
         for auto_class, made in classes.items()
-        if is_of_transformers(dense.config_class) and is_of_transformers(made) and hasattr(transformers, auto_class)
+        if is_of_transformers(dense.config_class) and is_of_transformers(made)
     }
 
 
