@@ -317,6 +317,11 @@ class KPruneMixin(PickledByDenseClass):
             require_float_weights(checkpoint_files)
         return super()._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kw)  # type: ignore[misc]
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Saves the model. Its weights have the names of its modules, by which all of its classes find them."""
+        # Transformers would write the names of older versions, but reads them into its own classes only.
+        super().save_pretrained(*args, **{"save_original_format": False, **kwargs})  # type: ignore[misc]
+
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Loads weights of the same prune, as a trainer does to resume."""
         with weights_that_fit():
@@ -363,16 +368,12 @@ def auto_map_of(model: Any) -> dict[str, str]:
     Classes that transformers does not have are left out, because this file could not make them. If it does not have
     the config, all are.
     """
-    dense, base = model.dense_class, type(model.base_model)
-    autos = auto_classes(dense.config_class)
-    # Several may hold a class. AutoModelForTokenClassification loads a BertForTokenClassification: the end is the same.
-    named = "AutoModel" + "".join(dense.__name__.partition("For")[1:])
-    by_head = [name for name in (named, *autos) if dense in autos.get(name, ())]
-    classes = {"AutoConfig": dense.config_class} | {name: dense for name in by_head[:1]}
-    encoder = getattr(base, "dense_class", base)
+    dense, autos = model.dense_class, auto_classes(model.dense_class.config_class)
+    classes = {"AutoConfig": dense.config_class} | {name: dense for name, models in autos.items() if dense in models}
+    encoders, base = autos.get("AutoModel", ()), type(model.base_model)
     # A Qwen3ForQuestionAnswering calls its encoder by a name under which no encoder looks for its weights.
-    if encoder in autos.get("AutoModel", ()) and encoder.base_model_prefix == dense.base_model_prefix:
-        classes["AutoModel"] = encoder
+    if getattr(base, "dense_class", base) in encoders and base.base_model_prefix == dense.base_model_prefix:
+        classes.setdefault("AutoModel", encoders[0])
     file = __name__.rpartition(".")[2]
     return {
         auto_class: f"{file}.KPrune{made.__name__}"

@@ -176,6 +176,11 @@ def _takes_return_dict(model: nn.Module) -> bool:
     return named or type(model).forward.__module__.partition(".")[0] == "transformers"
 
 
+def has_decoder(model: PreTrainedModel) -> bool:
+    """Returns whether a model has a decoder after its encoder, which a prune leaves as it is."""
+    return getattr(model.base_model, "decoder", None) is not None
+
+
 def max_positions(model: PreTrainedModel) -> int | None:
     """Returns the longest input of a model, in tokens; None if its config does not say."""
     positions: Any = getattr(model.config, "max_position_embeddings", None)
