@@ -269,6 +269,14 @@ def how_to_load(model: nn.Module, name: str, source: str) -> str | None:
         source: the folder or repository that it will be loaded from.
     """
     own = dense_class_of(type(model))
+    auto_map = {} if name else model.config.auto_map
+    by_auto = [auto for auto, made in auto_map.items() if made.rpartition(".")[2] == f"KPrune{own.__name__}"]
+    if by_auto and not is_of_transformers(own):
+        return (
+            f"The code of `{own.__name__}`, which transformers does not have, lies in this folder, and with it the code "
+            f"that loads the pruned model:\n\n```python\nfrom transformers import {by_auto[0]}\n\n"
+            f"model = {by_auto[0]}.from_pretrained({source!r}, trust_remote_code=True)\n```"
+        )
     if name:
         load = f"module = {own.__name__}(...)  # as it was built when it was pruned\n"
         load += f"optimum_kprune.load_into(module, {source!r})"

@@ -19,8 +19,10 @@ from .tasks import Task, get_task, task_of_class
 
 logger = logging.getLogger(__name__)
 
-# Arguments that say where files come from; the tokenizer and the config need them as well as the model.
-SOURCE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+# Arguments that say where files come from, and whether to run code that lies there; the tokenizer and the config need
+# them as well as the model.
+PLACE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+SOURCE_ARGUMENTS = (*PLACE_ARGUMENTS, "trust_remote_code")
 
 
 def load_model(path: str | PathLike, task: str | None, **model_kwargs: Any) -> PreTrainedModel:
@@ -37,8 +39,6 @@ def load_model(path: str | PathLike, task: str | None, **model_kwargs: Any) -> P
         ValueError: if the task is not clear or does not fit the head of the checkpoint.
     """
     source = {name: model_kwargs[name] for name in SOURCE_ARGUMENTS if name in model_kwargs}
-    if "trust_remote_code" in model_kwargs:
-        source["trust_remote_code"] = model_kwargs["trust_remote_code"]
     folder = Path(path, source.get("subfolder") or "")
     if folder.is_dir() and not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():

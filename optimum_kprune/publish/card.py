@@ -19,6 +19,7 @@ from transformers.pipelines import SUPPORTED_TASKS
 from .. import __version__
 from ..configuration import KPruneConfig
 from ..encoder.custom_modules import how_to_load
+from ..encoder.sublayers import has_decoder
 from ..encoder.tasks import Task
 from ..modeling_kprune import TAGS
 from ..names import UNKNOWN, hub_name, looks_like_path
