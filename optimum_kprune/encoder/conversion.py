@@ -86,9 +86,9 @@ def require_no_generation(model_class: Any) -> None:
         raise ValueError(
             f"A {model_class.__name__} generates text with its decoder. K-prune is for encoders: it measures what a "
             "removed unit costs where all tokens are there at once, and the cache of a decoder relies on every "
-            "attention sublayer. Prune a model with the head of another task; or the body that makes embeddings, which "
-            "`KPruner.from_pretrained(..., task='feature-extraction')` loads; or an encoder that the model holds, with "
-            "`KPruner(model, encoder=...)`, the name of that submodule."
+            "attention sublayer. Prune a model with the head of another task; the body that makes embeddings, which "
+            "`KPruner.from_pretrained(..., task='feature-extraction')` loads; or an encoder that the model holds: "
+            "`KPruner(model, encoder=...)`, with the name of that submodule."
         )
 
 

@@ -273,8 +273,8 @@ def how_to_load(model: nn.Module, name: str, source: str) -> str | None:
     by_auto = [auto for auto, made in auto_map.items() if made.rpartition(".")[2] == f"KPrune{own.__name__}"]
     if by_auto and not is_of_transformers(own):
         return (
-            f"The code of `{own.__name__}`, which transformers does not have, lies in this folder, and with it the code "
-            f"that loads the pruned model:\n\n```python\nfrom transformers import {by_auto[0]}\n\n"
+            f"The code of `{own.__name__}`, which transformers does not have, lies in this folder, and with it the "
+            f"code that loads the pruned model:\n\n```python\nfrom transformers import {by_auto[0]}\n\n"
             f"model = {by_auto[0]}.from_pretrained({source!r}, trust_remote_code=True)\n```"
         )
     if name:

@@ -6,9 +6,9 @@ import transformers
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from ..kprune_map import REGISTERED, check_adapter
+from ..kprune_map import REGISTERED, check_adapter_form
 from ..modeling_kprune import auto_classes
-from .adapters import EncoderAdapter, SublayerAdapter, add_adapter
+from .adapters import EncoderAdapter, SublayerAdapter, adapters_of_type, add_adapter
 from .conversion import pruned_class
 
 
@@ -16,7 +16,8 @@ def register_adapter(model_type: str, adapter: EncoderAdapter) -> None:
     """Makes the encoders of `model_type` (as in `config.model_type`) prunable, loadable and savable.
 
     Raises:
-        ValueError: if `adapter` does not have the right form, or `model_type` already has a different adapter.
+        ValueError: if `adapter` does not have the right form, or `model_type` already has a different adapter for
+            the same models.
     """
     if not isinstance(model_type, str) or not model_type:
         raise ValueError(f"`model_type` must be the `config.model_type` of the encoders. Got {model_type!r}.")
@@ -24,10 +25,10 @@ def register_adapter(model_type: str, adapter: EncoderAdapter) -> None:
     rows = isinstance(sublayers, tuple | list) and all(isinstance(row, SublayerAdapter) for row in sublayers)
     if not isinstance(adapter, EncoderAdapter) or not rows:
         raise ValueError(f"`adapter` must be an EncoderAdapter with a tuple of SublayerAdapter. Got {adapter!r}.")
-    check_adapter(adapter.to_dict())
+    check_adapter_form(adapter.to_dict())
     add_adapter(model_type, adapter)
     # The map module cannot read the table of adapters: it also runs without this package.
-    REGISTERED[model_type] = adapter.to_dict()
+    REGISTERED[model_type] = [known.to_dict() for known in adapters_of_type(model_type)]
     if model_type in CONFIG_MAPPING:
         register_auto_classes(model_type)
 
