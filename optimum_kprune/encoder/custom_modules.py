@@ -271,7 +271,8 @@ def how_to_load(model: nn.Module, name: str, source: str) -> str | None:
         source: the folder or repository that it will be loaded from.
     """
     own = dense_class_of(type(model))
-    auto_map: Any = {} if name else model.config.auto_map
+    config: Any = getattr(model, "config", None)
+    auto_map = {} if name else config.auto_map
     by_auto = [auto for auto, made in auto_map.items() if made.rpartition(".")[2] == f"KPrune{own.__name__}"]
     if by_auto and not is_of_transformers(own):
         return (
