@@ -236,7 +236,7 @@ def max_positions(model: PreTrainedModel) -> int | None:
     """Returns the longest input of a model, in tokens; None if its config does not say."""
     positions: Any = getattr(model.config, "max_position_embeddings", None)
     # XLNet writes -1 for no limit.
-    if not isinstance(positions, int) or positions < 1:
+    if positions in (None, -1):
         return None
     embedding = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     # The RoBERTa family starts counting positions after the index of padding, which costs rows of the table.
