@@ -13,6 +13,7 @@ from transformers import (
     DINOv3ViTConfig,
     MT5Config,
 )
+from zoo import build
 
 from optimum_kprune import KPruner
 from optimum_kprune.encoder.conversion import pruned_class
@@ -68,6 +69,11 @@ def test_a_head_without_a_task_is_refused(model_class, said):
 def test_an_encoder_without_a_head_is_known_by_the_auto_class_that_loads_it(class_name, config_class):
     assert task_of_class(class_name, config_class).name == "feature-extraction"
     assert task_of_class(f"KPrune{class_name}", pruned_class(config_class)).name == "feature-extraction"
+
+
+def test_a_decoder_that_needs_inputs_of_its_own_is_refused():
+    with pytest.raises(ValueError, match=r"A T5Model has a decoder.*T5EncoderModel, with `AutoModelForTextEncoding`"):
+        KPruner(build("t5", head=""))
 
 
 def test_the_tokens_of_every_sample_count_as_one():
