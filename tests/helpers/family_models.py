@@ -1,9 +1,9 @@
-"""Models of the zoo that have lost units, and dense ones in which the same units are masked."""
+"""Models of the zoo that have lost units without a prune, and what they must have in common with the dense ones."""
 
 import copy
 
 import torch
-from tiny import encoder_of, outputs_of
+from tiny import encoder_of, masked_dense, outputs_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from optimum_kprune.encoder.config_field import kprune_field
@@ -23,10 +23,6 @@ def some_units(sublayer):
     return [unit for unit in range(sublayer.units) if unit % 3 != 1]
 
 
-def kept_units(model):
-    return [some_units(sublayer) for sublayer in private(model).sublayers()]
-
-
 def private(model):
     """A copy in which every block has modules of its own."""
     return private_copy(encoder_of(model))
@@ -43,19 +39,6 @@ def shrunk(model):
     return pruned_model_from(copied.model, kprune_field(model, copied.adapter, results))
 
 
-@torch.no_grad()
-def masked(model):
-    """The dense model, with zeros for the other units in the output projections."""
-    encoder = private(model)
-    for sublayer in encoder.sublayers():
-        removed = sorted(set(range(sublayer.units)) - set(some_units(sublayer)))
-        # A new one, because the copy shares those of the model.
-        weight = sublayer.output.weight.clone()
-        weight.unflatten(1, (sublayer.units, -1))[:, removed] = 0
-        sublayer.output.weight = torch.nn.Parameter(weight)
-    return encoder.model
-
-
 def assert_same_values(first, second, batch, tolerance):
     """Outputs are equal up to a share of their largest value."""
     values, others = outputs_of(first, batch), outputs_of(second, batch)
@@ -64,11 +47,11 @@ def assert_same_values(first, second, batch, tolerance):
         torch.testing.assert_close(value, other, rtol=0, atol=tolerance * value.abs().max().item())
 
 
-def in_double(model, batch):
-    """A model in evaluation mode and a batch, in float64."""
-    return copy.deepcopy(model).eval().double(), {
-        name: values.double() if values.is_floating_point() else values for name, values in batch.items()
-    }
+def assert_masked_dense_gives_the_same(dense, pruned, batch, dtype=torch.float64, tolerance=1e-9):
+    """In float64, where nothing but a mistake makes a difference."""
+    masked, pruned = masked_dense(dense, pruned).to(dtype), copy.deepcopy(pruned).to(dtype)
+    batch = {name: values.to(dtype) if values.is_floating_point() else values for name, values in batch.items()}
+    assert_same_values(masked, pruned, batch, tolerance)
 
 
 @torch.no_grad()
