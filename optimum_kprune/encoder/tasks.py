@@ -184,6 +184,12 @@ def task_of(model: PreTrainedModel) -> Task:
         ValueError: if its class belongs to none of the tasks.
     """
     task = task_of_class(type(model).__name__, type(model.config))
+    alone = auto_classes(dense_class_of(type(model.config))).get("AutoModelForTextEncoding", ())
+    if task.name == "feature-extraction" and alone and dense_class_of(type(model)) not in alone:
+        raise ValueError(
+            f"A {type(model).__name__} has a decoder, which needs inputs of its own. Load the encoder alone, a "
+            f"{alone[0].__name__}, with `AutoModelForTextEncoding`."
+        )
     # Any name may end with "Model". An encoder without a head is its own base model; others are no encoders of ours.
     if task.name == "feature-extraction" and model.base_model is not model:
         raise ValueError(

@@ -11,6 +11,7 @@ from ..calibration.source import default_split
 from ..calibration.tokenize import InputSpec
 from ..defaults import BATCH_SIZE
 from ..encoder.custom_modules import input_spec
+from ..encoder.sublayers import Encoder
 from ..encoder.tasks import Task
 from ..names import hub_name
 from ..trainer import evaluate_like
@@ -26,6 +27,7 @@ class EvaluationMixin:
     processing_class: PreTrainedTokenizerBase | None
     task: Task
     trainer: Trainer | None
+    _encoder: Callable[[nn.Module], Encoder]
     _encoder_name: str
     # Fields of `CardFacts` with the last evaluation, for the model card.
     _figures: dict[str, Any]
@@ -126,4 +128,5 @@ class EvaluationMixin:
         return self.teacher.get_submodule(self._encoder_name)
 
     def _input_spec(self, seed: int, **reading: Any) -> InputSpec:
-        return input_spec(self.teacher, self._dense, self.task.name, self.processing_class, seed=seed, **reading)
+        running = self._encoder(self.teacher).running
+        return input_spec(running, self._dense, self.task.name, self.processing_class, seed=seed, **reading)
