@@ -132,7 +132,7 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
             return cls(model_or_path, processing_class, task, prediction)
         model = load_model(model_or_path, task, **model_kwargs)
         if processing_class is None:
-            processing_class = load_processing_class(model_or_path, **model_kwargs)
+            processing_class = load_processing_class(model_or_path, model.main_input_name, **model_kwargs)
         # Without `task`: the class of the model has it by now.
         pruner = cls(model, processing_class, prediction=prediction)
         given = publishable(

@@ -27,8 +27,8 @@ from transformers import (
 
 from ..calibration.columns import find_text_columns
 from ..calibration.source import default_split, read_split
+from ..calibration.spec import InputSpec
 from ..calibration.tables import table_of
-from ..calibration.tokenize import InputSpec
 from ..defaults import BATCH_SIZE
 from ..encoder.offloading import is_placed
 from ..progress import bars_are_off
