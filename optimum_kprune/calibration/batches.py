@@ -192,9 +192,7 @@ def to_tensors(batch: Any, spec: InputSpec) -> Batch:
     if spec.is_text:
         tensors.setdefault("attention_mask", torch.ones_like(tensors[main]))
     else:
-        tensors = {
-            name: value.to(spec.dtype) if value.is_floating_point() else value for name, value in tensors.items()
-        }
+        tensors |= {name: value.to(spec.dtype) for name, value in tensors.items() if value.is_floating_point()}
     _check_main(tensors[main], spec)
     shape = tensors[main].shape
     for name, tensor in tensors.items():
@@ -220,9 +218,9 @@ def _check_main(values: Tensor, spec: InputSpec) -> None:
     if not spec.is_text:
         if values.dim() < 2 or not values.numel() or not values.is_floating_point():
             raise ValueError(
-                f"`{spec.main_input}` of a calibration batch must be floating-point numbers of a shape that begins with "
-                f"the number of samples, all 1 or above. Got {values.dtype} of the shape {tuple(values.shape)} instead. "
-                f"Pass what the {spec.modality.attribute} returns."
+                f"`{spec.main_input}` of a calibration batch must be floating-point numbers of a shape that begins "
+                f"with the number of samples, all 1 or above. Got {values.dtype} of the shape {tuple(values.shape)} "
+                f"instead. Pass what the {spec.modality.attribute} returns."
             )
         return
     shape = "(batch, choices, tokens)" if spec.task == "multiple-choice" else "(batch, tokens)"

@@ -1,9 +1,7 @@
 """Images and audio in data sets: finds their column, and turns files and arrays into what a processor takes."""
 
-import wave
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,6 @@ from datasets import Audio, Dataset, Features, Image, IterableDataset
 
 from .modality import IMAGE, Modality
 from .spec import InputSpec, Sample
-
-# What 16-bit numbers of a WAV file are divided by.
-FULL_SCALE = 2**15
 
 
 def undecoded(table: Dataset) -> Dataset:
@@ -43,7 +38,7 @@ def content_of(value: Any) -> Any:
     if isinstance(value, Mapping) and "array" in value:
         return content_of(value["array"]), str(value.get("sampling_rate"))
     if isinstance(value, np.ndarray) and value.dtype != object:
-        return f"{value.dtype} {value.shape} {blake2b(np.ascontiguousarray(value)).hexdigest()}"
+        return f"{value.dtype} {value.shape} {blake2b(value.tobytes()).hexdigest()}"
     return list(map(content_of, value)) if isinstance(value, np.ndarray) else value
 
 
@@ -128,8 +123,8 @@ def _checked_array(values: Any) -> np.ndarray:
     if array.ndim != 1 or array.dtype.kind != "f":
         raise ValueError(
             "An array of audio must have the shape (samples,), of one channel, and hold floating-point numbers, as "
-            f"in [-1, 1]. Got {array.dtype} of the shape {array.shape}. Convert it: the mean over its channels, divided by "
-            "the largest number of its type."
+            f"in [-1, 1]. Got {array.dtype} of the shape {array.shape}. Take the mean over its channels, and divide "
+            "whole numbers by the largest of their type."
         )
     return array.astype(np.float32)
 
@@ -169,42 +164,20 @@ def _waveform(value: Any, rate: int) -> np.ndarray:
     if isinstance(value, Mapping) and "array" in value:
         own = int(value["sampling_rate"])
         if own != rate:
-            raise _other_rate(own, rate, "Resample it, for instance with `torchaudio.functional.resample`")
+            raise ValueError(
+                f"Audio must have the sampling rate that the model was trained with, {rate:,} per second. Got "
+                f"{own:,}. Resample it, for instance with `torchaudio.functional.resample`."
+            )
         return _checked_array(value["array"])
     if not isinstance(value, Mapping):
         return _checked_array(value)
     try:
-        samples = Audio(sampling_rate=rate, num_channels=1).decode_example(value).get_all_samples()
-        return samples.data[0].numpy()
-    except ImportError:
-        return _wav(_bytes_of(value), rate)
+        samples = Audio(sampling_rate=rate).decode_example(value).get_all_samples()
+    except ImportError as error:
+        raise ValueError(
+            f"Audio files are read with torchcodec: {error} Or pass arrays of {rate:,} numbers per second."
+        ) from error
     except (RuntimeError, OSError) as error:
         raise ValueError(f"A recording of the calibration data could not be read: {error}") from error
-
-
-def _wav(content: bytes, rate: int) -> np.ndarray:
-    """Reads a WAV file of 16-bit numbers, for which no other package is needed."""
-    try:
-        with wave.open(BytesIO(content)) as file:
-            own, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
-            numbers = file.readframes(file.getnframes())
-    except (wave.Error, EOFError) as error:
-        raise _needs_torchcodec(f"a file that is no such WAV ({error})") from error
-    if width != 2:  # bytes
-        raise _needs_torchcodec(f"a WAV file of {8 * width} bits")
-    if own != rate:
-        raise _other_rate(own, rate, "Install torchcodec, with which files are resampled")
-    return np.frombuffer(numbers, "<i2").reshape(-1, channels).mean(axis=1, dtype=np.float32) / FULL_SCALE
-
-
-def _needs_torchcodec(given: str) -> ValueError:
-    return ValueError(
-        f"Audio files other than WAV with 16 bits are read with torchcodec, which is not installed. Got {given}. Install it, "
-        "`pip install torchcodec`; or pass arrays of the feature extractor's sampling rate."
-    )
-
-
-def _other_rate(given: int, rate: int, advice: str) -> ValueError:
-    return ValueError(
-        f"Audio must have the sampling rate that the model was trained with, {rate:,} per second. Got {given:,}. {advice}."
-    )
+    # The mean over the channels.
+    return samples.data.mean(dim=0).numpy()

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import FeatureExtractionMixin, ImageProcessingMixin, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import BaseImageProcessor, FeatureExtractionMixin, PreTrainedTokenizerBase, ProcessorMixin
 
 # What prepares raw data for a model: one of the first three, or a processor that holds one of them.
-ProcessingClass = PreTrainedTokenizerBase | ImageProcessingMixin | FeatureExtractionMixin | ProcessorMixin
+ProcessingClass = PreTrainedTokenizerBase | BaseImageProcessor | FeatureExtractionMixin | ProcessorMixin
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,7 @@ class Modality:
         """Returns what prepares this modality: a processing class itself, or what it holds; None if it is neither."""
         if isinstance(processing_class, self.kind):
             return processing_class
-        part = (
-            getattr(processing_class, self.attribute, None) if isinstance(processing_class, ProcessorMixin) else None
-        )
+        part = getattr(processing_class, self.attribute, None)
         return part if isinstance(part, self.kind) else None
 
 
@@ -56,7 +54,7 @@ IMAGE = Modality(
     data="images",
     prepared_by="an image processor",
     attribute="image_processor",
-    kind=ImageProcessingMixin,
+    kind=BaseImageProcessor,
     auto_class="AutoImageProcessor",
     sample="image",
 )

@@ -189,9 +189,8 @@ class InputSpec:
     @property
     def pads(self) -> bool:
         """Whether samples of unlike lengths can share a batch: padding needs a mask that tells it from the samples."""
-        return self.is_text or (
-            "attention_mask" in self.kept_names and bool(getattr(self._part, "return_attention_mask", 0))
-        )
+        makes_mask = getattr(self._part, "return_attention_mask", False)
+        return self.is_text or ("attention_mask" in self.kept_names and makes_mask)
 
     @property
     def mask(self) -> Callable[[Batch], Tensor]:

@@ -134,9 +134,8 @@ def load_processing_class(
     source = {name: model_kwargs[name] for name in SOURCE_ARGUMENTS if name in model_kwargs}
     modality = MODALITIES.get(main_input, TEXT)
     has_tokenizer = any(_has_file(path, name, source) for name in TEXT.files)
-    auto_class = (
-        AutoProcessor if modality is not TEXT and has_tokenizer else getattr(transformers, modality.auto_class)
-    )
+    is_whole = modality is not TEXT and has_tokenizer
+    auto_class = AutoProcessor if is_whole else getattr(transformers, modality.auto_class)
     try:
         loaded = auto_class.from_pretrained(path, **source)
     # For broken files, the library tokenizers raises `Exception` itself, and transformers errors of any type.
@@ -176,7 +175,8 @@ def _unusable(loaded: Any, modality: Modality) -> str:
 
 def main_input_of(config: Any) -> str:
     """Returns the main input of the models of a config. Those of unknown classes read texts."""
-    model_class = next(iter(auto_classes(type(config)).values()), None)
+    config_class: Any = type(config)
+    model_class = next(iter(auto_classes(config_class).values()), None)
     return getattr(model_class, "main_input_name", "input_ids")
 
 
@@ -222,12 +222,13 @@ def _choose_task(path: str | PathLike, config: Any, name: str | None) -> Task:
                 "task='text-classification'."
             )
         return task_of_class(architecture, main_input)
-    has_head = architecture is not None and architecture.endswith(FINE_TUNED_HEADS)
-    if has_head and not is_encoder_alone and task != task_of_class(architecture, main_input):
+    if architecture is None or is_encoder_alone or not architecture.endswith(FINE_TUNED_HEADS):
+        return task
+    own = task_of_class(architecture, main_input)
+    if task != own:
         raise ValueError(
-            f"The checkpoint {str(path)!r} was fine-tuned as {architecture}, for "
-            f"{task_of_class(architecture, main_input).name!r}. Got task={name!r}. Leave `task` out, or choose a checkpoint that "
-            "was fine-tuned for it."
+            f"The checkpoint {str(path)!r} was fine-tuned as {architecture}, for {own.name!r}. Got task={name!r}. "
+            "Leave `task` out, or choose a checkpoint that was fine-tuned for it."
         )
     return task
 

@@ -70,12 +70,10 @@ class Positions:
             raise
         # Models say by either that images are of another size, or audio too short; some as errors of PyTorch.
         except (ValueError, RuntimeError) as error:
-            shapes = ", ".join(
-                f"`{name}` of {' x '.join(map(str, value.shape[1:]))}" for name, value in sample.items()
-            )
+            shapes = (f"`{name}` of {' x '.join(map(str, value.shape[1:]))}" for name, value in sample.items())
             raise ValueError(
-                f"The calibration data must be what the model can read. Got samples with {shapes}, on which it fails: "
-                f"{' '.join(str(error).split())} Prepare the data with the processing class that the model was trained with."
+                f"The calibration data must be what the model can read. Got samples with {', '.join(shapes)}, on "
+                f"which it fails: {' '.join(str(error).split())} Prepare the data as for the training of the model."
             ) from error
         return (states[0].shape[0], states[0].shape[1]) if states else None
 

@@ -210,9 +210,8 @@ def get_task(name: str, main_input: str | None = None) -> Task:
         known = next((task for task in able if task.auto_class == known.auto_class), None)
     if known is None:
         reads = "" if main_input is None else f" for a model that reads `{main_input}`"
-        raise ValueError(
-            f"`task` must be one of {', '.join(task.name for task in able)}{reads}. Got {name!r} instead."
-        )
+        names = ", ".join(task.name for task in able)
+        raise ValueError(f"`task` must be one of {names}{reads}. Got {name!r} instead.")
     return known
 
 

@@ -134,8 +134,8 @@ def require_comparable(encoder: Encoder, task: Task, calibration: CalibrationBat
         seen = [tuple(state.shape[:2]) for state in states]
         if seen != [tuple(mask.shape)]:
             raise ValueError(
-                f"The forward of the model must run its encoder once, on the rows and tokens of `{next(iter(batch))}`. "
-                f"Got {tuple(mask.shape)} rows and tokens, and the encoder was run on "
+                "The forward of the model must run its encoder once, on the rows and tokens of "
+                f"`{next(iter(batch))}`. Got {tuple(mask.shape)} rows and tokens, and the encoder was run on "
                 f"{' and '.join(map(str, seen)) or 'nothing'}. Prune the encoder in a module with such a forward."
             )
         # No weight takes a gradient: one can only come from the leaf after the last block.
@@ -202,12 +202,13 @@ def warn_if_nothing_is_left(result: KPruneResult) -> None:
 def warn_if_few_tokens(encoder: Encoder, calibration: CalibrationBatches) -> None:
     """Warns if there are few calibration tokens for the number of features that the widest sublayer fits."""
     widest, tokens = max(sublayer.features for sublayer in encoder.sublayers()), calibration.tokens
+    unit = calibration.summary.tokens_are if calibration.summary else "tokens"
     if tokens >= TOKENS_PER_FEATURE * widest:
         return
     consequence = "the fit is loose: more text makes a better model"
     if tokens < widest:
         consequence = "nothing but the pull towards the model's own weights determines the fit: expect a poor model"
     logger.warning(
-        f"The calibration data has {tokens:,} tokens, but the widest sublayer has {widest:,} features to "
-        f"fit, so that {consequence}. Use more calibration data: {TOKENS_PER_FEATURE * widest:,} tokens or more."
+        f"The calibration data has {tokens:,} {unit}, but the widest sublayer has {widest:,} features to "
+        f"fit, so that {consequence}. Use more calibration data: {TOKENS_PER_FEATURE * widest:,} {unit} or more."
     )

@@ -13,10 +13,10 @@ import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 from transformers.pipelines import SUPPORTED_TASKS
 
 from .. import __version__
+from ..calibration.modality import ProcessingClass
 from ..configuration import KPruneConfig
 from ..encoder.custom_modules import how_to_load
 from ..encoder.tasks import Task
@@ -113,7 +113,7 @@ class Publication:
     teacher: nn.Module
     model: nn.Module
     encoder: str
-    processing_class: PreTrainedTokenizerBase | None
+    processing_class: ProcessingClass | None
     task: Task
     config: KPruneConfig
     result: KPruneResult
