@@ -275,7 +275,7 @@ def _drawn(
     if given.are_items:
         spec = replace(spec, text_columns=first.column_names)
     reading = reading_of(first, spec, with_labels)
-    samples = _take(draw_samples(tables, reading, spec.seed), partial(sample_tokens, spec=spec), num_tokens)
+    samples = _take(draw_samples(tables, reading, spec.seed), partial(sample_tokens, spec=spec), num_tokens, spec)
     # Columns of plain items were named here: the summary must not show names that the user never gave.
     return samples, replace(reading, text_columns=None) if given.are_items else reading
 
@@ -291,11 +291,11 @@ def _take_batches(batches: Iterable[Any], spec: InputSpec, num_tokens: int | Non
     tensors = (_without_padding_rows(to_tensors(batch, spec)) for batch in batches)
     tokens_of = partial(batch_tokens, spec=spec)
     if not isinstance(batches, list):
-        return _take(tensors, tokens_of, num_tokens)
+        return _take(tensors, tokens_of, num_tokens, spec)
     listed = list(tensors)
     order = iter(drawn_order((_content(batch, spec) for batch in listed), spec.seed))
     # The seed decides which batches are taken; sorting puts these back into the order of the list.
-    return [listed[index] for index in sorted(_take(order, lambda index: tokens_of(listed[index]), num_tokens))]
+    return [listed[index] for index in sorted(_take(order, lambda index: tokens_of(listed[index]), num_tokens, spec))]
 
 
 def _content(batch: Batch, spec: InputSpec) -> Any:
@@ -310,10 +310,12 @@ def _without_padding_rows(batch: Batch) -> Batch:
     return batch if real.all() else {name: values[real] for name, values in batch.items()}
 
 
-def _take(items: Iterator[Item], tokens_of: Callable[[Item], int], num_tokens: int | None) -> list[Item]:
+def _take(
+    items: Iterator[Item], tokens_of: Callable[[Item], int], num_tokens: int | None, spec: InputSpec
+) -> list[Item]:
     """Takes items until they have `num_tokens` real tokens. Leaves out items that are all padding."""
-    taken, total = [], 0
-    with progress_bar(total=num_tokens, desc="Reading calibration data", unit=" tokens", leave=False) as progress:
+    taken, total, unit = [], 0, f"{spec.modality.position}s"
+    with progress_bar(total=num_tokens, desc="Reading calibration data", unit=f" {unit}", leave=False) as progress:
         for item in items:
             count = tokens_of(item)
             if count:
@@ -322,19 +324,19 @@ def _take(items: Iterator[Item], tokens_of: Callable[[Item], int], num_tokens: i
             progress.update(count)
             if num_tokens is not None and total >= num_tokens:
                 break
-    _check_total(total, num_tokens)
+    _check_total(total, num_tokens, unit)
     return taken
 
 
-def _check_total(total: int, num_tokens: int | None) -> None:
+def _check_total(total: int, num_tokens: int | None, unit: str) -> None:
     """Raises a ValueError if the data holds no tokens, and warns if it holds fewer than the budget."""
     if total == 0:
         raise ValueError(
-            "The calibration data must hold tokens. Got none: it has no rows, or only missing, blank or padded ones. "
+            f"The calibration data must hold {unit}. Got none: it has no rows, or only missing, blank or padded ones. "
             "Pass other data, or name other columns with `text_columns`."
         )
     if num_tokens is not None and total < num_tokens:
-        logger.warning("The calibration data holds %d tokens, less than the budget of %d.", total, num_tokens)
+        logger.warning("The calibration data holds %d %s, less than the budget of %d.", total, unit, num_tokens)
 
 
 def _split_samples(

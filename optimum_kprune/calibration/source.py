@@ -184,9 +184,11 @@ def _load(
 ) -> Dataset:
     """Calls `datasets.load_dataset`. If it fails, raises an error that says which argument or file to change."""
     shown = data_files or data_dir or source
-    options = {"sep": _separator_of(files)} if files and _format_of(files) == "csv" else {}
+    options: dict[str, Any] = {} if data_dir is None else {"data_dir": data_dir}
+    if files and _format_of(files) == "csv":
+        options["sep"] = _separator_of(files)
     try:
-        return load_dataset(source, config_name, data_files=data_files, data_dir=data_dir, split=split, **options)
+        return load_dataset(source, config_name, data_files=data_files, split=split, **options)
     except (DatasetNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(
             f"{source!r} is no local folder or file, and it could not be read from the Hugging Face Hub: {error}. "

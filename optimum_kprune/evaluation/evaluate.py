@@ -123,9 +123,8 @@ def _labelled_rows(dataset: Dataset, spec: InputSpec, model_config: Any, label_c
     rows = dataset if spec.is_text else undecoded(dataset).with_format(None)
     known = rows.filter(lambda row: row[column] not in missing and all(row[name] for name in names))
     if not len(known):
-        raise ValueError(
-            f"The evaluation data must have {'texts' if spec.is_text else spec.modality.data} and labels. Its column {column!r} holds no label."
-        )
+        data = "texts" if spec.is_text else spec.modality.data
+        raise ValueError(f"The evaluation data must have {data} and labels. Its column {column!r} holds no label.")
     if len(known) < len(dataset):
         left_out, data = len(dataset) - len(known), "a text" if spec.is_text else spec.modality.data
         logger.warning(f"{left_out:,} of {len(dataset):,} rows lack a label or {data}, and are not evaluated on.")
