@@ -21,7 +21,8 @@ from transformers import AutoConfig
 from .calibration.source import default_split, read_split
 from .configuration import KPruneConfig
 from .distributed import in_main, is_main, leave, own_device, together, world_size
-from .encoder.loading import is_pipeline, load_processing_class, main_input_of
+from .encoder.loading import is_pipeline, load_processing_class
+from .encoder.tasks import main_input_of
 from .evaluation.evaluate import Figures, pairs_of
 from .folder import require_free
 from .names import hub_name, looks_like_path
@@ -190,7 +191,7 @@ def _load(arguments: Namespace) -> KPruner:
 def _processing_class(arguments: Namespace) -> Any:
     """Loads what `--tokenizer` names: the tokenizer, image processor or feature extractor that the model needs."""
     config = AutoConfig.from_pretrained(arguments.model, **_given(arguments, "revision"))
-    return load_processing_class(arguments.tokenizer, main_input_of(config))
+    return load_processing_class(arguments.tokenizer, main_input_of(type(config)))
 
 
 def _pipeline(name: str, revision: str | None = None, dtype: str | None = None) -> Any:

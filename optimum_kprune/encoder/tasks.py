@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 from transformers.pipelines import TASK_ALIASES
 
 from ..algorithm.divergence import MASKED_LOGIT, Prediction, at_least_float32
+from ..modeling_kprune import auto_classes
+from .conversion import dense_class_of
 
 
 def same_prediction(prediction: Prediction) -> Prediction:
@@ -215,13 +217,29 @@ def get_task(name: str, main_input: str | None = None) -> Task:
     return known
 
 
-def task_of_class(class_name: str, main_input: str = "input_ids") -> Task:
-    """Returns the task of a model class, by the end of its name and the main input of its models.
+def main_input_of(config_class: Any) -> str:
+    """Returns the main input of the models of a config. Those of unknown classes read texts."""
+    loaded = auto_classes(dense_class_of(config_class))
+    models = next(iter(loaded.values()), ())
+    return getattr(next(iter(models), None), "main_input_name", "input_ids")
+
+
+def task_of_class(class_name: str, config_class: type, main_input: str | None = None) -> Task:
+    """Returns the task of a model class: that of the Auto class that loads it, or else by the end of its name.
+
+    Args:
+        class_name: the name of the class.
+        config_class: the class of its config.
+        main_input: its main input; None takes that of the models of the config.
 
     Raises:
         ValueError: if the class belongs to none of the tasks.
     """
+    loaded, main_input = auto_classes(dense_class_of(config_class)), main_input or main_input_of(config_class)
     able = [task for task in TASKS.values() if main_input in task.reads]
+    for task in able:
+        if class_name.removeprefix("KPrune") in [made.__name__ for made in loaded.get(task.auto_class, ())]:
+            return task
     for task in able:
         if class_name.endswith(task.class_suffixes):
             return task
@@ -239,7 +257,7 @@ def task_of(model: PreTrainedModel) -> Task:
     Raises:
         ValueError: if its class belongs to none of the tasks.
     """
-    task = task_of_class(type(model).__name__, model.main_input_name)
+    task = task_of_class(type(model).__name__, type(model.config), model.main_input_name)
     # Any name may end with "Model". An encoder without a head is its own base model; others are no encoders of ours.
     if task.auto_class == "AutoModel" and model.base_model is not model:
         able = (task for task in TASKS.values() if model.main_input_name in task.reads)

@@ -20,6 +20,7 @@ from .. import __version__
 from ..calibration.modality import MODALITIES, TEXT, Modality, ProcessingClass
 from ..configuration import KPruneConfig
 from ..encoder.custom_modules import how_to_load
+from ..encoder.sublayers import has_decoder
 from ..encoder.tasks import Task
 from ..modeling_kprune import TAGS
 from ..names import UNKNOWN, hub_name, looks_like_path
@@ -150,13 +151,13 @@ def model_card(prune: Publication, repo_id: str | None = None) -> ModelCard:
         "place": place,
         "loading": how_to_load(prune.model, prune.encoder, place),
         "before": "dense" if getattr(prune.dense.config, "kprune", None) is None else "pruned before",
-        # The longest name is that of the task: AutoModelForTokenClassification rather than AutoModel.
-        "auto_class": max(prune.pruned.config.auto_map.keys() - {"AutoConfig"}, key=len, default="AutoModel"),
+        "auto_class": _auto_class_of(prune),
+        "has_decoder": has_decoder(prune.pruned),
         "tokenizer_class": type(processor).__name__,
         # AutoTokenizer asks to run the code of the model, whose config it reads. A class of transformers does not.
         "has_plain_tokenizer": modality is TEXT and hasattr(transformers, type(processor).__name__),
         "processor": "tokenizer" if modality is TEXT else "processor",
-        "auto_processor": _auto_class_of(processor, modality),
+        "auto_processor": _processor_class_of(processor, modality),
         # There is no pipeline for features of audio: that of features reads texts.
         "has_pipeline": processor is not None
         and prune.task.name in SUPPORTED_TASKS
@@ -176,7 +177,7 @@ def model_card(prune: Publication, repo_id: str | None = None) -> ModelCard:
     return ModelCard.from_template(_metadata(told, repo_id), template_path=str(TEMPLATE), **shown)
 
 
-def _auto_class_of(processor: ProcessingClass | None, modality: Modality) -> str | None:
+def _processor_class_of(processor: ProcessingClass | None, modality: Modality) -> str | None:
     """Returns the name of the Auto class that loads what prepares the input; None without it."""
     if processor is None:
         return None
@@ -253,6 +254,13 @@ def _metadata(told: Mapping[str, Any], repo_id: str | None) -> ModelCardData:
         pipeline_tag=None if told["loading"] else prune.task.name,
         tags=TAGS,
     )
+
+
+def _auto_class_of(prune: Publication) -> str:
+    """Returns the Auto class that loads the pruned model, or its encoder if none loads the whole: that of the task."""
+    auto_map, own = prune.pruned.config.auto_map, type(prune.pruned).__name__
+    loading = [name for name, made in auto_map.items() if made.rpartition(".")[2] == own]
+    return min(loading, key=lambda name: name != prune.task.auto_class, default="AutoModel")
 
 
 def _group_of(name: str) -> str:
