@@ -16,7 +16,7 @@ FULL_BATCH = 512
 
 DataCollator = Callable[[list[Sample]], Mapping[str, Any]]
 
-# Inputs that have one number per token, so that their shape is that of `input_ids`.
+# Inputs that have one number per token, so that their shape begins as that of `input_ids`.
 LIKE_IDS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -197,8 +197,11 @@ def to_tensors(batch: Any, spec: InputSpec) -> Batch:
     shape = tensors[main].shape
     for name, tensor in tensors.items():
         # Other inputs, such as positions, may have shapes of their own, but belong to the same samples.
-        given, expected = (tensor.shape, shape[: tensor.dim()]) if name in LIKE_IDS else (tensor.shape[:1], shape[:1])
-        if given != expected or (spec.is_text and name in LIKE_IDS and tensor.dim() != len(shape)):
+        dimensions = 1
+        if name in LIKE_IDS:
+            # Of media, the main input may have more dimensions than its mask; some models read several types of a token.
+            dimensions = len(shape) if spec.is_text else tensor.dim()
+        if tensor.shape[:dimensions] != shape[:dimensions]:
             raise ValueError(
                 f"`{name}` of a calibration batch must go with its `{main}`, of shape {tuple(shape)}. Got the "
                 f"shape {tuple(tensor.shape)} instead. Pass what the {spec.modality.attribute} returns."

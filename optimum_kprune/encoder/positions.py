@@ -52,7 +52,11 @@ class Positions:
             return torch.ones(samples_in(batch) * rows, positions, dtype=torch.bool, device=device)
         mask = token_mask(batch)
         # A forward of one's own may run its encoder on anything: what belongs to what is not known.
-        return mask if mask.shape[1] == positions or self._name else self._of_positions(mask, positions)
+        if mask.shape[1] == positions or self._name:
+            return mask
+        # What is added beside texts, such as the patches of a page, is real; what is added to texts alone is padding.
+        has_more = any(name != "attention_mask" and values.is_floating_point() for name, values in batch.items())
+        return self._of_positions(mask, positions, has_more)
 
     @functools.cached_property
     def _encoder(self) -> Encoder:
@@ -77,8 +81,14 @@ class Positions:
             ) from error
         return (states[0].shape[0], states[0].shape[1]) if states else None
 
-    def _of_positions(self, mask: Tensor, positions: int) -> Tensor:
-        """Returns the mask of the positions that a model makes of its masked input."""
+    def _of_positions(self, mask: Tensor, positions: int, has_more: bool) -> Tensor:
+        """Returns the mask of the positions that a model makes of its masked input.
+
+        Args:
+            mask: the mask of the input, (rows, entries).
+            positions: how many positions there are.
+            has_more: whether positions that the model adds come from another input. Others are padding.
+        """
         frames = getattr(self._encoder.pretrained.base_model, FRAME_MASK, None)
         if frames is not None:
             # The mask before the adapter layers, which some models have after their blocks.
@@ -86,8 +96,7 @@ class Positions:
             return frames(positions, mask.long(), **options).bool()
         added = positions - mask.shape[1]
         if added > 0:
-            # What is added, such as the patches of a page beside its words, follows the input and is never padding.
-            return torch.cat([mask, mask.new_ones(len(mask), added)], dim=1)
+            return torch.cat([mask, mask.new_full((len(mask), added), has_more)], dim=1)
         # Each position is made of as many entries of the input: it is real if one of them is.
         size = mask.shape[1] // positions
         return mask[:, : size * positions].unflatten(1, (positions, size)).any(dim=2)

@@ -258,8 +258,10 @@ def task_of(model: PreTrainedModel) -> Task:
         ValueError: if its class belongs to none of the tasks.
     """
     task = task_of_class(type(model).__name__, type(model.config), model.main_input_name)
-    # Any name may end with "Model". An encoder without a head is its own base model; others are no encoders of ours.
-    if task.auto_class == "AutoModel" and model.base_model is not model:
+    # Any name may end with "Model". An encoder without a head is its own base model, or one that `AutoModel` loads.
+    encoders = auto_classes(dense_class_of(type(model.config))).get("AutoModel", ())
+    is_encoder = model.base_model is model or dense_class_of(type(model)) in encoders
+    if task.auto_class == "AutoModel" and not is_encoder:
         able = (task for task in TASKS.values() if model.main_input_name in task.reads)
         raise ValueError(
             f"A {type(model).__name__} is none of the models that K-prune prunes. Load the checkpoint with the Auto "
