@@ -199,7 +199,7 @@ def to_tensors(batch: Any, spec: InputSpec) -> Batch:
         # Other inputs, such as positions, may have shapes of their own, but belong to the same samples.
         dimensions = 1
         if name in LIKE_IDS:
-            # Of media, the main input may have more dimensions than its mask; some models read several types of a token.
+            # The mask of media can have fewer dimensions, and what goes with a token can be several numbers.
             dimensions = len(shape) if spec.is_text else tensor.dim()
         if tensor.shape[:dimensions] != shape[:dimensions]:
             raise ValueError(

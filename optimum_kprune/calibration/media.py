@@ -130,12 +130,11 @@ def _checked_array(values: Any) -> np.ndarray:
 
 
 def encode_media(spec: InputSpec, name: str, columns: Mapping[str, Iterable[Any]]) -> list[Sample]:
-    """Prepares images or audio as the model's processor does, one by one. Leaves out missing and empty ones."""
-    values = [value for value in columns[name] if value is not None]
+    """Prepares images or audio as the model's processor does, one by one. Leaves out empty ones."""
     if spec.modality is IMAGE:
-        return [_processed(spec, images=[_image(value, spec)]) for value in values]
+        return [_processed(spec, images=[_image(value, spec)]) for value in columns[name]]
     rate = spec.processor.sampling_rate
-    waves = [_waveform(value, rate) for value in values]
+    waves = [_waveform(value, rate) for value in columns[name]]
     return [_processed(spec, raw_speech=array, sampling_rate=rate) for array in waves if len(array)]
 
 

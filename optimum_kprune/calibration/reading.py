@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 from datasets import Audio, Dataset, Image
 
 from .columns import find_text_columns, holds_text
@@ -21,6 +22,12 @@ def as_lists(table: Dataset) -> Dataset:
 def as_arrays(table: Dataset) -> Dataset:
     """Returns a table whose rows come as arrays, or as bytes of files."""
     return undecoded(table).with_format("numpy")
+
+
+def _given(name: str, table: Dataset) -> Dataset:
+    """Returns the rows as arrays that have a value in a column: `datasets` makes no arrays of missing values."""
+    there = table.select_columns([name]).with_format("arrow")[:][name].is_valid().to_pylist()
+    return as_arrays(table if all(there) else table.select(np.flatnonzero(there), keep_in_memory=True))
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ def reading_of(table: Dataset, spec: InputSpec, with_labels: bool = False) -> Re
         names = find_text_columns(table.features, spec.task, spec.text_columns)
         return Reading(list(names), list(names), partial(encode_texts, spec, names), names)
     name = find_media_column(table.features, spec)
-    return Reading([name], [name], partial(encode_media, spec, name), (name,), as_arrays)
+    return Reading([name], [name], partial(encode_media, spec, name), (name,), partial(_given, name))
 
 
 def _is_raw(feature: Any) -> bool:

@@ -67,7 +67,7 @@ class InputSpec:
         vocab_size: rows of the model's table of embeddings. `None` does not check `input_ids` against it.
         type_vocab_size: the same for `token_type_ids`.
         model_inputs: names of the arguments of the model's forward. Other columns and labels are dropped. `None` takes
-            `input_ids`, `attention_mask`, `token_type_ids` and `position_ids`.
+            `input_ids`, `attention_mask`, `token_type_ids`, `position_ids` and the main input.
         seed: seed of the choice of samples and of masked tokens.
         main_input: name of the input that holds the texts, images or audio, as in `main_input_name` of a model.
         positions: maps a batch to a boolean (rows, positions) mask: which positions of the hidden states are real.
@@ -147,7 +147,8 @@ class InputSpec:
     @property
     def kept_names(self) -> frozenset[str]:
         """Names of the tensors that reach the model."""
-        return frozenset(TEXT_INPUTS if self.model_inputs is None else self.model_inputs) - LABEL_NAMES
+        usual = TEXT_INPUTS | {self.main_input}
+        return frozenset(usual if self.model_inputs is None else self.model_inputs) - LABEL_NAMES
 
     @property
     def read_names(self) -> frozenset[str]:
