@@ -24,7 +24,7 @@ def test_numbers_stay_where_the_names_are_others():
 def test_labels_that_the_model_lacks_are_refused():
     with pytest.raises(ValueError, match=r"those of the model: 'dog', 'cat'\. Got 'bird'"):
         numbers_of(ClassLabel(names=["cat", "bird"]), CLASSES, [0, 1])
-    with pytest.raises(ValueError, match="below 2. Got 2"):
+    with pytest.raises(ValueError, match=r"below 2\. Got 2"):
         numbers_of(Value("int64"), CLASSES, [2])
 
 
