@@ -1,0 +1,67 @@
+"""A small batch of random inputs for a model, made from what its config says."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .sublayers import max_positions
+
+ROWS, TOKENS, FRAMES, SAMPLES = 2, 16, 40, 8000
+
+
+def sample_batch(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Returns inputs of a model on the CPU: token ids with their mask, images, videos, or sound.
+
+    Raises:
+        ValueError: if the config does not say how large its inputs are.
+    """
+    config, name = model.config, model.main_input_name
+    generator = torch.Generator().manual_seed(0)
+    if name == "input_ids":
+        batch = _text(model, generator)
+    else:
+        shape = _shape(config, name)
+        if shape is None:
+            raise ValueError(
+                f"The config of this {type(model).__name__} does not say how large its {name!r} are. Give a batch: "
+                "`suggest_adapter(model, batch)`."
+            )
+        batch = {name: torch.randn(ROWS, *shape, generator=generator).to(model.dtype)}
+    if "decoder_input_ids" in inspect.signature(model.forward).parameters:
+        batch["decoder_input_ids"] = _text(model, generator)["input_ids"]
+    return batch
+
+
+def _text(model: PreTrainedModel, generator: torch.Generator) -> dict[str, Tensor]:
+    """Returns rows of token ids and their mask, without padding, as every head takes them."""
+    config = model.config.get_text_config()
+    tokens = min(TOKENS, max_positions(model) or TOKENS)
+    ids = torch.randint(config.vocab_size, (ROWS, tokens), generator=generator)
+    special = {name: getattr(config, f"{name}_token_id", None) for name in ("pad", "eos")}
+    for value in filter(lambda value: value is not None, special.values()):
+        ids[ids == value] = (value + 1) % config.vocab_size
+    # BART's head for sequences reads the token at the end of each.
+    if special["eos"] is not None:
+        ids[:, -1] = special["eos"]
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _shape(config: Any, name: str) -> tuple[int, ...] | None:
+    """Returns the shape of one image, video, spectrogram or waveform; None if the config does not say."""
+    size = getattr(config, "image_size", None)
+    if name == "pixel_values" and size is not None:
+        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        frames = getattr(config, "num_frames", None)
+        image = (getattr(config, "num_channels", 3), *sides)
+        return image if frames is None else (frames, *image)
+    bins = getattr(config, "num_mel_bins", None)
+    if hasattr(config, "conv_stride") and name == "input_values":
+        return (SAMPLES,)
+    if hasattr(config, "feature_projection_input_dim"):
+        return (FRAMES, config.feature_projection_input_dim)
+    if bins is not None and hasattr(config, "max_source_positions"):
+        return (bins, 2 * config.max_source_positions)
+    return (config.max_length, bins) if bins is not None and hasattr(config, "max_length") else None

@@ -1,0 +1,186 @@
+"""Suggests an adapter for a model of an unknown type: runs the model, and looks at what its modules do."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .adapters import EncoderAdapter, SublayerAdapter
+from .block_trace import traced
+from .contract import check_adapter
+from .offloading import execution_device
+from .sample_batch import sample_batch
+from .sublayer_search import find_sublayers
+
+logger = logging.getLogger(__name__)
+
+
+def suggest_adapter(model: PreTrainedModel, batch: dict[str, Tensor] | None = None) -> EncoderAdapter:
+    """Finds where the prunable sublayers of a model are, for `register_adapter`.
+
+    Looks for the largest stack of equal blocks, and runs the model to see which linear layers of a block write to its
+    residual stream, and which feed them. `check_adapter` has verified what is returned. A sublayer that cannot be
+    verified is left out, and a warning says why.
+
+    Args:
+        model: a loaded model of transformers, with or without a head. It is not changed.
+        batch: inputs of the model, of two rows or more; None makes some from the config.
+
+    Raises:
+        ValueError: if nothing can be verified, or the model cannot be run. The message says what was looked at.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"`model` must be a loaded transformers model. Got {type(model).__name__} instead.")
+    given = sample_batch(model) if batch is None else batch
+    device = execution_device(model)
+    inputs = {name: values.to(device) for name, values in given.items()}
+    refusals: dict[str, str] = {}
+    verified = []
+    for adapter in _candidates(model, inputs):
+        verified.append(_verified(model, inputs, adapter, refusals))
+        if verified[-1] == adapter:
+            break
+    best = max(verified, key=lambda adapter: len(adapter.sublayers), default=None)
+    if best is None or not best.sublayers:
+        raise _nothing_found(model, refusals)
+    for name, reason in refusals.items():
+        if name.startswith(f"{best.blocks}: "):
+            logger.warning(f"Left out of the adapter of {model.config.model_type!r}: {name}. {reason}")
+    return best
+
+
+def adapter_code(model_type: str, adapter: EncoderAdapter) -> str:
+    """Returns the lines of Python that register an adapter."""
+    sublayers = ",\n".join(_call(sublayer, " " * 12) for sublayer in adapter.sublayers)
+    row = _call(adapter, " " * 4, sublayers=f"(\n{sublayers},\n{' ' * 8})")
+    return f"register_adapter(\n    {model_type!r},\n{row},\n)"
+
+
+def _call(row: Any, indent: str, **written: str) -> str:
+    """Returns the call that makes a row of an adapter, without what is left at its default."""
+    kept = row.to_dict()
+    values = {item.name: getattr(row, item.name) for item in fields(row) if kept.get(item.name)}
+    lines = [f"{indent}    {name}={written.get(name, repr(value))},\n" for name, value in values.items()]
+    return f"{indent}{type(row).__name__}(\n{''.join(lines)}{indent})"
+
+
+def _candidates(model: PreTrainedModel, batch: dict[str, Tensor]) -> Iterator[EncoderAdapter]:
+    """Yields what was found in each stack of blocks, without verification, the most likely first."""
+    for name, blocks in _stacks(model):
+        # The highest block shows what is handed to a block by those below, the lowest what it hands on.
+        lowest, highest = (tuple(_sublayers_in(model, block, batch)) for block in (blocks[0], blocks[-1]))
+        handed_on = dict(item for pair in zip(lowest, highest, strict=False) for item in _handed_on(*pair))
+        adapter = EncoderAdapter(name, lowest if handed_on else highest, handed_on=handed_on)
+        if adapter.sublayers:
+            yield adapter
+
+
+def _sublayers_in(model: PreTrainedModel, block: nn.Module, batch: dict[str, Tensor]) -> list[SublayerAdapter]:
+    """Returns the sublayers of a block."""
+    try:
+        with traced(model, block, batch) as calls:
+            return find_sublayers(calls)
+    # A model of an unknown kind, on a batch that may not be right for it, may raise anything.
+    except Exception as error:
+        shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in batch.items())
+        raise ValueError(
+            f"The {type(model).__name__} could not be run on a batch of {shapes}: {type(error).__name__}: {error} "
+            "Give a batch that it takes: `suggest_adapter(model, batch)`."
+        ) from error
+
+
+def _handed_on(lowest: SublayerAdapter, highest: SublayerAdapter) -> Iterator[tuple[str, str]]:
+    """Yields modules with entries of units that only block 0 has, with the argument by which their result comes."""
+    for name in lowest.tensors.keys() - highest.tensors.keys():
+        for argument in highest.arguments.keys() - lowest.arguments.keys():
+            yield name.rpartition(".")[0], argument
+
+
+def _stacks(model: PreTrainedModel) -> list[tuple[str, list[nn.Module]]]:
+    """Returns the stacks of equal blocks of a model by name, the most likely to be the encoder's first.
+
+    Of lists in the items of a list, such as the stages of a pyramid, all blocks are one stack.
+    """
+    # The blocks of a decoder, which is beside the encoder, are left out.
+    root: Any = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
+    inside = set(root.modules())
+    stacks: dict[str, list[nn.Module]] = {}
+    for name, module in model.base_model.named_modules():
+        if isinstance(module, nn.ModuleList) and module in inside:
+            stacks.setdefault(_starred(model.base_model, name), []).extend(module)
+    found = {name: blocks for name, blocks in stacks.items() if _are_equal(blocks)}
+    sizes = {name: sum(p.numel() for block in blocks for p in block.parameters()) for name, blocks in found.items()}
+    return sorted(found.items(), key=lambda item: (sizes[item[0]], item[0].count("*")), reverse=True)
+
+
+def _starred(root: nn.Module, name: str) -> str:
+    """Returns the name of a module with a `*` in place of every index in a list."""
+    parts = name.split(".")
+    for index, part in enumerate(parts):
+        parts[index] = "*" if isinstance(root, nn.ModuleList) else part
+        root = root.get_submodule(part)
+    return ".".join(parts)
+
+
+def _are_equal(blocks: list[nn.Module]) -> bool:
+    """Returns whether blocks are of one class, with linear layers of the same names."""
+    kinds = {(type(block), *_linears(block)) for block in blocks}
+    return len(kinds) == 1 and len(kinds.pop()) > 1
+
+
+def _linears(block: nn.Module) -> list[str]:
+    return [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
+
+
+def _verified(
+    model: PreTrainedModel, batch: dict[str, Tensor], adapter: EncoderAdapter, refusals: dict[str, str]
+) -> EncoderAdapter:
+    """Returns an adapter without the sublayers that `check_adapter` refuses. The reasons are put into `refusals`."""
+    if _holds(model, batch, adapter, refusals, adapter.blocks):
+        return adapter
+    kept = []
+    for sublayer in adapter.sublayers:
+        name = f"{adapter.blocks}: {sublayer.kind} with the output {sublayer.output!r}"
+        if _holds(model, batch, _only(adapter, (sublayer,)), refusals, name):
+            kept.append(sublayer)
+    rest = _only(adapter, tuple(kept))
+    return rest if kept and _holds(model, batch, rest, refusals, adapter.blocks) else replace(rest, sublayers=())
+
+
+def _only(adapter: EncoderAdapter, sublayers: tuple[SublayerAdapter, ...]) -> EncoderAdapter:
+    """Returns an adapter with some of its sublayers, and with what is handed on to these."""
+    tensors = [name for sublayer in sublayers for name in sublayer.tensors]
+    handed_on = {
+        module: argument
+        for module, argument in adapter.handed_on.items()
+        if any(name.startswith(f"{module}.") for name in tensors)
+    }
+    return replace(adapter, sublayers=sublayers, handed_on=handed_on)
+
+
+def _holds(
+    model: PreTrainedModel, batch: dict[str, Tensor], adapter: EncoderAdapter, refusals: dict[str, str], name: str
+) -> bool:
+    """Returns whether `check_adapter` accepts an adapter. Its reason is put into `refusals` if not."""
+    try:
+        check_adapter(model, batch, adapter)
+    except ValueError as error:
+        refusals[name] = str(error)
+        return False
+    return True
+
+
+def _nothing_found(model: PreTrainedModel, refusals: dict[str, str]) -> ValueError:
+    """Returns the error that says what was looked for, and what was found."""
+    stacks = ", ".join(f"{name!r} ({len(blocks)} {type(blocks[0]).__name__})" for name, blocks in _stacks(model))
+    tried = " ".join(f"Tried {name}: {reason}" for name, reason in refusals.items())
+    return ValueError(
+        f"No adapter was found for this {type(model).__name__} of the type {model.config.model_type!r}. Looked for "
+        "stacks of equal blocks, in which the sum of a linear layer and of what enters a module is read by a later "
+        "one, and linear layers before it whose rows belong to its columns, head by head or one by one. Stacks: "
+        f"{stacks or 'none'}. {tried or 'No such linear layers were found in them.'} What can be described by hand is "
+        "in docs/custom_models.md."
+    )
