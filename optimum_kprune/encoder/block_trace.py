@@ -1,4 +1,4 @@
-"""What a block does in one forward pass: which module reads what, and which units of a projection reach which features."""
+"""What a block does in one forward pass: which module reads what, and on which units of it features depend."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -55,7 +55,7 @@ class Division(NamedTuple):
 
 @contextmanager
 def traced(model: nn.Module, block: nn.Module, batch: dict[str, Tensor]) -> Iterator[list[Call]]:
-    """Runs a model on a batch up to the end of a block, and records the calls in the block, in the order of their begin.
+    """Runs a model on a batch up to the end of a block, and records the calls in the block, in order.
 
     What linear layers return is cut off from what they read, so that a gradient reaches from the input of one linear
     layer to the nearest before it, and no further. So are the tensors that the block is called with. In the context,
@@ -135,22 +135,15 @@ class Reach:
         weights = torch.randn(features.shape, generator=generator)
         self._weighted = features * weights.to(features)
 
-    def entries(self, tensors: Sequence[Tensor], units: int = 1, unit: int = 0) -> list[Tensor]:
-        """Returns, for each tensor, where its entries reach the features of a unit: booleans in its shape."""
+    def entries(self, tensor: Tensor, units: int = 1, unit: int = 0) -> Tensor:
+        """Returns on which entries of a tensor the features of a unit depend: booleans in its shape."""
         total = self._weighted.unflatten(-1, (units, -1))[..., unit, :].sum()
-        gradients = torch.autograd.grad(total, tensors, retain_graph=True, allow_unused=True)
-        return [
-            torch.zeros_like(tensor, dtype=torch.bool) if gradient is None else gradient != 0
-            for tensor, gradient in zip(tensors, gradients, strict=True)
-        ]
+        (gradient,) = torch.autograd.grad(total, [tensor], retain_graph=True, allow_unused=True)
+        return torch.zeros_like(tensor, dtype=torch.bool) if gradient is None else gradient != 0
 
-    def depends_on(self, tensors: Sequence[Tensor]) -> bool:
-        """Returns whether the features depend on any of the tensors."""
-        return bool(tensors) and any(bool(entries.any()) for entries in self.entries(tensors))
-
-    def reaching(self, calls: Sequence[Call]) -> list[Call]:
-        """Returns those of the calls on whose output the features depend."""
-        return [call for call in calls if self.depends_on([call.output])]
+    def depends_on(self, tensor: Tensor) -> bool:
+        """Returns whether the features depend on a tensor."""
+        return bool(self.entries(tensor).any())
 
     def division(self, outputs: Sequence[Tensor]) -> Division | None:
         """Returns the finest division of the features into units that read columns of their own; None if none does."""
@@ -163,23 +156,27 @@ class Reach:
 
     def _parts(self, output: Tensor, units: int) -> int:
         """Returns how many projections are fused in an output, if units read columns of their own; 0 if not."""
-        return next((parts for parts in (1, 2, 3) if self._own(output, -1, units, parts)), 0)
+        return next((parts for parts in (1, 2, 3) if self._is_divided(output, -1, units, parts)), 0)
 
     def dimension(self, tensor: Tensor, units: int) -> int | None:
         """Returns the dimension along which a tensor has entries of each unit; None if there is none."""
-        return next((dim for dim in range(tensor.dim()) if self._own(tensor, dim, units, 1)), None)
+        if not self.depends_on(tensor):
+            return None
+        return next((dim for dim in range(tensor.dim()) if self._is_divided(tensor, dim, units, 1)), None)
 
-    def _own(self, tensor: Tensor, dim: int, units: int, parts: int) -> bool:
-        """Returns whether units depend on entries of their own, with `parts` x units x entries along a dimension."""
+    def _is_divided(self, tensor: Tensor, dim: int, units: int, parts: int) -> bool:
+        """Returns whether units depend on entries of their own, which lie as parts x units x entries along a dimension."""
         if tensor.shape[dim] % (parts * units):
             return False
-        reached_any = False
-        # The first, the last, and one between: what holds for them holds for all if it holds in check_adapter.
-        for unit in sorted({0, units // 2, units - 1}):
-            (entries,) = self.entries([tensor], units, unit)
-            reached = entries.transpose(0, dim).flatten(1).any(1) if entries.dim() > 1 else entries
-            own = reached.view(parts, units, -1)[:, unit]
-            if reached.sum() != own.sum():
-                return False
-            reached_any = reached_any or bool(own.any())
-        return reached_any
+        probed = [self.entries(tensor, units, unit) for unit in self._active(units)]
+        reached = [entries.movedim(dim, 0).reshape(entries.shape[dim], -1).any(1) for entries in probed]
+        own = [
+            entries.view(parts, units, -1)[:, unit] for entries, unit in zip(reached, self._active(units), strict=True)
+        ]
+        return all(bool(a.any()) and a.sum() == b.sum() for a, b in zip(own, reached, strict=True))
+
+    def _active(self, units: int) -> list[int]:
+        """Returns some units whose features are not 0, as those of a ReLU may be: the first, the last, and another."""
+        values = self.features.detach().unflatten(-1, (units, -1)).abs().sum(-1)
+        active = values.flatten(0, -2).sum(0).nonzero().flatten().tolist()
+        return sorted({active[0], active[len(active) // 2], active[-1]}) if active else []

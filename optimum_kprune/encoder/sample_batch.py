@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from .sublayers import max_positions
 
-ROWS, TOKENS, FRAMES, SAMPLES = 2, 16, 40, 8000
+ROWS, TOKENS, WORDS, FRAMES, SAMPLES = 2, 16, 100, 40, 8000
 
 
 def sample_batch(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -36,16 +36,14 @@ def sample_batch(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _text(model: PreTrainedModel, generator: torch.Generator) -> dict[str, Tensor]:
-    """Returns rows of token ids and their mask, without padding, as every head takes them."""
-    config = model.config.get_text_config()
+    """Returns rows of token ids and their mask, without padding."""
+    config: Any = model.config.get_text_config()
     tokens = min(TOKENS, max_positions(model) or TOKENS)
-    ids = torch.randint(config.vocab_size, (ROWS, tokens), generator=generator)
-    special = {name: getattr(config, f"{name}_token_id", None) for name in ("pad", "eos")}
-    for value in filter(lambda value: value is not None, special.values()):
-        ids[ids == value] = (value + 1) % config.vocab_size
-    # BART's head for sequences reads the token at the end of each.
-    if special["eos"] is not None:
-        ids[:, -1] = special["eos"]
+    padding, end = (getattr(config, f"{name}_token_id", None) for name in ("pad", "eos"))
+    words = [word for word in range(getattr(config, "vocab_size", WORDS)) if word not in (padding, end)]
+    ids = torch.tensor(words)[torch.randint(min(len(words), WORDS), (ROWS, tokens), generator=generator)]
+    # The head of BART for sequences reads the token at the end of each.
+    ids[:, -1] = end if isinstance(end, int) else ids[:, -1]
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 

@@ -22,30 +22,32 @@ def find_sublayers(calls: list[Call]) -> list[SublayerAdapter]:
 
 def _sublayer(calls: list[Call], index: int) -> SublayerAdapter | None:
     """Returns the sublayer whose output projection is the call of that index; None if it is of none."""
-    output = calls[index]
-    if not isinstance(output.input, Tensor) or sum(call.name == output.name for call in calls) > 1:
-        return None
+    block, output = calls[0].module, calls[index]
     stream = _residual_stream(calls, index)
-    reach = Reach(output.input)
-    feeding = reach.reaching([call for call in calls[:index] if isinstance(call.module, nn.Linear)])
-    division = reach.division([call.output for call in feeding]) if stream and feeding else None
-    if stream is None or division is None:
+    is_called_once = sum(call.name == output.name for call in calls) == 1
+    if stream is None or not is_called_once or not output.input.requires_grad:
         return None
-    residual, scale = stream
+    reach = Reach(output.input)
+    before = [call for call in calls[:index] if isinstance(call.module, nn.Linear)]
+    feeding = [call for call in before if reach.depends_on(call.output)]
+    division = reach.division([call.output for call in feeding]) if feeding else None
+    if division is None:
+        return None
+    units, features = division.units, output.input.shape[-1]
     inputs, tables = _inputs(feeding, division)
+    tensors = _tensors(block, reach, units, {call.name for call in (*feeding, output)})
     bypass, returned = _bypass(calls, output, list(inputs))
-    kind: Literal["attention", "ffn"] = "ffn" if division.units == output.input.shape[-1] else "attention"
-    tensors = _tensors(calls[0].module, reach, division.units, {call.name for call in (*feeding, output)})
+    residual, scale = stream
     return SublayerAdapter(
-        kind=kind,
+        kind="attention" if units < features else "ffn",
         inputs=inputs,
         output=output.name,
         residual=residual,
         bypass=bypass,
         returns_tuple=_returns_tuple(returned),
-        counts=_counts(calls[0].module, list(inputs), division.units, output.input.shape[-1]),
+        counts=_counts(block, list(inputs), units, features),
         tensors=tables | tensors,
-        arguments=_arguments(calls[0].module, returned, reach, division.units, tensors),
+        arguments=_arguments(returned, reach, units, [named_tensors(block)[name] for name in tensors]),
         uncorrected=_uncorrected(feeding, inputs),
         scale=scale,
     )
@@ -97,7 +99,7 @@ def _number(output: Tensor, added: Tensor) -> float | None:
 
 
 def _reader(calls: list[Call], stream: Tensor) -> str | None:
-    """Returns the module that reads the residual stream first, and is called once; one without submodules if any is."""
+    """Returns the first module that reads the residual stream and is called once, rather one without submodules."""
     names = [call.name for call in calls]
     readers = [call for call in calls if call.input is stream and names.count(call.name) == 1]
     leaves = [call for call in readers if not list(call.module.children())]
@@ -159,7 +161,7 @@ def _returns_tuple(call: Call | None) -> bool | int:
 
 
 def _counts(block: nn.Module, inputs: list[str], units: int, features: int) -> dict[str, Any]:
-    """Returns the attributes that hold the number of heads or of their features, of the modules that hold the inputs."""
+    """Returns the attributes with the number of heads, or of their features, of the modules that hold the inputs."""
     counts: dict[str, Literal["units", "features"]] = {}
     for parent in _holding(inputs) if units < features else ():
         for name, value in vars(block.get_submodule(parent)).items():
@@ -174,28 +176,21 @@ def _counts(block: nn.Module, inputs: list[str], units: int, features: int) -> d
 def _tensors(block: nn.Module, reach: Reach, units: int, projections: set[str]) -> dict[str, int]:
     """Returns the tensors of a block, besides those of its projections, that have entries of units: the dimension."""
     others = {
-        name: tensor
-        for name, tensor in named_tensors(block).items()
-        if name.rpartition(".")[0] not in projections
+        name: tensor for name, tensor in named_tensors(block).items() if name.rpartition(".")[0] not in projections
     }
     found = {name: reach.dimension(tensor, units) for name, tensor in others.items()}
     return {name: dim for name, dim in found.items() if dim is not None}
 
 
-def _arguments(
-    block: nn.Module, call: Call | None, reach: Reach, units: int, tensors: dict[str, int]
-) -> dict[str, int]:
+def _arguments(call: Call | None, reach: Reach, units: int, tensors: list[Tensor]) -> dict[str, int]:
     """Returns the arguments of a bypass that have entries of units: the dimension.
 
-    Those that the block computes from its own tensors have the right entries already.
+    Those that the block computes from its own tensors of units have the right entries already.
     """
-    if call is None:
-        return {}
-    own = [named_tensors(block)[name] for name in tensors]
-    given = inspect.signature(call.module.forward).bind(*call.args, **call.kwargs).arguments
+    given = inspect.signature(call.module.forward).bind(*call.args, **call.kwargs).arguments if call else {}
     found = {
         name: reach.dimension(value, units)
         for name, value in given.items()
-        if isinstance(value, Tensor) and value.requires_grad and not Reach(value).depends_on(own)
+        if isinstance(value, Tensor) and value.requires_grad and not any(map(Reach(value).depends_on, tensors))
     }
     return {name: dim for name, dim in found.items() if dim is not None}

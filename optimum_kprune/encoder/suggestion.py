@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .adapters import EncoderAdapter, SublayerAdapter
 from .block_trace import traced
 from .contract import check_adapter
+from .hooks import evaluating
 from .offloading import execution_device
 from .sample_batch import sample_batch
 from .sublayer_search import find_sublayers
@@ -37,6 +39,7 @@ def suggest_adapter(model: PreTrainedModel, batch: dict[str, Tensor] | None = No
     given = sample_batch(model) if batch is None else batch
     device = execution_device(model)
     inputs = {name: values.to(device) for name, values in given.items()}
+    _require_runs(model, inputs)
     refusals: dict[str, str] = {}
     verified = []
     for adapter in _candidates(model, inputs):
@@ -57,6 +60,20 @@ def adapter_code(model_type: str, adapter: EncoderAdapter) -> str:
     sublayers = ",\n".join(_call(sublayer, " " * 12) for sublayer in adapter.sublayers)
     row = _call(adapter, " " * 4, sublayers=f"(\n{sublayers},\n{' ' * 8})")
     return f"register_adapter(\n    {model_type!r},\n{row},\n)"
+
+
+def _require_runs(model: PreTrainedModel, batch: dict[str, Tensor]) -> None:
+    """Raises a ValueError if a model cannot be run on a batch."""
+    try:
+        with evaluating(model), torch.no_grad():
+            model(**batch)
+    # A model of an unknown type, on a batch that may not be right for it, can raise anything.
+    except Exception as error:
+        shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in batch.items())
+        raise ValueError(
+            f"The {type(model).__name__} cannot be run on a batch of {shapes}: {type(error).__name__}: {error}. Give "
+            "one that it takes: `suggest_adapter(model, batch)`."
+        ) from error
 
 
 def _call(row: Any, indent: str, **written: str) -> str:
@@ -80,16 +97,8 @@ def _candidates(model: PreTrainedModel, batch: dict[str, Tensor]) -> Iterator[En
 
 def _sublayers_in(model: PreTrainedModel, block: nn.Module, batch: dict[str, Tensor]) -> list[SublayerAdapter]:
     """Returns the sublayers of a block."""
-    try:
-        with traced(model, block, batch) as calls:
-            return find_sublayers(calls)
-    # A model of an unknown kind, on a batch that may not be right for it, may raise anything.
-    except Exception as error:
-        shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in batch.items())
-        raise ValueError(
-            f"The {type(model).__name__} could not be run on a batch of {shapes}: {type(error).__name__}: {error} "
-            "Give a batch that it takes: `suggest_adapter(model, batch)`."
-        ) from error
+    with traced(model, block, batch) as calls:
+        return find_sublayers(calls)
 
 
 def _handed_on(lowest: SublayerAdapter, highest: SublayerAdapter) -> Iterator[tuple[str, str]]:
@@ -126,9 +135,9 @@ def _starred(root: nn.Module, name: str) -> str:
 
 
 def _are_equal(blocks: list[nn.Module]) -> bool:
-    """Returns whether blocks are of one class, with linear layers of the same names."""
+    """Returns whether blocks are modules of one class, with linear layers of the same names."""
     kinds = {(type(block), *_linears(block)) for block in blocks}
-    return len(kinds) == 1 and len(kinds.pop()) > 1
+    return len(kinds) == 1 and len(*kinds) > 1 and not isinstance(blocks[0], nn.ModuleList)
 
 
 def _linears(block: nn.Module) -> list[str]:
