@@ -6,7 +6,8 @@ Importing the package makes `AutoModelFor...from_pretrained` and `pipeline` load
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .encoder.adapters import get_adapter, supported_model_types
+from .encoder.adapters import supported_model_types as supported_model_types
+from .encoder.families import families
 from .encoder.registration import register_adapter
 
 if TYPE_CHECKING:  # Type checkers do not see what `__getattr__` imports.
@@ -44,8 +45,9 @@ _PUBLIC = {
 __all__ = sorted(_PUBLIC)
 
 # Registered at import: whoever imports the package can load pruned models, without a call.
-for _model_type in supported_model_types():
-    register_adapter(_model_type, get_adapter(_model_type))
+for _family in families():
+    for _adapter in _family.adapters:
+        register_adapter(_family.model_type, _adapter)
 
 
 def __getattr__(name: str) -> Any:

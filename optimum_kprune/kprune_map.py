@@ -17,7 +17,7 @@ from torch import nn
 FORMAT = 2
 KINDS = ("attention", "ffn")
 # The adapters of `optimum_kprune` by model type, as dictionaries. It is empty in the copy that is saved with a model.
-REGISTERED: dict[str, dict[str, Any]] = {}
+REGISTERED: dict[str, list[dict[str, Any]]] = {}
 
 _MAP: dict[str, Any] = {"adapter": dict, "kept": list}
 _OPTIONAL: dict[str, Any] = {"format": int, "settings": dict, "checksum": str}
@@ -25,7 +25,7 @@ _ADAPTER: dict[str, Any] = {"blocks": str, "sublayers": list}
 _SUBLAYER: dict[str, Any] = {"kind": str, "inputs": dict, "output": str, "residual": str, "bypass": str}
 _SUBLAYER |= {"returns_tuple": (bool, int), "counts": dict}
 # Left out where they have nothing to say.
-_ADAPTER_MORE: dict[str, Any] = {"front": list, "handed_on": dict, "repeated": dict}
+_ADAPTER_MORE: dict[str, Any] = {"front": list, "handed_on": dict, "repeated": dict, "when": dict}
 _SUBLAYER_MORE: dict[str, Any] = {"tensors": dict, "arguments": dict, "uncorrected": list, "scale": (int, float, str)}
 _ENTRY: dict[str, Any] = {"layer": int, "kind": str, "kept": str, "total": int}
 
@@ -208,9 +208,10 @@ def _check_registered(model_type: str, kprune: dict[str, Any]) -> None:
     that fits the structure of the model. Only whether a module returns a tuple cannot be seen there, and is compared.
     """
     adapter = kprune["adapter"]
-    known = REGISTERED.get(model_type.removeprefix("kprune-"), adapter)
-    _require("checksum" in kprune or adapter == known, "adapter", "be that of the model type", adapter)
-    returns = {sublayer["bypass"]: sublayer["returns_tuple"] for sublayer in known["sublayers"]}
+    known = REGISTERED.get(model_type.removeprefix("kprune-"), [adapter])
+    _require("checksum" in kprune or adapter in known, "adapter", "be that of the model type", adapter)
+    sublayers = [sublayer for registered in known for sublayer in registered["sublayers"]]
+    returns = {sublayer["bypass"]: sublayer["returns_tuple"] for sublayer in sublayers}
     for sublayer in adapter["sublayers"]:
         given = sublayer["returns_tuple"]
         expected = returns.get(sublayer["bypass"], given)

@@ -55,7 +55,8 @@ def test_the_files_that_travel_with_the_weights_stand_alone():
 
 def test_plain_data_needs_nothing():
     """But pandas, where a result is asked for as its table."""
-    assert not packages_of(PACKAGE / "encoder" / "adapters.py")
+    for name in ("adapters.py", "families.py", "layouts.py"):
+        assert not packages_of(PACKAGE / "encoder" / name)
     assert packages_of(PACKAGE / "result.py") == {"pandas"}
     assert "pandas" not in imports_of(PACKAGE / "result.py", lazy=False)
 

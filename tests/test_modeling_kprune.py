@@ -17,11 +17,11 @@ from shrunk import (
     pruned_model,
     sublayers,
 )
-from tiny import same_state
+from tiny import FAMILIES, same_state
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification, Trainer, TrainingArguments
 
-from optimum_kprune.encoder.adapters import get_adapter, supported_model_types
+from optimum_kprune.encoder.adapters import get_adapter
 from optimum_kprune.encoder.registration import register_auto_classes
 from optimum_kprune.modeling_kprune import (
     Bypass,
@@ -35,7 +35,7 @@ EVERY_CASE = [pytest.param(*case, marks=[] if case[0] == "bert" else pytest.mark
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    for model_type in supported_model_types():
+    for model_type in FAMILIES:
         register_auto_classes(model_type)
 
 
@@ -50,7 +50,7 @@ def test_masked_dense_equals_shrunk(model_type, head):
     assert_same(masked_model(dense), pruned, tolerance=1e-9)
 
 
-@pytest.mark.parametrize("model_type", supported_model_types())
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_only_smaller_matrices_remain(model_type):
     dense, pruned = dense_model(model_type), pruned_model(dense_model(model_type))
     removed = 0
@@ -64,7 +64,7 @@ def test_only_smaller_matrices_remain(model_type):
     assert all(tensor.is_contiguous() for tensor in pruned.state_dict().values())
 
 
-@pytest.mark.parametrize("model_type", supported_model_types())
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_counts_tell_the_truth(model_type):
     dense, pruned = dense_model(model_type), pruned_model(dense_model(model_type))
     blocks = pruned.base_model.get_submodule(get_adapter(model_type).blocks)

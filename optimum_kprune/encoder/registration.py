@@ -9,7 +9,7 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..kprune_map import REGISTERED, check_adapter
-from .adapters import EncoderAdapter, SublayerAdapter, add_adapter
+from .adapters import EncoderAdapter, SublayerAdapter, adapters_of_type, add_adapter
 from .conversion import pruned_class
 
 
@@ -17,7 +17,8 @@ def register_adapter(model_type: str, adapter: EncoderAdapter) -> None:
     """Makes the encoders of `model_type` (as in `config.model_type`) prunable, loadable and savable.
 
     Raises:
-        ValueError: if `adapter` does not have the right form, or `model_type` already has a different adapter.
+        ValueError: if `adapter` does not have the right form, or `model_type` already has a different adapter for
+            the same models.
     """
     if not isinstance(model_type, str) or not model_type:
         raise ValueError(f"`model_type` must be the `config.model_type` of the encoders. Got {model_type!r}.")
@@ -28,7 +29,7 @@ def register_adapter(model_type: str, adapter: EncoderAdapter) -> None:
     check_adapter(adapter.to_dict())
     add_adapter(model_type, adapter)
     # The map module cannot read the table of adapters: it also runs without this package.
-    REGISTERED[model_type] = adapter.to_dict()
+    REGISTERED[model_type] = [known.to_dict() for known in adapters_of_type(model_type)]
     if model_type in CONFIG_MAPPING:
         register_auto_classes(model_type)
 

@@ -16,11 +16,11 @@ from shrunk import (
     masked_model,
     pruned_model,
 )
-from tiny import batches_of, ragged_samples, same_state, tiny_model
+from tiny import FAMILIES, batches_of, ragged_samples, same_state, tiny_model
 from transformers import BertConfig, BertLMHeadModel, BertModel, DistilBertConfig, DistilBertForSequenceClassification
 
 from optimum_kprune import KPruneConfig, KPruner
-from optimum_kprune.encoder.adapters import get_adapter, supported_model_types
+from optimum_kprune.encoder.adapters import get_adapter
 from optimum_kprune.encoder.conversion import pruned_class, pruned_model_from
 from optimum_kprune.encoder.registration import register_auto_classes
 from optimum_kprune.kprune_map import checksum
@@ -29,7 +29,7 @@ from optimum_kprune.modeling_kprune import shrink_sublayer
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    for model_type in supported_model_types():
+    for model_type in FAMILIES:
         register_auto_classes(model_type)
 
 
