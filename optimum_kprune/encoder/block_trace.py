@@ -165,7 +165,7 @@ class Reach:
         return next((dim for dim in range(tensor.dim()) if self._is_divided(tensor, dim, units, 1)), None)
 
     def _is_divided(self, tensor: Tensor, dim: int, units: int, parts: int) -> bool:
-        """Returns whether units depend on entries of their own, which lie as parts x units x entries along a dimension."""
+        """Returns whether units depend on their own of parts x units x entries along a dimension, and on no others."""
         if tensor.shape[dim] % (parts * units):
             return False
         probed = [self.entries(tensor, units, unit) for unit in self._active(units)]
