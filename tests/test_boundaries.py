@@ -69,7 +69,7 @@ ROOMS = (
     {"result"},
     {"encoder"},
     {"prune"},
-    {"trainer"},
+    {"model_list", "trainer"},
     {"evaluation"},
     {"publish"},
     {"sentence_transformers"},
