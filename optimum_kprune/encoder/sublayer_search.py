@@ -93,7 +93,7 @@ def _scale(calls: list[Call], index: int, stream: Tensor, total: Tensor) -> floa
 
 def _number(output: Tensor, added: Tensor) -> float | None:
     """Returns the number whose product with an output was added; None if there is none."""
-    number = round(float((output * added).sum() / (output * output).sum()), 4)
+    number = round(((output * added).sum() / (output * output).sum()).item(), 4)
     fits = number and (added - number * output).abs().max() <= 1e-4 * abs(number) * output.abs().max()
     return number if fits else None
 

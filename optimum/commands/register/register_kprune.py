@@ -24,6 +24,7 @@ class ListModels(Action):
     """Writes the table of supported models and ends, whatever else is given, as `--help` does."""
 
     def __call__(self, parser: ArgumentParser, *_: Any) -> None:
+        """Does what the class says."""
         from optimum_kprune.model_list import model_list
 
         sys.stdout.write(model_list())
