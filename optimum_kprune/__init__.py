@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # Type checkers do not see what `__getattr__` imports.
     from .configuration import KPruneConfig as KPruneConfig
     from .encoder.adapters import EncoderAdapter as EncoderAdapter
     from .encoder.adapters import SublayerAdapter as SublayerAdapter
+    from .encoder.contract import check_adapter as check_adapter
     from .encoder.conversion import pruned_class as pruned_class
     from .encoder.custom_modules import load_into as load_into
     from .encoder.registration import register_adapter as register_adapter
@@ -38,6 +39,7 @@ _PUBLIC = {
     "OptimumPruner": "base",
     "Prediction": "algorithm.divergence",
     "SublayerAdapter": "encoder.adapters",
+    "check_adapter": "encoder.contract",
     "load_into": "encoder.custom_modules",
     "pruned_class": "encoder.conversion",
     "register_adapter": "encoder.registration",

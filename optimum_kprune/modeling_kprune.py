@@ -1,9 +1,9 @@
 """Pruned encoders: the code that loads, runs and saves a model whose heads and neurons were removed by K-prune.
 
-A copy of this file and of `kprune_map` is saved with every pruned model, so that `trust_remote_code=True` loads it
-where `optimum_kprune` is not installed. Both run under transformers 4.57 and later. They have what loading needs; what
-prunes and registers is in the library. The copy of this file ends with one line for each class of the model, which the
-Auto classes find by the names in the config's `auto_map`.
+A copy of this file, of `kprune_map` and of `kprune_shrink` is saved with every pruned model, so that
+`trust_remote_code=True` loads it where `optimum_kprune` is not installed. All run under transformers 4.57 and later.
+They have what loading needs; what prunes and registers is in the library. The copy of this file ends with one line for
+each class of the model, which the Auto classes find by the names in the config's `auto_map`.
 
 The map `kprune` in the config names the units that are left. A model is built in its dense shape, and shrunk to them:
 
@@ -16,132 +16,22 @@ The map `kprune` in the config names the units that are left. A model is built i
 
 import functools
 import json
-import reprlib
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from .kprune_map import check_checksum, check_map, parse_units
+from .kprune_map import blocks_of, check_checksum, check_form, check_map, parse_units
+from .kprune_shrink import give_each_block_its_own, shrink_sublayer
 
 SETTINGS_NAME = "kprune_config.json"
 TAGS = ["optimum-kprune", "kprune", "pruning"]
-
-
-class Constant(nn.Module):
-    """The output projection of a sublayer without units: it returns its bias, whatever the input."""
-
-    def __init__(self, projection: Any) -> None:
-        super().__init__()
-        self.in_features, self.out_features = 0, projection.out_features
-        bias = projection.bias
-        self.bias = nn.Parameter(projection.weight.new_zeros(self.out_features)) if bias is None else bias
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Returns the bias, once per token of `features`."""
-        return self.bias.expand(*features.shape[:-1], self.out_features)
-
-
-class Bypass(nn.Module):
-    """What computes the units of a sublayer, if there are none: it passes the hidden states on.
-
-    Attributes:
-        constant: name of the submodule that is the `Constant`, which is the output then; "" if it lies outside.
-        returns_tuple: whether forward returns a tuple that begins with the output, as attention modules do.
-    """
-
-    def __init__(self, constant: str, returns_tuple: bool) -> None:
-        super().__init__()
-        self.constant, self.returns_tuple = constant, returns_tuple
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
-        """Returns the constant if it lies inside, or else the hidden states, which are the first input."""
-        # Not by name: DistilBERT calls its attention with `query=` up to transformers 4.
-        hidden_states = args[0] if args else next(iter(kwargs.values()))
-        output = self.get_submodule(self.constant)(hidden_states) if self.constant else hidden_states
-        return (output, None) if self.returns_tuple else output
-
-
-def shrink_sublayer(block: nn.Module, sublayer: dict[str, Any], kept: list[int], total: int) -> None:
-    """Removes the units of a sublayer that are not kept, in place. If none is kept, the sublayer is bypassed.
-
-    Args:
-        block: the block that holds the sublayer.
-        sublayer: names of the sublayer's modules: a `SublayerAdapter` as a dictionary.
-        kept: increasing indices of the units to keep.
-        total: number of units that the sublayer has now.
-
-    Raises:
-        ValueError: if `kept` or `total` does not fit the sublayer.
-    """
-    name = f"{sublayer['kind']} sublayer with output {sublayer['output']!r}"
-    if kept != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < total):
-        raise ValueError(
-            f"The units to keep in the {name} must be increasing indices below {total}. Got {reprlib.repr(kept)}."
-        )
-    if len(kept) == total:
-        return
-    output: Any = block.get_submodule(sublayer["output"])
-    unit_size, remainder = divmod(output.in_features, total)
-    if remainder or not unit_size:
-        raise ValueError(
-            f"The {name} has {output.in_features} features, which {total} units do not share equally. "
-            "Give the number of units that the sublayer has now."
-        )
-    if kept:
-        for projection, parts in sublayer["inputs"].items():
-            _keep_units(block.get_submodule(projection), 0, parts, kept, total)
-        _keep_units(output, 1, 1, kept, total)
-    else:
-        _bypass(block, sublayer)
-    modules = dict(block.named_modules())
-    for count, unit in sublayer["counts"].items():
-        module, _, attribute = count.rpartition(".")
-        if module in modules:
-            setattr(modules[module], attribute, len(kept) * (unit_size if unit == "features" else 1))
-
-
-def _keep_units(linear: Any, dim: int, parts: int, kept: list[int], total: int) -> None:
-    """Keeps units of a linear layer, in place.
-
-    Along `dim`, its parameters have parts x total units x entries of a unit. A fused projection of Q, K and V has 3
-    parts.
-    """
-    for name, parameter in list(linear.named_parameters()):
-        if dim < parameter.dim():
-            # Explicit, because transformers loads models under the meta device as default, which holds no data.
-            index = torch.tensor(kept, device=parameter.device)
-            units = parameter.detach().unflatten(dim, (parts, total, -1)).index_select(dim + 1, index)
-            data = units.flatten(dim, dim + 2).contiguous()
-            setattr(linear, name, nn.Parameter(data, requires_grad=parameter.requires_grad))
-    linear.out_features, linear.in_features = linear.weight.shape
-
-
-def _bypass(block: nn.Module, sublayer: dict[str, Any]) -> None:
-    """Replaces what computes the units of a sublayer by a `Bypass`, and its output projection by a `Constant`."""
-    output, inside = sublayer["output"], f"{sublayer['bypass']}."
-    constant = Constant(block.get_submodule(output))
-    inner = output.removeprefix(inside) if output.startswith(inside) else ""
-    _put(block, sublayer["bypass"], Bypass(inner, sublayer["returns_tuple"]))
-    # Second, because the bypass may have replaced the parent of the output projection.
-    _put(block, output, constant)
-
-
-def _put(root: nn.Module, name: str, module: nn.Module) -> None:
-    """Sets a submodule by name, in the mode of `root`; parents that do not exist any more become empty modules."""
-    *parents, leaf = name.split(".")
-    for parent in parents:
-        if parent not in dict(root.named_children()):
-            root.add_module(parent, nn.Module())
-        root = dict(root.named_children())[parent]
-    root.add_module(leaf, module.train(root.training))
 
 
 def shrink_model(model: PreTrainedModel, kprune: dict[str, Any]) -> None:
@@ -150,9 +40,11 @@ def shrink_model(model: PreTrainedModel, kprune: dict[str, Any]) -> None:
     Raises:
         ValueError: if the field is malformed, or does not fit the model or its own checksum.
     """
-    check_map(model, kprune)
+    check_form(kprune)
     adapter = kprune["adapter"]
-    blocks: Any = model.base_model.get_submodule(adapter["blocks"])
+    blocks = blocks_of(model, adapter["blocks"])
+    give_each_block_its_own(blocks, adapter.get("handed_on", {}))
+    check_map(model, kprune)
     sublayers = [(block, sublayer) for block in blocks for sublayer in adapter["sublayers"]]
     for (block, sublayer), entry in zip(sublayers, kprune["kept"], strict=True):
         shrink_sublayer(block, sublayer, parse_units(entry["kept"], entry["total"]), entry["total"])
@@ -264,7 +156,7 @@ class KPruneConfigMixin(PickledByDenseClass):
 
 
 def save_code(folder: Path, auto_map: dict[str, str]) -> None:
-    """Writes this file and `kprune_map` into a folder, with a line for each class of transformers in `auto_map`."""
+    """Writes this file and those it imports into a folder, with a line per class of transformers in `auto_map`."""
     text = Path(__file__).read_text(encoding="utf-8")
     names = [str(name).rpartition(".KPrune")[2] for name in auto_map.values()]
     # An `auto_map` came with some config: text in it that is no name of transformers must not become code.
@@ -274,7 +166,8 @@ def save_code(folder: Path, auto_map: dict[str, str]) -> None:
         # If this file is itself a saved copy, it has the lines of its model already.
         text += "".join(line for line in lines if line not in text)
         (folder / Path(__file__).name).write_text(text, encoding="utf-8")
-        shutil.copyfile(Path(__file__).with_name("kprune_map.py"), folder / "kprune_map.py")
+        for name in ("kprune_map.py", "kprune_shrink.py"):
+            shutil.copyfile(Path(__file__).with_name(name), folder / name)
 
 
 class KPruneMixin(PickledByDenseClass):

@@ -15,7 +15,7 @@ from optimum_kprune import EncoderAdapter, KPruner, SublayerAdapter, register_ad
 from optimum_kprune.encoder import adapters
 from optimum_kprune.encoder.layouts import BERT
 from optimum_kprune.kprune_map import check_structure, format_units, parse_units
-from optimum_kprune.modeling_kprune import shrink_sublayer
+from optimum_kprune.kprune_shrink import shrink_sublayer
 
 # The units in the config
 

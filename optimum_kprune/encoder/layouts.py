@@ -240,7 +240,8 @@ _DINO_GATED_FFN = replace(_GATED_FFN, residual="norm2", scale="layer_scale2.lamb
 DINOV2 = EncoderAdapter("encoder.layer", (_DINO_ATTENTION, _DINO_FFN))
 DINOV2_GATED = replace(DINOV2, sublayers=(_DINO_ATTENTION, _DINO_GATED_FFN), when={"use_swiglu_ffn": True})
 _DINOV3_ATTENTION = replace(_DINO_ATTENTION, counts={"attention.num_heads": "units"})
-DINOV3 = EncoderAdapter("model.layer", (_DINOV3_ATTENTION, _DINO_FFN))
+_DINOV3_FFN = ffn("mlp.up_proj", "mlp.down_proj", residual="norm2", scale="layer_scale2.lambda1")
+DINOV3 = EncoderAdapter("layer", (_DINOV3_ATTENTION, _DINOV3_FFN))
 DINOV3_GATED = replace(DINOV3, sublayers=(_DINOV3_ATTENTION, _DINO_GATED_FFN), when={"use_gated_mlp": True})
 VIDEOMAE = _bert(
     attention(
@@ -287,3 +288,10 @@ _CONFORMER_FFNS = tuple(
     for name in ("ffn1", "ffn2")
 )
 WAV2VEC2_BERT = EncoderAdapter("encoder.layers", (_CONFORMER_FFNS[0], _CONFORMER_ATTENTION, _CONFORMER_FFNS[1]))
+# Two projections read the hidden states rotated by their positions, in as many parts as the dense model has heads.
+_ROTARY_ATTENTION = replace(_CONFORMER_ATTENTION, counts={}, uncorrected=("self_attn.linear_q", "self_attn.linear_k"))
+WAV2VEC2_BERT_ROTARY = replace(
+    WAV2VEC2_BERT,
+    sublayers=(_CONFORMER_FFNS[0], _ROTARY_ATTENTION, _CONFORMER_FFNS[1]),
+    when={"position_embeddings_type": "rotary"},
+)

@@ -8,7 +8,7 @@ from transformers import AutoConfig
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from ..kprune_map import REGISTERED, check_adapter
+from ..kprune_map import REGISTERED, check_adapter_form
 from .adapters import EncoderAdapter, SublayerAdapter, adapters_of_type, add_adapter
 from .conversion import pruned_class
 
@@ -26,7 +26,7 @@ def register_adapter(model_type: str, adapter: EncoderAdapter) -> None:
     rows = isinstance(sublayers, tuple | list) and all(isinstance(row, SublayerAdapter) for row in sublayers)
     if not isinstance(adapter, EncoderAdapter) or not rows:
         raise ValueError(f"`adapter` must be an EncoderAdapter with a tuple of SublayerAdapter. Got {adapter!r}.")
-    check_adapter(adapter.to_dict())
+    check_adapter_form(adapter.to_dict())
     add_adapter(model_type, adapter)
     # The map module cannot read the table of adapters: it also runs without this package.
     REGISTERED[model_type] = [known.to_dict() for known in adapters_of_type(model_type)]

@@ -6,12 +6,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from .adapters import SublayerAdapter
 from .block_trace import Call, Division, Reach, named_tensors
 
 # Attributes by these names hold the number of features where they equal it. That of heads has "head" in its name.
 FEATURE_COUNTS = ("all_head_size", "inner_dim")
+CONVOLUTION_COUNTS = ("groups", "in_channels", "out_channels")
 
 
 def find_sublayers(calls: list[Call]) -> list[SublayerAdapter]:
@@ -45,7 +47,7 @@ def _sublayer(calls: list[Call], index: int) -> SublayerAdapter | None:
         residual=residual,
         bypass=bypass,
         returns_tuple=_returns_tuple(returned),
-        counts=_counts(block, list(inputs), units, features),
+        counts=_counts(block, list(inputs), tensors, units, features),
         tensors=tables | tensors,
         arguments=_arguments(returned, reach, units, [named_tensors(block)[name] for name in tensors]),
         uncorrected=_uncorrected(feeding, inputs),
@@ -160,15 +162,23 @@ def _returns_tuple(call: Call | None) -> bool | int:
     return True if len(call.output) == 2 else len(call.output)
 
 
-def _counts(block: nn.Module, inputs: list[str], units: int, features: int) -> dict[str, Any]:
-    """Returns the attributes with the number of heads, or of their features, of the modules that hold the inputs."""
+def _counts(
+    block: nn.Module, inputs: list[str], tensors: dict[str, int], units: int, features: int
+) -> dict[str, Literal["units", "features"]]:
+    """Returns the attributes with the number of heads, or of their features, of the modules that hold the inputs.
+
+    Those of convolutions over heads belong to them.
+    """
     counts: dict[str, Literal["units", "features"]] = {}
-    for parent in _holding(inputs) if units < features else ():
-        for name, value in vars(block.get_submodule(parent)).items():
-            is_size = any(word in name for word in ("dim", "size"))
-            if type(value) is int and value == units and "head" in name and not is_size:
+    convolutions = [name.rpartition(".")[0] for name in tensors if name.endswith(".weight")]
+    for parent in [*_holding(inputs), *convolutions] if units < features else ():
+        module = block.get_submodule(parent)
+        numbers = {name: value for name, value in vars(module).items() if type(value) is int}
+        for name, value in numbers.items():
+            is_of_heads = "head" in name and not any(word in name for word in ("dim", "size"))
+            if value == units and (is_of_heads or (isinstance(module, _ConvNd) and name in CONVOLUTION_COUNTS)):
                 counts[f"{parent}.{name}"] = "units"
-            elif type(value) is int and value == features and name in FEATURE_COUNTS:
+            elif value == features and name in FEATURE_COUNTS:
                 counts[f"{parent}.{name}"] = "features"
     return counts
 

@@ -59,7 +59,7 @@ def adapter_code(model_type: str, adapter: EncoderAdapter) -> str:
     """Returns the lines of Python that register an adapter."""
     sublayers = ",\n".join(_call(sublayer, " " * 12) for sublayer in adapter.sublayers)
     row = _call(adapter, " " * 4, sublayers=f"(\n{sublayers},\n{' ' * 8})")
-    return f"register_adapter(\n    {model_type!r},\n{row},\n)"
+    return f'register_adapter(\n    "{model_type}",\n{row},\n)'
 
 
 def _require_runs(model: PreTrainedModel, batch: dict[str, Tensor]) -> None:
@@ -80,7 +80,9 @@ def _call(row: Any, indent: str, **written: str) -> str:
     """Returns the call that makes a row of an adapter, without what is left at its default."""
     kept = row.to_dict()
     values = {item.name: getattr(row, item.name) for item in fields(row) if kept.get(item.name)}
-    lines = [f"{indent}    {name}={written.get(name, repr(value))},\n" for name, value in values.items()]
+    # Names have no quotes in them.
+    texts = {name: written.get(name, repr(value).replace("'", '"')) for name, value in values.items()}
+    lines = [f"{indent}    {name}={text},\n" for name, text in texts.items()]
     return f"{indent}{type(row).__name__}(\n{''.join(lines)}{indent})"
 
 
@@ -120,7 +122,8 @@ def _stacks(model: PreTrainedModel) -> list[tuple[str, list[nn.Module]]]:
     for name, module in model.base_model.named_modules():
         if isinstance(module, nn.ModuleList) and module in inside:
             stacks.setdefault(_starred(model.base_model, name), []).extend(module)
-    found = {name: blocks for name, blocks in stacks.items() if _are_equal(blocks)}
+    # An adapter cannot name the items of lists that are items of a list themselves.
+    found = {name: blocks for name, blocks in stacks.items() if _are_equal(blocks) and not name.endswith("*")}
     sizes = {name: sum(p.numel() for block in blocks for p in block.parameters()) for name, blocks in found.items()}
     return sorted(found.items(), key=lambda item: (sizes[item[0]], item[0].count("*")), reverse=True)
 

@@ -13,7 +13,7 @@ from ..calibration.batches import Batch, token_mask
 from ..calibration.prepare import CalibrationBatches
 from ..configuration import KPruneConfig
 from ..encoder.conversion import pruned_class
-from ..encoder.hooks import hooks, recorded_output
+from ..encoder.hooks import hooks, recorded_output, states_in
 from ..encoder.offloading import is_placed, named_tensors, require_known_hooks
 from ..encoder.partial_forward import run
 from ..encoder.sublayers import Encoder
@@ -159,9 +159,10 @@ def require_comparable(encoder: Encoder, task: Task, batches: list[Batch]) -> No
 def _leaving_a_leaf(block: nn.Module) -> Iterator[None]:
     """Makes the output of a block a leaf: gradients flow back into it, and no further."""
 
-    def at_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def at_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         # A copy of the leaf, because a head may write into what it reads, and PyTorch forbids that for a leaf.
-        return output.detach().requires_grad_().clone()
+        leaf = states_in(output).detach().requires_grad_().clone()
+        return (leaf, *output[1:]) if isinstance(output, tuple) else leaf
 
     with hooks(block.register_forward_hook(at_output)):
         yield

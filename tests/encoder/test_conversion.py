@@ -24,7 +24,7 @@ from optimum_kprune.encoder.adapters import get_adapter
 from optimum_kprune.encoder.conversion import pruned_class, pruned_model_from
 from optimum_kprune.encoder.registration import register_auto_classes
 from optimum_kprune.kprune_map import checksum
-from optimum_kprune.modeling_kprune import shrink_sublayer
+from optimum_kprune.kprune_shrink import shrink_sublayer
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -123,7 +123,7 @@ def save_tiny(folder, model=None, tokenizer=True):
 
 @torch.no_grad()
 def pair_of(teacher, student, batches, entries=True):
-    """Teacher and student at the bottom; both must be in evaluation mode. Without entries, blocks are run whole."""
+    """Teacher and student at the bottom, in evaluation mode. Without entries, all runs are from the bottom."""
     teacher, student = encoder_of(teacher), encoder_of(student)
     if entries:
         sample = {name: values[:1] for name, values in batches[0].items()}
