@@ -1,6 +1,7 @@
 """Finds the sublayers of a block by what its modules did in one forward pass, and describes them as adapters."""
 
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -11,18 +12,28 @@ from torch.nn.modules.conv import _ConvNd
 from .adapters import SublayerAdapter
 from .block_trace import Call, Division, Reach, named_tensors
 
-# Attributes by these names hold the number of features where they equal it. That of heads has "head" in its name.
+Counting = Literal["named", "units", "all"]
+# The usual names of attributes with the number of heads, in attentions and in convolutions, and of their features.
+HEAD_COUNTS = re.compile("heads?$")
+CONVOLUTION_COUNTS = re.compile("^groups$|_channels$")
 FEATURE_COUNTS = ("all_head_size", "inner_dim")
-CONVOLUTION_COUNTS = ("groups", "in_channels", "out_channels")
 
 
-def find_sublayers(calls: list[Call]) -> list[SublayerAdapter]:
-    """Returns the sublayers X -> X + Sub(X) of a block, from the calls of its modules, in the order of the sums."""
-    found = [_sublayer(calls, index) for index, call in enumerate(calls) if isinstance(call.module, nn.Linear)]
+def find_sublayers(calls: list[Call], counting: Counting = "named") -> list[SublayerAdapter]:
+    """Returns the sublayers X -> X + Sub(X) of a block, in the order of the sums.
+
+    Args:
+        calls: the calls of the modules of the block.
+        counting: which attributes are taken for counts, of those that equal the number of heads or of their features:
+            those with usual names, all that equal the number of heads, or all.
+    """
+    found = [
+        _sublayer(calls, index, counting) for index, call in enumerate(calls) if isinstance(call.module, nn.Linear)
+    ]
     return [sublayer for sublayer in found if sublayer is not None]
 
 
-def _sublayer(calls: list[Call], index: int) -> SublayerAdapter | None:
+def _sublayer(calls: list[Call], index: int, counting: Counting) -> SublayerAdapter | None:
     """Returns the sublayer whose output projection is the call of that index; None if it is of none."""
     block, output = calls[0].module, calls[index]
     stream = _residual_stream(calls, index)
@@ -47,7 +58,9 @@ def _sublayer(calls: list[Call], index: int) -> SublayerAdapter | None:
         residual=residual,
         bypass=bypass,
         returns_tuple=_returns_tuple(returned),
-        counts=_counts(block, list(inputs), tensors, units, features),
+        counts=_counts(_counting_modules(block, list(inputs), tensors), units, features, counting)
+        if units < features
+        else {},
         tensors=tables | tensors,
         arguments=_arguments(returned, reach, units, [named_tensors(block)[name] for name in tensors]),
         uncorrected=_uncorrected(feeding, inputs),
@@ -162,23 +175,25 @@ def _returns_tuple(call: Call | None) -> bool | int:
     return True if len(call.output) == 2 else len(call.output)
 
 
-def _counts(
-    block: nn.Module, inputs: list[str], tensors: dict[str, int], units: int, features: int
-) -> dict[str, Literal["units", "features"]]:
-    """Returns the attributes with the number of heads, or of their features, of the modules that hold the inputs.
+def _counting_modules(block: nn.Module, inputs: list[str], tensors: dict[str, int]) -> dict[str, nn.Module]:
+    """Returns the modules that may count heads: those that hold the inputs, and convolutions over heads."""
+    names = [*_holding(inputs), *(name.rpartition(".")[0] for name in tensors)]
+    modules = {name: block.get_submodule(name) for name in names}
+    holding = _holding(inputs)
+    return {name: module for name, module in modules.items() if name in holding or isinstance(module, _ConvNd)}
 
-    Those of convolutions over heads belong to them.
-    """
+
+def _counts(
+    modules: dict[str, nn.Module], units: int, features: int, counting: Counting
+) -> dict[str, Literal["units", "features"]]:
+    """Returns the attributes with the number of heads, or of their features."""
     counts: dict[str, Literal["units", "features"]] = {}
-    convolutions = [name.rpartition(".")[0] for name in tensors if name.endswith(".weight")]
-    for parent in [*_holding(inputs), *convolutions] if units < features else ():
-        module = block.get_submodule(parent)
-        numbers = {name: value for name, value in vars(module).items() if type(value) is int}
-        for name, value in numbers.items():
-            is_of_heads = "head" in name and not any(word in name for word in ("dim", "size"))
-            if value == units and (is_of_heads or (isinstance(module, _ConvNd) and name in CONVOLUTION_COUNTS)):
+    for parent, module in modules.items():
+        unit_names = CONVOLUTION_COUNTS if isinstance(module, _ConvNd) else HEAD_COUNTS
+        for name, value in vars(module).items():
+            if type(value) is int and value == units and (counting != "named" or unit_names.search(name)):
                 counts[f"{parent}.{name}"] = "units"
-            elif value == features and name in FEATURE_COUNTS:
+            elif type(value) is int and value == features and (counting == "all" or name in FEATURE_COUNTS):
                 counts[f"{parent}.{name}"] = "features"
     return counts
 

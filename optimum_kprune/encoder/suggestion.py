@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import MISSING, fields, replace
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,14 @@ from .contract import check_adapter
 from .hooks import evaluating
 from .offloading import execution_device
 from .sample_batch import sample_batch
-from .sublayer_search import find_sublayers
+from .sublayer_search import Counting, find_sublayers
+
+Batch = dict[str, Tensor]
 
 logger = logging.getLogger(__name__)
 
 
-def suggest_adapter(model: PreTrainedModel, batch: dict[str, Tensor] | None = None) -> EncoderAdapter:
+def suggest_adapter(model: PreTrainedModel, batch: Batch | None = None) -> EncoderAdapter:
     """Finds where the prunable sublayers of a model are, for `register_adapter`.
 
     Looks for the largest stack of equal blocks, and runs the model to see which linear layers of a block write to its
@@ -41,18 +43,14 @@ def suggest_adapter(model: PreTrainedModel, batch: dict[str, Tensor] | None = No
     inputs = {name: values.to(device) for name, values in given.items()}
     _require_runs(model, inputs)
     refusals: dict[str, str] = {}
-    verified = []
-    for adapter in _candidates(model, inputs):
-        verified.append(_verified(model, inputs, adapter, refusals))
-        if verified[-1] == adapter:
-            break
-    best = max(verified, key=lambda adapter: len(adapter.sublayers), default=None)
-    if best is None or not best.sublayers:
-        raise _nothing_found(model, refusals)
-    for name, reason in refusals.items():
-        if name.startswith(f"{best.blocks}: "):
-            logger.warning(f"Left out of the adapter of {model.config.model_type!r}: {name}. {reason}")
-    return best
+    for name, blocks in _stacks(model):
+        found = _found_in(model, inputs, name, blocks)
+        adapter = _verified(model, inputs, found, refusals)
+        if adapter is not None:
+            for left_out, reason in refusals.items():
+                logger.warning(f"Left out of the adapter of {model.config.model_type!r}: {left_out}: {reason}")
+            return adapter
+    raise _nothing_found(model, refusals)
 
 
 def adapter_code(model_type: str, adapter: EncoderAdapter) -> str:
@@ -62,7 +60,7 @@ def adapter_code(model_type: str, adapter: EncoderAdapter) -> str:
     return f'register_adapter(\n    "{model_type}",\n{row},\n)'
 
 
-def _require_runs(model: PreTrainedModel, batch: dict[str, Tensor]) -> None:
+def _require_runs(model: PreTrainedModel, batch: Batch) -> None:
     """Raises a ValueError if a model cannot be run on a batch."""
     try:
         with evaluating(model), torch.no_grad():
@@ -79,28 +77,27 @@ def _require_runs(model: PreTrainedModel, batch: dict[str, Tensor]) -> None:
 def _call(row: Any, indent: str, **written: str) -> str:
     """Returns the call that makes a row of an adapter, without what is left at its default."""
     kept = row.to_dict()
-    values = {item.name: getattr(row, item.name) for item in fields(row) if kept.get(item.name)}
+    values = {item.name: getattr(row, item.name) for item in fields(row) if kept.get(item.name) or _is_needed(item)}
     # Names have no quotes in them.
     texts = {name: written.get(name, repr(value).replace("'", '"')) for name, value in values.items()}
     lines = [f"{indent}    {name}={text},\n" for name, text in texts.items()]
     return f"{indent}{type(row).__name__}(\n{''.join(lines)}{indent})"
 
 
-def _candidates(model: PreTrainedModel, batch: dict[str, Tensor]) -> Iterator[EncoderAdapter]:
-    """Yields what was found in each stack of blocks, without verification, the most likely first."""
-    for name, blocks in _stacks(model):
-        # The highest block shows what is handed to a block by those below, the lowest what it hands on.
-        lowest, highest = (tuple(_sublayers_in(model, block, batch)) for block in (blocks[0], blocks[-1]))
-        handed_on = dict(item for pair in zip(lowest, highest, strict=False) for item in _handed_on(*pair))
-        adapter = EncoderAdapter(name, lowest if handed_on else highest, handed_on=handed_on)
-        if adapter.sublayers:
-            yield adapter
+def _is_needed(item: Any) -> bool:
+    return item.default is MISSING and item.default_factory is MISSING
 
 
-def _sublayers_in(model: PreTrainedModel, block: nn.Module, batch: dict[str, Tensor]) -> list[SublayerAdapter]:
-    """Returns the sublayers of a block."""
-    with traced(model, block, batch) as calls:
-        return find_sublayers(calls)
+def _found_in(model: PreTrainedModel, batch: Batch, name: str, blocks: list[nn.Module]) -> list[EncoderAdapter]:
+    """Returns what describes a stack of blocks, not verified yet: one adapter for each way to find counts."""
+    found = []
+    # The highest block shows what is handed to a block by those below, the lowest what it hands on.
+    with traced(model, blocks[0], batch) as low, traced(model, blocks[-1], batch) as high:
+        for counting in get_args(Counting):
+            lowest, highest = find_sublayers(low, counting), find_sublayers(high, counting)
+            handed_on = dict(item for pair in zip(lowest, highest, strict=False) for item in _handed_on(*pair))
+            found.append(EncoderAdapter(name, tuple(lowest if handed_on else highest), handed_on=handed_on))
+    return found
 
 
 def _handed_on(lowest: SublayerAdapter, highest: SublayerAdapter) -> Iterator[tuple[str, str]]:
@@ -148,21 +145,46 @@ def _linears(block: nn.Module) -> list[str]:
 
 
 def _verified(
-    model: PreTrainedModel, batch: dict[str, Tensor], adapter: EncoderAdapter, refusals: dict[str, str]
-) -> EncoderAdapter:
-    """Returns an adapter without the sublayers that `check_adapter` refuses. The reasons are put into `refusals`."""
-    if _holds(model, batch, adapter, refusals, adapter.blocks):
-        return adapter
-    kept = []
-    for sublayer in adapter.sublayers:
-        name = f"{adapter.blocks}: {sublayer.kind} with the output {sublayer.output!r}"
-        if _holds(model, batch, _only(adapter, (sublayer,)), refusals, name):
-            kept.append(sublayer)
-    rest = _only(adapter, tuple(kept))
-    return rest if kept and _holds(model, batch, rest, refusals, adapter.blocks) else replace(rest, sublayers=())
+    model: PreTrainedModel, batch: Batch, found: list[EncoderAdapter], refusals: dict[str, str]
+) -> EncoderAdapter | None:
+    """Returns the first adapter with the sublayers that `check_adapter` accepts; None if it accepts none.
+
+    The reasons for those that are left out are put into `refusals`.
+    """
+    adapter = found[0]
+    if not adapter.sublayers or _refusal(model, batch, adapter) is None:
+        return adapter if adapter.sublayers else None
+    kept: list[SublayerAdapter] = []
+    for position, sublayer in enumerate(adapter.sublayers):
+        ways = [each.sublayers[position] for each in found]
+        # Or no module can be taken out in place of the sublayer: then one unit always stays.
+        ways += [replace(way, bypass="", returns_tuple=False) for way in ways if not way.arguments]
+        accepted = _accepted(model, batch, adapter, ways)
+        if isinstance(accepted, SublayerAdapter):
+            kept.append(accepted)
+        else:
+            refusals[f"{adapter.blocks}, {sublayer.kind} with the output {sublayer.output!r}"] = accepted
+    rest = _only(adapter, *kept)
+    reason = _refusal(model, batch, rest) if kept else None
+    if reason is not None:
+        refusals[f"{adapter.blocks}, {', '.join(way.output for way in kept)} together"] = reason
+    return rest if kept and reason is None else None
 
 
-def _only(adapter: EncoderAdapter, sublayers: tuple[SublayerAdapter, ...]) -> EncoderAdapter:
+def _accepted(
+    model: PreTrainedModel, batch: Batch, adapter: EncoderAdapter, ways: list[SublayerAdapter]
+) -> SublayerAdapter | str:
+    """Returns the first way to describe a sublayer that `check_adapter` accepts; or why it refuses the last."""
+    reason = ""
+    for way in (way for index, way in enumerate(ways) if way not in ways[:index]):
+        refusal = _refusal(model, batch, _only(adapter, way))
+        if refusal is None:
+            return way
+        reason = refusal
+    return reason
+
+
+def _only(adapter: EncoderAdapter, *sublayers: SublayerAdapter) -> EncoderAdapter:
     """Returns an adapter with some of its sublayers, and with what is handed on to these."""
     tensors = [name for sublayer in sublayers for name in sublayer.tensors]
     handed_on = {
@@ -173,22 +195,19 @@ def _only(adapter: EncoderAdapter, sublayers: tuple[SublayerAdapter, ...]) -> En
     return replace(adapter, sublayers=sublayers, handed_on=handed_on)
 
 
-def _holds(
-    model: PreTrainedModel, batch: dict[str, Tensor], adapter: EncoderAdapter, refusals: dict[str, str], name: str
-) -> bool:
-    """Returns whether `check_adapter` accepts an adapter. Its reason is put into `refusals` if not."""
+def _refusal(model: PreTrainedModel, batch: Batch, adapter: EncoderAdapter) -> str | None:
+    """Returns why `check_adapter` refuses an adapter; None if it accepts it."""
     try:
         check_adapter(model, batch, adapter)
     except ValueError as error:
-        refusals[name] = str(error)
-        return False
-    return True
+        return str(error)
+    return None
 
 
 def _nothing_found(model: PreTrainedModel, refusals: dict[str, str]) -> ValueError:
     """Returns the error that says what was looked for, and what was found."""
     stacks = ", ".join(f"{name!r} ({len(blocks)} {type(blocks[0]).__name__})" for name, blocks in _stacks(model))
-    tried = " ".join(f"Tried {name}: {reason}" for name, reason in refusals.items())
+    tried = " ".join(f"Refused: {name}: {reason}" for name, reason in refusals.items())
     return ValueError(
         f"No adapter was found for this {type(model).__name__} of the type {model.config.model_type!r}. Looked for "
         "stacks of equal blocks, in which the sum of a linear layer and of what enters a module is read by a later "
