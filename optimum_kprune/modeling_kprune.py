@@ -17,6 +17,7 @@ The map `kprune` in the config names the units that are left. A model is built i
 import functools
 import json
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,26 +149,46 @@ class KPruneConfigMixin(PickledByDenseClass):
         Models and trainers save their config by this method, so that every copy of the model is complete.
         """
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-        save_code(Path(save_directory), getattr(self, "auto_map", None) or {})
+        dense: Any = vars(type(self)).get("dense_class", type(self))
+        save_code(Path(save_directory), getattr(self, "auto_map", None) or {}, dense)
         settings = (self.kprune or {}).get("settings")
         if settings:
             text = json.dumps(settings, indent=2) + "\n"
             Path(save_directory, SETTINGS_NAME).write_text(text, encoding="utf-8")
 
 
-def save_code(folder: Path, auto_map: dict[str, str]) -> None:
-    """Writes this file and those it imports into a folder, with a line per class of transformers in `auto_map`."""
+def save_code(folder: Path, auto_map: dict[str, str], config_class: Any) -> None:
+    """Writes this file and those it imports into a folder, with a line for each dense class that `auto_map` names.
+
+    Classes of remote code are saved beside it, with the files that they need.
+    """
     text = Path(__file__).read_text(encoding="utf-8")
-    names = [str(name).rpartition(".KPrune")[2] for name in auto_map.values()]
-    # An `auto_map` came with some config: text in it that is no name of transformers must not become code.
-    known = [name for name in names if hasattr(transformers, name)]
-    lines = [f"KPrune{name} = make_pruned_class(transformers.{name})\n" for name in known]
+    lines = []
+    for name in dict.fromkeys(str(made).rpartition(".KPrune")[2] for made in auto_map.values()):
+        dense = _class_named(name, config_class)
+        # An `auto_map` came with some config: text in it that is no name of a class must not become code.
+        if is_of_transformers(dense):
+            lines.append(f"KPrune{name} = make_pruned_class(transformers.{name})\n")
+        elif dense is not None:
+            transformers.dynamic_module_utils.custom_object_save(dense, folder)
+            module = dense.__module__.rpartition(".")[2]
+            lines.append(f"from .{module} import {name}\nKPrune{name} = make_pruned_class({name})\n")
     if lines:
         # If this file is itself a saved copy, it has the lines of its model already.
         text += "".join(line for line in lines if line not in text)
         (folder / Path(__file__).name).write_text(text, encoding="utf-8")
         for name in ("kprune_map.py", "kprune_shrink.py"):
             shutil.copyfile(Path(__file__).with_name(name), folder / name)
+
+
+def _class_named(name: str, config_class: Any) -> Any:
+    """Returns a class of transformers, or of the remote code that a config is from; None if there is none."""
+    package = f"{config_class.__module__.rpartition('.')[0]}."
+    if hasattr(transformers, name) or not package.startswith("transformers_modules."):
+        return getattr(transformers, name, None)
+    modules = [module for key, module in list(sys.modules.items()) if key.startswith(package)]
+    found = (vars(module).get(name) for module in modules)
+    return next((made for made in found if isinstance(made, type) and made.__module__.startswith(package)), None)
 
 
 class KPruneMixin(PickledByDenseClass):
@@ -180,9 +201,10 @@ class KPruneMixin(PickledByDenseClass):
     dense_class: Any
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        with _of_dense_class(config, self.dense_class.config_class):
+            super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         model: Any = self
-        config.auto_map = auto_map_of(model)
+        config.auto_map = auto_map_of(model, getattr(config, "auto_map", None) or {})
         model.add_model_tags(TAGS)
         if getattr(config, "kprune", None) is not None:
             require_head(model, config)
@@ -209,28 +231,77 @@ class KPruneMixin(PickledByDenseClass):
             require_float_weights(checkpoint_files)
         return super()._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kw)  # type: ignore[misc]
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Saves the model. Its weights have the names of its modules, by which all of its classes find them."""
+        # Transformers would write the names of older versions, but reads them into its own classes only.
+        super().save_pretrained(*args, **{"save_original_format": False, **kwargs})  # type: ignore[misc]
+
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Loads weights of the same prune, as a trainer does to resume."""
         with weights_that_fit():
             return super().load_state_dict(*args, **kwargs)  # type: ignore[misc]
 
 
-def auto_map_of(model: Any) -> dict[str, str]:
+@contextmanager
+def _of_dense_class(config: Any, dense: Any) -> Iterator[None]:
+    """Makes a config one of the dense model, and back at the end.
+
+    Some classes build their encoder by an Auto class, which goes by the class of the config and by its `auto_map`. It
+    must build the dense encoder, which is shrunk with the rest, and not ask whether to trust this code again.
+    """
+    pruned, auto_map = type(config), vars(config).pop("auto_map", None)
+    config.__class__ = dense
+    try:
+        yield
+    finally:
+        config.__class__, config.auto_map = pruned, auto_map
+
+
+def auto_classes(config_class: Any) -> dict[str, tuple[Any, ...]]:
+    """Returns the model classes of a dense config by the names of the Auto classes that load them.
+
+    Leaves out classes that generate text: their cache relies on every attention sublayer, also on bypassed ones.
+    `AutoModel` loads what has no head. Of an encoder-decoder model, that is also the encoder alone, which comes first.
+    """
+    autos = {name: getattr(transformers, name) for name in dir(transformers) if name.startswith("AutoModel")}
+    found = {name: auto._model_mapping.get(config_class, None) or () for name, auto in autos.items()}
+    classes = {name: models if isinstance(models, tuple) else (models,) for name, models in found.items()}
+    classes["AutoModel"] = tuple(dict.fromkeys([*classes["AutoModelForTextEncoding"], *classes["AutoModel"]]))
+    loaded = {name: tuple(made for made in models if _is_encoder(made)) for name, models in classes.items()}
+    return {name: models for name, models in loaded.items() if models}
+
+
+def _is_encoder(model_class: Any) -> bool:
+    """Whether a class from the mappings of the Auto classes is a model of transformers that does not generate text."""
+    return hasattr(model_class, "can_generate") and not model_class.can_generate()
+
+
+def auto_map_of(model: Any, told: dict[str, str]) -> dict[str, str]:
     """Returns the names in this file by which the Auto classes find the config, the model and its encoder.
 
-    Classes that transformers does not have are left out, because this file could not make them. If it does not have
-    the config, all are.
+    Classes that neither transformers nor remote code has are left out, because this file could not make them. If that
+    holds for the config, all are.
+
+    Args:
+        model: the pruned model.
+        told: the `auto_map` of the config that it is made from, in which remote code names its classes.
     """
-    dense, base = model.dense_class, type(model.base_model)
-    # AutoModelForTokenClassification loads a BertForTokenClassification: the end of the name is the same.
-    head = "".join(dense.__name__.partition("For")[1:])
-    classes = {"AutoConfig": dense.config_class, f"AutoModel{head}": dense}
-    classes["AutoModel"] = getattr(base, "dense_class", base)
+    dense, autos = model.dense_class, auto_classes(model.dense_class.config_class)
+    classes = {"AutoConfig": dense.config_class} | {name: dense for name, models in autos.items() if dense in models}
+    base: Any = getattr(type(model.base_model), "dense_class", type(model.base_model))
+    encoders = autos.get("AutoModel", ())
+    # A Qwen3ForQuestionAnswering calls its encoder by a name under which no encoder looks for its weights.
+    if base in encoders and base.base_model_prefix == dense.base_model_prefix:
+        classes.setdefault("AutoModel", encoders[0])
+    if not is_of_transformers(dense.config_class):
+        names = {name: str(made).rpartition(".")[2].removeprefix("KPrune") for name, made in told.items()}
+        classes |= {name: made for name in names for made in (dense, base) if made.__name__ == names[name]}
+    found = {made: _class_named(made.__name__, dense.config_class) is made for made in classes.values()}
     file = __name__.rpartition(".")[2]
     return {
         auto_class: f"{file}.KPrune{made.__name__}"
         for auto_class, made in classes.items()
-        if is_of_transformers(dense.config_class) and is_of_transformers(made) and hasattr(transformers, auto_class)
+        if found[made] and found[dense.config_class]
     }
 
 
@@ -254,5 +325,6 @@ def make_pruned_class(dense: Any) -> Any:
     else:
         mixin = KPruneMixin
         fields = {"config_class": make_pruned_class(dense.config_class)}
-    fields |= {"dense_class": dense, "__doc__": mixin.__doc__}
+    # Remote code is marked by `_auto_class`, by which transformers would save the file of the pruned class as it is.
+    fields |= {"dense_class": dense, "__doc__": mixin.__doc__, "_auto_class": None}
     return type(f"KPrune{dense.__name__}", (mixin, dense), fields)

@@ -1,14 +1,13 @@
 """Registers model types with transformers, so that Auto classes and pipelines load their pruned models."""
 
-import functools
 from typing import Any
 
 import transformers
 from transformers import AutoConfig
-from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..kprune_map import REGISTERED, check_adapter_form
+from ..modeling_kprune import auto_classes
 from .adapters import EncoderAdapter, SublayerAdapter, adapters_of_type, add_adapter
 from .conversion import pruned_class
 
@@ -47,18 +46,8 @@ def register_auto_classes(model_type: str) -> None:
     dense_config: Any = CONFIG_MAPPING[model_type]
     config_class = pruned_class(dense_config)
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    for auto_class, dense in auto_classes(dense_config).items():
-        getattr(modeling_auto, auto_class).register(config_class, pruned_class(dense), exist_ok=True)
-
-
-@functools.cache
-def auto_classes(config_class: Any) -> dict[str, Any]:
-    """Returns the model class of a dense config by the name of its Auto class.
-
-    Leaves out classes that generate text: their cache relies on every attention sublayer, also on bypassed ones.
-    """
-    autos = {name: value for name, value in vars(modeling_auto).items() if name.startswith("AutoModel")}
-    models = {name: value._model_mapping.get(config_class, None) for name, value in autos.items()}
-    return {
-        name: model for name, model in models.items() if hasattr(model, "can_generate") and not model.can_generate()
-    }
+    for auto_class, models in auto_classes(dense_config).items():
+        pruned = tuple(pruned_class(dense) for dense in models)
+        # Of several, transformers takes the one that `architectures` in the config names, or else the first.
+        registered = pruned if len(pruned) > 1 else pruned[0]
+        getattr(transformers, auto_class).register(config_class, registered, exist_ok=True)

@@ -223,10 +223,18 @@ def _takes_return_dict(model: nn.Module) -> bool:
     return named or type(model).forward.__module__.partition(".")[0] == "transformers"
 
 
+def has_decoder(model: PreTrainedModel) -> bool:
+    """Returns whether a model has a decoder after its encoder, which a prune leaves as it is."""
+    return getattr(model.base_model, "decoder", None) is not None
+
+
 def max_positions(model: PreTrainedModel) -> int | None:
     """Returns the longest input of a model, in tokens; None if its config does not say."""
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions: Any = getattr(model.config, "max_position_embeddings", None)
+    # XLNet writes -1 for no limit.
+    if not isinstance(positions, int) or positions < 1:
+        return None
     embedding = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     # The RoBERTa family starts counting positions after the index of padding, which costs rows of the table.
     padding_index = getattr(embedding, "padding_idx", None)
-    return positions if positions is None or padding_index is None else positions - padding_index - 1
+    return positions if padding_index is None else positions - padding_index - 1

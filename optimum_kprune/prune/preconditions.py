@@ -16,7 +16,7 @@ from ..encoder.conversion import pruned_class
 from ..encoder.hooks import hooks, recorded_output, states_in
 from ..encoder.offloading import is_placed, named_tensors, require_known_hooks
 from ..encoder.partial_forward import run
-from ..encoder.sublayers import Encoder
+from ..encoder.sublayers import Encoder, has_decoder
 from ..encoder.tasks import Task
 from ..kprune_map import check_structure
 from ..result import KPruneResult
@@ -197,6 +197,15 @@ def warn_if_nothing_is_left(result: KPruneResult) -> None:
         logger.warning(
             "All heads and all neurons were removed: no token sees another any more, and nothing can be computed from "
             "the text but averages. Choose a lower `compression_rate`."
+        )
+
+
+def warn_if_decoder_stays(encoder: Encoder) -> None:
+    """Warns if the model has a decoder, which is not pruned and not counted."""
+    if has_decoder(encoder.pretrained):
+        logger.warning(
+            f"A {type(encoder.pretrained).__name__} has a decoder, which stays as it is: only the encoder is pruned, "
+            "and `compression_rate` is a share of the FLOPs of its heads and neurons."
         )
 
 

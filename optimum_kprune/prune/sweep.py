@@ -29,7 +29,13 @@ from .checkpoint import Checkpoint, digest
 from .heldout import heldout_quality
 from .loop import SublayerPruner
 from .pair import Pair
-from .preconditions import check_config, require_comparable, warn_if_few_tokens, warn_if_nothing_is_left
+from .preconditions import (
+    check_config,
+    require_comparable,
+    warn_if_decoder_stays,
+    warn_if_few_tokens,
+    warn_if_nothing_is_left,
+)
 from .predictions import Predictions
 from .scores import Scores
 from .state_store import StateStore
@@ -174,6 +180,7 @@ class Sweep:
         pair = Pair(self._teacher, student, self._calibration, self._store)
         self._predictions = Predictions(pair, task, _reads_below(self._teacher, task, sample), self._store)
         warn_if_few_tokens(self._teacher, self._calibration)
+        warn_if_decoder_stays(self._teacher)
         return self._predictions
 
     def _pruned_model(self, student: Encoder, sublayers: list[SublayerResult], config: KPruneConfig) -> nn.Module:

@@ -75,7 +75,10 @@ def test_the_auto_map_names_the_config_the_encoder_and_the_head(model_type, head
     model = pruned_model(dense_model(model_type, head))
     names = {"AutoConfig": type(model.config), f"AutoModel{head}": type(model)}
     names["AutoModel"] = pruned_class(type(dense_model(model_type, "")))
-    assert model.config.auto_map == {auto: f"modeling_kprune.{made.__name__}" for auto, made in names.items()}
+    expected = {auto: f"modeling_kprune.{made.__name__}" for auto, made in names.items()}
+    assert expected.items() <= model.config.auto_map.items()
+    # Other Auto classes may load the same classes, such as AutoModelForTextEncoding.
+    assert set(model.config.auto_map.values()) == set(expected.values())
 
 
 def test_prune_of_a_pruned_model(tmp_path):
