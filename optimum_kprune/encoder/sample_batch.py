@@ -1,6 +1,7 @@
 """A small batch of random inputs for a model, made from what its config says."""
 
 import inspect
+import math
 from typing import Any
 
 import torch
@@ -9,11 +10,11 @@ from transformers import PreTrainedModel
 
 from .sublayers import max_positions
 
-ROWS, TOKENS, WORDS, FRAMES, SAMPLES = 2, 16, 100, 40, 8000
+ROWS, TOKENS, PADDING, WORDS, FRAMES = 2, 16, 4, 100, 40
 
 
 def sample_batch(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Returns inputs of a model on the CPU: token ids with their mask, images, videos, or sound.
+    """Returns inputs of a model on the CPU: token ids with their mask, images, videos or sound, in two rows.
 
     Raises:
         ValueError: if the config does not say how large its inputs are.
@@ -36,15 +37,19 @@ def sample_batch(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _text(model: PreTrainedModel, generator: torch.Generator) -> dict[str, Tensor]:
-    """Returns rows of token ids and their mask, without padding."""
+    """Returns rows of token ids, of which the last is shorter if the model knows padding, and their mask."""
     config: Any = model.config.get_text_config()
     tokens = min(TOKENS, max_positions(model) or TOKENS)
     padding, end = (getattr(config, f"{name}_token_id", None) for name in ("pad", "eos"))
     words = [word for word in range(getattr(config, "vocab_size", WORDS)) if word not in (padding, end)]
     ids = torch.tensor(words)[torch.randint(min(len(words), WORDS), (ROWS, tokens), generator=generator)]
+    mask = torch.ones_like(ids)
+    if padding is not None:
+        ids[-1, -PADDING:], mask[-1, -PADDING:] = padding, 0
     # The head of BART for sequences reads the token at the end of each.
-    ids[:, -1] = end if isinstance(end, int) else ids[:, -1]
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if isinstance(end, int):
+        ids[range(ROWS), mask.sum(dim=1) - 1] = end
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def _shape(config: Any, name: str) -> tuple[int, ...] | None:
@@ -57,7 +62,7 @@ def _shape(config: Any, name: str) -> tuple[int, ...] | None:
         return image if frames is None else (frames, *image)
     bins = getattr(config, "num_mel_bins", None)
     if hasattr(config, "conv_stride") and name == "input_values":
-        return (SAMPLES,)
+        return (FRAMES * math.prod(config.conv_stride),)
     if hasattr(config, "feature_projection_input_dim"):
         return (FRAMES, config.feature_projection_input_dim)
     if bins is not None and hasattr(config, "max_source_positions"):

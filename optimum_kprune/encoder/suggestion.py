@@ -60,6 +60,24 @@ def adapter_code(model_type: str, adapter: EncoderAdapter) -> str:
     return f'register_adapter(\n    "{model_type}",\n{row},\n)'
 
 
+def unknown_type(model: PreTrainedModel) -> ValueError:
+    """Returns the error for a model whose type has no adapter. It proposes one, if one is found."""
+    model_type = model.config.model_type
+    told = (
+        f"No adapter for the model type {model_type!r}. `optimum-cli kprune --list_models` lists the supported ones."
+    )
+    logger.info(f"Looking for an adapter of {model_type!r}, which is not supported.")
+    try:
+        code = adapter_code(model_type, suggest_adapter(model))
+    except ValueError as error:
+        return ValueError(f"{told} {error}")
+    return ValueError(
+        f"{told} This one was found by looking at the modules, and `check_adapter` accepts it for this model. Run it "
+        "and try again:\n\nfrom optimum_kprune import EncoderAdapter, SublayerAdapter, register_adapter\n\n"
+        f"{code}\n"
+    )
+
+
 def _require_runs(model: PreTrainedModel, batch: Batch) -> None:
     """Raises a ValueError if a model cannot be run on a batch."""
     try:
@@ -209,9 +227,9 @@ def _nothing_found(model: PreTrainedModel, refusals: dict[str, str]) -> ValueErr
     stacks = ", ".join(f"{name!r} ({len(blocks)} {type(blocks[0]).__name__})" for name, blocks in _stacks(model))
     tried = " ".join(f"Refused: {name}: {reason}" for name, reason in refusals.items())
     return ValueError(
-        f"No adapter was found for this {type(model).__name__} of the type {model.config.model_type!r}. Looked for "
-        "stacks of equal blocks, in which the sum of a linear layer and of what enters a module is read by a later "
-        "one, and linear layers before it whose rows belong to its columns, head by head or one by one. Stacks: "
-        f"{stacks or 'none'}. {tried or 'No such linear layers were found in them.'} What can be described by hand is "
-        "in docs/custom_models.md."
+        f"No sublayers to prune were found in this {type(model).__name__} of the type {model.config.model_type!r}. "
+        "Looked for stacks of equal blocks; in a block, for linear layers whose output is added to what an earlier "
+        "module reads, and for linear layers before them whose rows belong to their columns, head by head or neuron "
+        f"by neuron. Stacks: {stacks or 'none'}. {tried or 'No such linear layers are in them.'} "
+        "docs/custom_models.md says how to describe a model by hand, and what cannot be described."
     )
