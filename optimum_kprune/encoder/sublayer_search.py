@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from .adapters import SublayerAdapter
 from .block_trace import Call, Division, Reach, named_tensors
 
-Counting = Literal["named", "units", "all"]
+Counting = Literal["named", "units", "all", "none"]
 # The usual names of attributes with the number of heads, in attentions and in convolutions, and of their features.
 HEAD_COUNTS = re.compile("heads?$")
 CONVOLUTION_COUNTS = re.compile("^groups$|_channels$")
@@ -25,7 +25,7 @@ def find_sublayers(calls: list[Call], counting: Counting = "named") -> list[Subl
     Args:
         calls: the calls of the modules of the block.
         counting: which attributes are taken for counts, of those that equal the number of heads or of their features:
-            those with usual names, all that equal the number of heads, or all.
+            those with usual names, all that equal the number of heads, all, or none.
     """
     found = [
         _sublayer(calls, index, counting) for index, call in enumerate(calls) if isinstance(call.module, nn.Linear)
@@ -51,6 +51,7 @@ def _sublayer(calls: list[Call], index: int, counting: Counting) -> SublayerAdap
     tensors = _tensors(block, reach, units, {call.name for call in (*feeding, output)})
     bypass, returned = _bypass(calls, output, list(inputs))
     residual, scale = stream
+    counting_modules = _counting_modules(block, list(inputs), tensors) if units < features else {}
     return SublayerAdapter(
         kind="attention" if units < features else "ffn",
         inputs=inputs,
@@ -58,9 +59,7 @@ def _sublayer(calls: list[Call], index: int, counting: Counting) -> SublayerAdap
         residual=residual,
         bypass=bypass,
         returns_tuple=_returns_tuple(returned),
-        counts=_counts(_counting_modules(block, list(inputs), tensors), units, features, counting)
-        if units < features
-        else {},
+        counts=_counts(counting_modules, units, features, counting),
         tensors=tables | tensors,
         arguments=_arguments(returned, reach, units, [named_tensors(block)[name] for name in tensors]),
         uncorrected=_uncorrected(feeding, inputs),
@@ -177,10 +176,9 @@ def _returns_tuple(call: Call | None) -> bool | int:
 
 def _counting_modules(block: nn.Module, inputs: list[str], tensors: dict[str, int]) -> dict[str, nn.Module]:
     """Returns the modules that may count heads: those that hold the inputs, and convolutions over heads."""
-    names = [*_holding(inputs), *(name.rpartition(".")[0] for name in tensors)]
-    modules = {name: block.get_submodule(name) for name in names}
-    holding = _holding(inputs)
-    return {name: module for name, module in modules.items() if name in holding or isinstance(module, _ConvNd)}
+    holding = {name: block.get_submodule(name) for name in _holding(inputs)}
+    owners = {name: block.get_submodule(name) for name in (tensor.rpartition(".")[0] for tensor in tensors)}
+    return holding | {name: module for name, module in owners.items() if isinstance(module, _ConvNd)}
 
 
 def _counts(
@@ -188,7 +186,7 @@ def _counts(
 ) -> dict[str, Literal["units", "features"]]:
     """Returns the attributes with the number of heads, or of their features."""
     counts: dict[str, Literal["units", "features"]] = {}
-    for parent, module in modules.items():
+    for parent, module in modules.items() if counting != "none" else ():
         unit_names = CONVOLUTION_COUNTS if isinstance(module, _ConvNd) else HEAD_COUNTS
         for name, value in vars(module).items():
             if type(value) is int and value == units and (counting != "named" or unit_names.search(name)):
