@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from ..calibration.tokenize import InputSpec
+from ..kprune_map import blocks_of
 from ..modeling_kprune import is_of_transformers
 from .adapters import supported_model_types
 from .config_field import adapter_of
@@ -120,9 +121,10 @@ def _is_encoder(module: nn.Module) -> bool:
     is_named = getattr(base, "base_model_prefix", None) == module.base_model_prefix
     if not is_named and not is_of_transformers(dense_class_of(type(module))):
         return False
+    adapter = adapter_of(module)
     try:
-        base.get_submodule(adapter_of(module).blocks)
-    except AttributeError:
+        blocks_of(module, adapter.blocks)
+    except ValueError:
         return False
     return True
 
