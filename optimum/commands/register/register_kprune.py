@@ -3,7 +3,7 @@
 import signal
 import sys
 import threading
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +16,19 @@ EXAMPLES = """examples:
   optimum-cli kprune --model my-classifier --dataset texts.csv --text_columns title body \\
       --eval_dataset labelled.csv --label_column topic my-classifier-k50
   optimum-cli kprune --model my-classifier --eval_dataset labelled.csv --update_card my-classifier-k50
+  optimum-cli kprune --list_models
 """
+
+
+class ListModels(Action):
+    """Writes the table of supported models and ends, whatever else is given, as `--help` does."""
+
+    def __call__(self, parser: ArgumentParser, *_: Any) -> None:
+        """Does what the class says."""
+        from optimum_kprune.model_list import model_list
+
+        sys.stdout.write(model_list())
+        parser.exit()
 
 
 class KPruneCommand(BaseOptimumCLICommand):
@@ -52,6 +64,8 @@ class KPruneCommand(BaseOptimumCLICommand):
         output = required.add_argument("output_dir", metavar="OUTPUT_DIR", help="Folder for the pruned model.")
         # Not required by the parser, which may take it for the last of --text_columns; `cli.run` takes it back.
         output.required = False
+        listed = "List the model types that can be pruned, with checkpoints, and exit."
+        parser.add_argument("--list_models", action=ListModels, nargs=0, help=listed)
         _add_model(parser.add_argument_group("Model"))
         _add_data(parser.add_argument_group("Calibration data"))
         _add_prune(parser.add_argument_group("Pruning"))
