@@ -25,7 +25,7 @@ from .defaults import BATCH_SIZE, NUM_TOKENS
 from .distributed import in_main, together
 from .encoder.adapters import EncoderAdapter
 from .encoder.config_field import adapter_of
-from .encoder.custom_heads import choose_task
+from .encoder.custom_heads import choose_task, task_of_tower
 from .encoder.custom_modules import find_encoder
 from .encoder.loading import load_model, load_processing_class
 from .encoder.sublayers import Encoder
@@ -59,7 +59,9 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         prediction: for a head of your own, a function of the outputs of forward that returns what must be preserved:
             logits (samples, classes) or (samples, tokens, classes); a list or dictionary of them for several heads,
             whose divergences add up; or a `Prediction`. None takes the outputs whose names end with `logits`.
-        encoder: for a module that holds several encoders, the name of the submodule to prune.
+        encoder: for a module that holds several encoders, the name of the submodule to prune. A tower of a model of
+            transformers, such as `"vision_model"` of a CLIPModel, is run alone, on its own inputs, and its pooled
+            embeddings are preserved.
 
     Attributes:
         teacher: the model as it was given. Every prune starts from it.
@@ -88,7 +90,10 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         self.teacher: Any = model
         self.model: Any = model
         self.adapter: EncoderAdapter = adapter_of(self._dense)
-        self.task = choose_task(model, task, prediction)
+        running = self._encoder(model).running
+        self.task = choose_task(running, task, prediction)
+        if running is not model and prediction is None:
+            self.task = task_of_tower(self.task)
         require_prunable(self._encoder(model))
         self.processing_class = processing_class
         self.trainer: Trainer | None = None

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from ..algorithm.divergence import MASKED_LOGIT, Prediction, at_least_float32
 from ..modeling_kprune import auto_classes, is_of_transformers
 from .conversion import dense_class_of
-from .tasks import TASKS, Task, from_logits, from_span, get_task, task_of
+from .tasks import TASKS, Task, from_logits, from_span, get_task, one_position, task_of
 
 # Maps the outputs of `forward` to one tensor of logits, to a dictionary or list of them, or to a prediction.
 PredictionFunction = Callable[[Any], Any]
@@ -51,6 +51,18 @@ def choose_task(model: nn.Module, name: str | None = None, prediction: Predictio
     if prediction is None and known is not None and known.auto_class == embedding.auto_class:
         return replace(known, predict=partial(_predict_embedding, known))
     return replace(known or embedding, predict=partial(_predict, prediction))
+
+
+def task_of_tower(task: Task) -> Task:
+    """Returns a task as it is for one tower of a model: its pooled embeddings are preserved, if it has them."""
+    return replace(task, predict=partial(_predict_pooled, task))
+
+
+def _predict_pooled(task: Task, outputs: Any, config: Any, mask: Tensor) -> Prediction:
+    pooled = getattr(outputs, "pooler_output", None)
+    if pooled is None:
+        return task.predict(outputs, config, mask)
+    return one_position(nn.functional.normalize(at_least_float32(pooled), dim=-1), "gaussian")
 
 
 def _task_of_bases(model_class: type) -> Task | None:

@@ -38,11 +38,12 @@ def find_encoder(model: Any, name: str | None = None) -> str:
         ValueError: if there is no encoder, or several and no name.
     """
     _require_module(model)
-    if isinstance(model, PreTrainedModel) and not name:
-        require_no_generation(type(model))
+    chosen: Any = dict(model.named_modules()).get(name or "")
+    if isinstance(chosen, PreTrainedModel):
+        require_no_generation(type(chosen))
     found = _encoders_in(model)
     if name is not None:
-        if name not in dict(model.named_modules()) or not _is_encoder(model.get_submodule(name)):
+        if chosen is None or not _is_encoder(chosen):
             raise ValueError(
                 "`encoder` must name a submodule that is an encoder of transformers which can be pruned. Got "
                 f"{name!r} instead. In this {type(model).__name__} there are: {', '.join(map(repr, found)) or 'none'}."
@@ -284,7 +285,8 @@ def how_to_load(model: nn.Module, name: str, source: str) -> str | None:
         source: the folder or repository that it will be loaded from.
     """
     own = dense_class_of(type(model))
-    auto_map = {} if name else model.config.auto_map
+    config: Any = getattr(model, "config", None)
+    auto_map = {} if name else config.auto_map
     by_auto = [auto for auto, made in auto_map.items() if made.rpartition(".")[2] == f"KPrune{own.__name__}"]
     if by_auto and not is_of_transformers(own):
         return (
