@@ -230,15 +230,8 @@ def _loader_of(config: Any, task: Task) -> Any:
     Where an encoder-decoder model has a class for the encoder alone, `AutoModel` would load the decoder too.
     """
     encoders = auto_classes(type(config)).get(task.auto_class, ())
-<<<<<<< HEAD
-    if task.auto_class != "AutoModel" or len(encoders) < 2:
-        return getattr(transformers, task.auto_class)
-    named = [encoder for encoder in encoders if encoder.__name__ in (config.architectures or ())]
-    return [*named, *encoders][0]
-=======
-    has_several = task.name == "feature-extraction" and len(encoders) > 1
+    has_several = task.auto_class == "AutoModel" and len(encoders) > 1
     return encoders[0] if has_several else getattr(transformers, task.auto_class)
->>>>>>> main
 
 
 def _require_known(path: str | PathLike, config: Any, architecture: str) -> None:

@@ -257,24 +257,17 @@ def task_of(model: PreTrainedModel) -> Task:
     Raises:
         ValueError: if its class belongs to none of the tasks.
     """
-<<<<<<< HEAD
     task = task_of_class(type(model).__name__, type(model.config), model.main_input_name)
-    # Any name may end with "Model". An encoder without a head is its own base model, or one that `AutoModel` loads.
-    encoders = auto_classes(dense_class_of(type(model.config))).get("AutoModel", ())
-    is_encoder = model.base_model is model or dense_class_of(type(model)) in encoders
-    if task.auto_class == "AutoModel" and not is_encoder:
-        able = (task for task in TASKS.values() if model.main_input_name in task.reads)
-=======
-    task = task_of_class(type(model).__name__, type(model.config))
-    alone = auto_classes(dense_class_of(type(model.config))).get("AutoModelForTextEncoding", ())
-    if task.name == "feature-extraction" and alone and dense_class_of(type(model)) not in alone:
+    loaded, own = auto_classes(dense_class_of(type(model.config))), dense_class_of(type(model))
+    alone = loaded.get("AutoModelForTextEncoding", ())
+    if task.auto_class == "AutoModel" and alone and own not in alone:
         raise ValueError(
             f"A {type(model).__name__} has a decoder, which needs inputs of its own. Load the encoder alone, a "
             f"{alone[0].__name__}, with `AutoModelForTextEncoding`."
         )
-    # Any name may end with "Model". An encoder without a head is its own base model; others are no encoders of ours.
-    if task.name == "feature-extraction" and model.base_model is not model:
->>>>>>> main
+    # Any name may end with "Model". An encoder without a head is its own base model, or one that `AutoModel` loads.
+    if task.auto_class == "AutoModel" and model.base_model is not model and own not in loaded.get("AutoModel", ()):
+        able = (task for task in TASKS.values() if model.main_input_name in task.reads)
         raise ValueError(
             f"A {type(model).__name__} is none of the models that K-prune prunes. Load the checkpoint with the Auto "
             f"class of one of its tasks: {', '.join(task.auto_class for task in able)}."
