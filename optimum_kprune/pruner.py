@@ -28,6 +28,7 @@ from .encoder.config_field import adapter_of
 from .encoder.custom_heads import choose_task, task_of_tower
 from .encoder.custom_modules import find_encoder
 from .encoder.loading import load_model, load_processing_class
+from .encoder.registration import register_type_of
 from .encoder.sublayers import Encoder
 from .evaluation.mixin import EvaluationMixin
 from .folder import require_free
@@ -90,6 +91,7 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         self.teacher: Any = model
         self.model: Any = model
         self.adapter: EncoderAdapter = adapter_of(self._dense)
+        register_type_of(self._dense.config)
         running = self._encoder(model).running
         self.task = choose_task(running, task, prediction)
         if running is not model and prediction is None:

@@ -140,6 +140,11 @@ def _nothing_to_prune(model: nn.Module) -> ValueError:
             f"{type(model).__name__} without any."
         )
     require_no_generation(type(inner))
+    if inner.config.model_type not in supported_model_types():
+        # Imported here, because suggestions are verified by what imports this module.
+        from .suggestion import unknown_type
+
+        return unknown_type(inner)
     blocks = adapter_of(inner).blocks
     return ValueError(
         f"The {type(inner).__name__} has no module {blocks!r}, where the blocks of a model of the type "

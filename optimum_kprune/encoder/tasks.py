@@ -258,15 +258,16 @@ def task_of(model: PreTrainedModel) -> Task:
         ValueError: if its class belongs to none of the tasks.
     """
     task = task_of_class(type(model).__name__, type(model.config), model.main_input_name)
-    loaded, own = auto_classes(dense_class_of(type(model.config))), dense_class_of(type(model))
-    alone = loaded.get("AutoModelForTextEncoding", ())
+    own, known = dense_class_of(type(model)), auto_classes(dense_class_of(type(model.config)))
+    alone = known.get("AutoModelForTextEncoding", ())
     if task.auto_class == "AutoModel" and alone and own not in alone:
         raise ValueError(
             f"A {type(model).__name__} has a decoder, which needs inputs of its own. Load the encoder alone, a "
             f"{alone[0].__name__}, with `AutoModelForTextEncoding`."
         )
     # Any name may end with "Model". An encoder without a head is its own base model, or one that `AutoModel` loads.
-    if task.auto_class == "AutoModel" and model.base_model is not model and own not in loaded.get("AutoModel", ()):
+    is_encoder = model.base_model is model or own in known.get("AutoModel", ())
+    if task.auto_class == "AutoModel" and not is_encoder:
         able = (task for task in TASKS.values() if model.main_input_name in task.reads)
         raise ValueError(
             f"A {type(model).__name__} is none of the models that K-prune prunes. Load the checkpoint with the Auto "
