@@ -261,7 +261,7 @@ def test_the_fields_of_adapters_are_explained_by_rows_that_have_them():
 
 
 def test_the_refusals_that_are_explained_exist():
-    table = CUSTOM_MODELS.read_text().partition("| the error begins with |")[2]
+    table = CUSTOM_MODELS.read_text().partition("| the error says |")[2]
     refusals = re.findall(r"^\| `(.*?)` \| ", table, re.MULTILINE)
     _, *raised = re.sub(r'"\s+f?"', "", inspect.getsource(contract)).split("raise ValueError(")
     explained = [[refusal for refusal in refusals if refusal in text] for text in raised]
