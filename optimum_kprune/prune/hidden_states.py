@@ -101,8 +101,8 @@ class HiddenStates:
     def input_of(self, step: Step, sublayer: Sublayer) -> Tensor:
         """Returns what the input projections of a sublayer read, (rows, tokens, d).
 
-        The model is run only if that is not what is held: in a pre-norm model the projections read a norm's output, and
-        at the start of a block, something else that is not pruned may come before the first sublayer.
+        The model is run only if that is not what is held: in a pre-norm model the projections read a norm's output,
+        and at the start of a block, something that is not pruned may come before the first sublayer.
         """
         hidden = self._held[step.index]
         # The module that the residual stream enters is an input projection itself: no norm lies between.
