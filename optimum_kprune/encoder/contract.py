@@ -337,7 +337,14 @@ def _require_saved_is_shrunk(dense: Encoder, kept: Kept, batch: Batch) -> None:
     ]
     kprune = kprune_field(dense.pretrained, dense.adapter, results)
     built = with_encoder(dense.model, dense.name, pruned_model_of(shrunk.pretrained, kprune))
-    found = _last_states(Encoder(built, dense.adapter, dense.name), batch)
+    try:
+        found = _last_states(Encoder(built, dense.adapter, dense.name), batch)
+    # Whatever fails is the model's own code, which was built in another way than the model that is loaded.
+    except Exception as error:
+        raise ValueError(
+            f"The pruned class of a {type(dense.pretrained).__name__} must give what was pruned. It cannot run: "
+            f"{type(error).__name__}: {error}. Its config does not say all that builds the model."
+        ) from error
     if not _is_close(found, expected):
         raise ValueError(
             f"The pruned class of a {type(dense.pretrained).__name__} must give what was pruned. Got hidden states "
