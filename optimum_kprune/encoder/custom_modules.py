@@ -11,10 +11,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from ..calibration.tokenize import InputSpec
+from ..calibration.modality import ProcessingClass
+from ..calibration.spec import InputSpec
 from ..kprune_map import blocks_of
 from ..modeling_kprune import is_of_transformers
 from .adapters import supported_model_types
@@ -139,6 +140,11 @@ def _nothing_to_prune(model: nn.Module) -> ValueError:
             f"{type(model).__name__} without any."
         )
     require_no_generation(type(inner))
+    if inner.config.model_type not in supported_model_types():
+        # Imported here, because suggestions are verified by what imports this module.
+        from .suggestion import unknown_type
+
+        return unknown_type(inner)
     blocks = adapter_of(inner).blocks
     return ValueError(
         f"The {type(inner).__name__} has no module {blocks!r}, where the blocks of a model of the type "
@@ -154,18 +160,30 @@ def input_names(model: nn.Module, encoder: PreTrainedModel) -> list[str]:
 
 
 def input_spec(
-    model: nn.Module, encoder: Any, task: str, processing_class: PreTrainedTokenizerBase | None, **reading: Any
+    model: nn.Module, encoder: Any, task: str, processing_class: ProcessingClass | None, **reading: Any
 ) -> InputSpec:
     """Returns what a model reads that is an encoder or holds one. `reading` has more fields of `InputSpec`."""
     return InputSpec(
         task=task,
         processing_class=processing_class,
         max_positions=max_positions(encoder),
-        vocab_size=getattr(encoder.get_input_embeddings(), "num_embeddings", None),
+        vocab_size=_rows_of_embeddings(encoder),
         type_vocab_size=getattr(encoder.config, "type_vocab_size", None),
         model_inputs=input_names(model, encoder),
+        main_input=encoder.main_input_name,
+        image_channels=getattr(encoder.config, "num_channels", None),
+        dtype=encoder.dtype,
         **reading,
     )
+
+
+def _rows_of_embeddings(encoder: Any) -> int | None:
+    """Returns the number of tokens that a model knows; None for one that reads no tokens."""
+    try:
+        return getattr(encoder.get_input_embeddings(), "num_embeddings", None)
+    # Some models of audio have no such method of their own.
+    except NotImplementedError:
+        return None
 
 
 def with_encoder(host: nn.Module, name: str, encoder: PreTrainedModel) -> nn.Module:

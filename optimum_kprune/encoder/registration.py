@@ -56,6 +56,16 @@ def _announced(model_type: str) -> Any:
     return Announced
 
 
+def register_type_of(config: Any) -> None:
+    """Does `register_auto_classes` for the type of a dense or pruned config, if transformers has the type.
+
+    Pipelines ask the Auto classes for the class of a model, also of one that was pruned in memory.
+    """
+    model_type = config.model_type.removeprefix("kprune-")
+    if model_type in CONFIG_MAPPING:
+        register_auto_classes(model_type)
+
+
 @functools.cache
 def register_auto_classes(model_type: str) -> Any:
     """Makes the Auto classes and the pipelines load the pruned models of a dense model type.

@@ -5,12 +5,15 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import Trainer
 
+from ..calibration.modality import ProcessingClass
 from ..calibration.source import default_split
-from ..calibration.tokenize import InputSpec
+from ..calibration.spec import InputSpec
 from ..defaults import BATCH_SIZE
+from ..encoder.adapters import EncoderAdapter
 from ..encoder.custom_modules import input_spec
+from ..encoder.positions import Positions
 from ..encoder.sublayers import Encoder
 from ..encoder.tasks import Task
 from ..names import hub_name
@@ -24,7 +27,8 @@ class EvaluationMixin:
 
     teacher: Any
     model: Any
-    processing_class: PreTrainedTokenizerBase | None
+    adapter: EncoderAdapter
+    processing_class: ProcessingClass | None
     task: Task
     trainer: Trainer | None
     _encoder: Callable[[nn.Module], Encoder]
@@ -129,4 +133,7 @@ class EvaluationMixin:
 
     def _input_spec(self, seed: int, **reading: Any) -> InputSpec:
         running = self._encoder(self.teacher).running
-        return input_spec(running, self._dense, self.task.name, self.processing_class, seed=seed, **reading)
+        positions = Positions(self.teacher, self.adapter, self._encoder_name)
+        return input_spec(
+            running, self._dense, self.task.name, self.processing_class, seed=seed, positions=positions, **reading
+        )
