@@ -132,8 +132,8 @@ _TEXT = [
     _text("esm", "facebook/esm2_t12_35M_UR50D", ESM),
     _text("eurobert", "EuroBERT/EuroBERT-210m", LLAMA),
     _text("fnet", "google/fnet-base", BERT_FFN, note="It has no heads."),
-    _text("gte", "Alibaba-NLP/gte-base-en-v1.5 Alibaba-NLP/gte-multilingual-base", GTE),
-    _text("jina_embeddings_v3", "jinaai/jina-embeddings-v3", JINA_V3),
+    _text("gte", "alibaba-nlp-community/gte-multilingual-base", GTE),
+    _text("jina_embeddings_v3", "jinaai/jina-embeddings-v3-hf", JINA_V3),
     _text("layoutlm", "microsoft/layoutlm-base-uncased", BERT),
     _text("layoutlmv3", "microsoft/layoutlmv3-base", LAYOUTLMV3),
     _text(
