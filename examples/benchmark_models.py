@@ -147,7 +147,7 @@ def count_flops(model: PreTrainedModel, length: int) -> float:
         nonlocal flops
         flops += 2 * module.in_features * output.numel()
 
-    inside = set(encoder.blocks.modules())
+    inside = {module for block in encoder.blocks for module in block.modules()}
     outside = [module for module in model.modules() if isinstance(module, nn.Linear) and module not in inside]
     handles = [module.register_forward_hook(add) for module in outside]
     with hooks(*handles), evaluating(model), torch.inference_mode():

@@ -79,7 +79,7 @@ def check_map(model: Any, kprune: Any, shrunk: bool = False) -> None:
         ValueError: if something in the map is malformed or does not fit the model.
     """
     check_form(kprune)
-    with _told_of_map():
+    with told_of_map():
         adapter, entries = kprune["adapter"], kprune["kept"]
         _check_registered(model.config.model_type, kprune)
         expected = [(layer, sublayer["kind"]) for layer, _, sublayer in _sublayers(model, adapter)]
@@ -87,8 +87,9 @@ def check_map(model: Any, kprune: Any, shrunk: bool = False) -> None:
         rule = f"have one entry per sublayer, bottom to top: {len(expected)} entries {reprlib.repr(expected)}"
         _require(given == expected, "kept", rule, given, f"{len(given)} entries ")
         sizes = []
-        for entry in entries:
+        for entry, (_, _, sublayer) in zip(entries, _sublayers(model, adapter), strict=True):
             kept, unit_size = parse_units(entry["kept"], entry["total"]), 1
+            _require(kept or sublayer["bypass"], "kept", "keep a unit where there is no bypass", entry)
             if entry["kind"] == "attention":
                 heads, head_size = _heads(model.config)
                 rule = f"be {heads}, the heads, or the number of groups in which they share keys and values"
@@ -99,8 +100,8 @@ def check_map(model: Any, kprune: Any, shrunk: bool = False) -> None:
 
 
 @contextmanager
-def _told_of_map() -> Iterator[None]:
-    """Says of errors that they are about the map."""
+def told_of_map() -> Iterator[None]:
+    """Says of a ValueError that it is about the map."""
     try:
         yield
     except ValueError as error:
@@ -228,7 +229,7 @@ def check_form(kprune: Any) -> None:
     _check_format(kprune)
     given = sorted(map(str, kprune)) if isinstance(kprune, dict) else kprune
     whole = isinstance(kprune, dict) and _MAP.keys() <= kprune.keys() <= {*_MAP, *_OPTIONAL}
-    with _told_of_map():
+    with told_of_map():
         rule = "have `adapter` and `kept`, and may have `format`, `settings` and `checksum`"
         _require(whole, "kprune", rule, given)
         _check_fields(kprune, "kprune", _MAP, _OPTIONAL)
@@ -242,17 +243,21 @@ def _check_registered(model_type: str, kprune: dict[str, Any]) -> None:
     """Checks the adapter of a map against the registered one, if the model type has one.
 
     A map without a checksum is of an earlier version and must have the same adapter. Others may have another adapter
-    that fits the structure of the model. Only whether a module returns a tuple cannot be seen there, and is compared.
+    that fits the structure of the model. What cannot be seen there is compared.
     """
     adapter = kprune["adapter"]
     known = REGISTERED.get(model_type.removeprefix("kprune-"), [adapter])
     _require("checksum" in kprune or adapter in known, "adapter", "be that of the model type", adapter)
-    sublayers = [sublayer for registered in known for sublayer in registered["sublayers"]]
-    returns = {sublayer["bypass"]: sublayer["returns_tuple"] for sublayer in sublayers}
-    for sublayer in adapter["sublayers"]:
-        given = sublayer["returns_tuple"]
-        expected = returns.get(sublayer["bypass"], given)
-        _require(given == expected, f"returns_tuple of {sublayer['kind']}", f"be {expected}", given)
+    # What the structure of a model does not show, and yet changes what it computes.
+    for field, unset in (("returns_tuple", False), ("arguments", {})):
+        sublayers = [sublayer for registered in known for sublayer in registered["sublayers"]]
+        expected = {sublayer["bypass"]: sublayer.get(field, unset) for sublayer in sublayers}
+        for sublayer in adapter["sublayers"]:
+            given = sublayer.get(field, unset)
+            rule = expected.get(sublayer["bypass"], given)
+            _require(given == rule, f"{field} of {sublayer['kind']}", f"be {rule}", given)
+    handed_on = [registered.get("handed_on", {}) for registered in known]
+    _require(adapter.get("handed_on", {}) in handed_on, "handed_on", "be that of the model type", adapter)
 
 
 def _sublayers(model: Any, adapter: dict[str, Any]) -> list[tuple[int, nn.Module, dict[str, Any]]]:

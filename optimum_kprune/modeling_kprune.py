@@ -28,7 +28,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from .kprune_map import blocks_of, check_checksum, check_form, check_map, parse_units
+from .kprune_map import blocks_of, check_checksum, check_form, check_map, parse_units, told_of_map
 from .kprune_shrink import give_each_block_its_own, shrink_sublayer
 
 SETTINGS_NAME = "kprune_config.json"
@@ -43,8 +43,9 @@ def shrink_model(model: PreTrainedModel, kprune: dict[str, Any]) -> None:
     """
     check_form(kprune)
     adapter = kprune["adapter"]
-    blocks = blocks_of(model, adapter["blocks"])
-    give_each_block_its_own(blocks, adapter.get("handed_on", {}))
+    with told_of_map():
+        blocks = blocks_of(model, adapter["blocks"])
+        give_each_block_its_own(blocks, adapter.get("handed_on", {}))
     check_map(model, kprune)
     sublayers = [(block, sublayer) for block in blocks for sublayer in adapter["sublayers"]]
     for (block, sublayer), entry in zip(sublayers, kprune["kept"], strict=True):

@@ -4,11 +4,15 @@ The process of pytest-xdist that hands out the tests reads this too: what takes 
 """
 
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Tiny models are fastest with one thread.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Transformers copies the code of a folder to a place that has the folder's last name alone: workers must not share it.
+modules = tempfile.TemporaryDirectory()
+os.environ["HF_MODULES_CACHE"] = modules.name
 
 import sys
 

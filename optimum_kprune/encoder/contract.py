@@ -288,6 +288,8 @@ def _require_shrunk_is_masked(trial: _Trial, kept: Kept, told: str, alone: Subla
         expected = trial.states_after(encoder, alone)
     try:
         found = trial.states_after(shrunk, alone)
+    except torch.OutOfMemoryError:
+        raise
     # Whatever fails is the model's own code, which does not expect what is left.
     except Exception as error:
         raise ValueError(
@@ -341,6 +343,8 @@ def _require_saved_is_shrunk(dense: Encoder, kept: Kept, batch: Batch) -> None:
     built = with_encoder(dense.model, dense.name, pruned_model_of(shrunk.pretrained, kprune))
     try:
         found = _last_states(Encoder(built, dense.adapter, dense.name), batch)
+    except torch.OutOfMemoryError:
+        raise
     # Whatever fails is the model's own code, which was built in another way than the model that is loaded.
     except Exception as error:
         raise ValueError(

@@ -92,6 +92,8 @@ def _gives(encoder: Encoder, batch: dict[str, Tensor], place: Place, hidden: Ten
     try:
         with recorded_output(encoder.blocks[-1], stop=True) as outputs:
             run(encoder, batch, place, hidden)
+    except torch.OutOfMemoryError:
+        raise
     # Where blocks hand on more than hidden states, a forward without that can fail in any way.
     except Exception as error:
         logger.debug("Place %s cannot be entered: %r", place, error)
@@ -118,6 +120,8 @@ def reads_below(encoder: Encoder, batch: dict[str, Tensor], predict: Callable[[A
         expected = predict(run(encoder, batch))
     try:
         entered = predict(run(encoder, batch, Place(len(encoder.blocks)), outputs[0]))
+    except torch.OutOfMemoryError:
+        raise
     # A head that needs the attention of the blocks below, for example, can fail in any way without it.
     except Exception as error:
         logger.debug("The head cannot be run from the last hidden states alone: %r", error)
