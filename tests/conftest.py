@@ -4,15 +4,11 @@ The process of pytest-xdist that hands out the tests reads this too: what takes 
 """
 
 import os
-import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Tiny models are fastest with one thread.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Transformers copies the code of a folder to a place that has the folder's last name alone: workers must not share it.
-modules = tempfile.TemporaryDirectory()
-os.environ["HF_MODULES_CACHE"] = modules.name
 
 import sys
 
@@ -25,11 +21,15 @@ hypothesis.settings.load_profile("same")
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """Keeps what `datasets` caches out of the user's folders, also in processes that a test starts."""
+    """Keeps caches of data and of code out of the user's folders, also in processes that a test starts."""
     import datasets
+    import transformers.dynamic_module_utils
 
-    cache = tmp_path_factory.mktemp("cache")
+    cache, modules = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("modules")
     with pytest.MonkeyPatch.context() as patch:
+        # Code is cached by the last name of its folder alone: workers must not share it.
+        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(modules))
+        patch.setenv("HF_MODULES_CACHE", str(modules))
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
         patch.setenv("HF_DATASETS_CACHE", str(cache))
         yield
