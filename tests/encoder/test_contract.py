@@ -142,13 +142,9 @@ def test_a_prune_checks_a_class_and_adapter_once(monkeypatch):
     monkeypatch.setattr(contract, "_checked", set())
     monkeypatch.setattr(contract, "require_contract", lambda *args: calls.append(args))
     own = Derived(tiny_model().config)
-    for model, expected in (
-        (tiny_model(), 1),
-        (tiny_model(seed=1), 1),
-        (tiny_model("roberta"), 2),
-        (own, 3),
-        (own, 4),
-    ):
+    models = tiny_model(), tiny_model(seed=1), tiny_model("roberta"), own, own
+    # What is of the user's own is checked again.
+    for model, expected in zip(models, (1, 1, 2, 3, 4), strict=True):
         contract.require_contract_once(encoder_of(model), {})
         assert len(calls) == expected
 
