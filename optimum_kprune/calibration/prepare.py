@@ -32,17 +32,6 @@ from .spec import Batch, InputSpec, Sample, main_input, real_entries, require_co
 from .summary import CalibrationSummary, summary_of
 from .tables import Given, given_as, peek
 
-__all__ = [
-    "Batch",
-    "CalibrationBatches",
-    "CalibrationSummary",
-    "InputSpec",
-    "budget_of",
-    "drawn_with",
-    "load_calibration_dataset",
-    "prepare_batches",
-]
-
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")

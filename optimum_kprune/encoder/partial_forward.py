@@ -178,7 +178,7 @@ def _front_skipped(encoder: Encoder) -> list[tuple[nn.Module, Forward]]:
 
 
 def _once(module: Any, outputs: dict[Any, Any]) -> Forward:
-    """Returns a forward method that returns zeros. It runs the module once per shape of inputs, to know their shape."""
+    """Returns a forward method that returns zeros. It runs the module once per shape of inputs, to see theirs."""
     own = module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Tensor:
