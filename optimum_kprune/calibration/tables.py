@@ -146,8 +146,8 @@ def _first_item(data: Any, spec: InputSpec) -> tuple[Any, Iterator[Any]]:
         advice = ' Pass a list of batches, or a dictionary of lists of texts, such as {"text": [...]}.'
     if advice or not isinstance(data, Iterable):
         raise ValueError(
-            "`calibration_dataset` must be a `datasets.Dataset`, a list of texts or of pairs of texts, or an iterable "
-            f"of batches. Got {type(data).__name__} instead.{advice}"
+            "`calibration_dataset` must be a `datasets.Dataset`, a list of texts, of pairs of texts, of images or of "
+            f"arrays of audio, or an iterable of batches. Got {type(data).__name__} instead.{advice}"
         )
     first, items = peek(data)
     if spec.is_text and not isinstance(first, str | list | tuple | Mapping):

@@ -32,7 +32,7 @@ class SublayerAdapter:
         arguments: arguments of the forward of `bypass` with an entry per unit, such as a relative position bias
             (rows, heads, tokens, tokens): the dimension along which these lie.
         uncorrected: input projections that read something else too, such as a table of positions, and are therefore
-            not corrected (docs/method.md, section 4).
+            not corrected (docs/method.md, section 6).
         scale: what the output is multiplied with before it is added to X: a number, the name of a parameter (d,), or
             the name of a module that normalises it.
     """

@@ -1,4 +1,4 @@
-"""Checks that an adapter describes a model: what a prune relies on is tried in a few forward passes, and refused.
+"""Checks that an adapter describes a model: what a prune relies on is tried on two rows of data.
 
 A prune removes units by the names in an adapter. If these are not what the model does, such as heads that share keys,
 a block that runs twice or a table of biases that nobody named, then the pruned model would be wrong without a word.
