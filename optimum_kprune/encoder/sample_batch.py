@@ -14,7 +14,7 @@ ROWS, TOKENS, PADDING, WORDS, FRAMES = 2, 16, 4, 100, 40
 
 
 def sample_batch(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Returns inputs of a model on the CPU: token ids with their mask, images, videos or sound, in two rows.
+    """Returns inputs of a model on the CPU: token ids with their mask, images, videos or audio, in two rows.
 
     Raises:
         ValueError: if the config does not say how large its inputs are.
