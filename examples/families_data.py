@@ -1,0 +1,101 @@
+"""What the trained families read: digits, melodies and sentences, each with its labels."""
+
+import math
+from collections.abc import Sequence
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.ndimage import shift
+from sklearn.datasets import load_digits
+from torch import Tensor
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase, SequenceFeatureExtractor
+
+from optimum_kprune.calibration.source import read_split
+
+BATCH_SIZE, MAX_LENGTH = 64, 64
+DIGITS_HELD_OUT = 450
+SAMPLING_RATE = 16_000
+TONE_SAMPLES = 1_600
+MELODIES = list(permutations(range(3)))  # the ranks of three pitches, in the order in which they sound
+VALIDATION_SEED = 2024
+
+Seed = int | tuple[int, ...]
+Labelled = tuple[list[Any], np.ndarray]
+
+
+def draw_digits(count: int, seed: Seed, validation: bool = False) -> Labelled:
+    """Returns handwritten digits as images, and what they show. Those to train on are moved by up to a pixel.
+
+    Args:
+        count: number of images. Of the validation digits, there are no more than `DIGITS_HELD_OUT`.
+        seed: which digits, and how they are moved.
+        validation: whether to draw from the digits that are held out.
+    """
+    generator = np.random.default_rng(seed)
+    data = load_digits()
+    order = np.random.default_rng(VALIDATION_SEED).permutation(len(data.target))
+    if validation:
+        chosen, reach = order[:DIGITS_HELD_OUT][:count], 0.0
+    else:
+        chosen, reach = generator.choice(order[DIGITS_HELD_OUT:], count), 1.0
+    moves = generator.uniform(-reach, reach, (len(chosen), 2))
+    images = [shift(data.images[index] * 255 / 16, move, order=1) for index, move in zip(chosen, moves, strict=True)]
+    return [Image.fromarray(image.astype(np.uint8)).convert("RGB") for image in images], data.target[chosen]
+
+
+def draw_melodies(count: int, seed: Seed, validation: bool = False) -> Labelled:
+    """Returns noisy waves (4,800,) of three tones in turn, and which of six orders their pitches have.
+
+    Pitch, timbre and loudness vary, so that only a comparison of the tones tells the order. Those to validate on are
+    of other seeds.
+    """
+    generator = np.random.default_rng((VALIDATION_SEED, seed) if validation else seed)
+    labels = generator.integers(len(MELODIES), size=count)
+    ranks = np.array(MELODIES)[labels]
+    steps = np.pad(np.cumsum(generator.integers(2, 6, (count, 2)), axis=1), ((0, 0), (1, 0)))  # in semitones
+    lowest = 300 * 2 ** generator.uniform(0, 1.5, (count, 1))
+    pitches = lowest * 2 ** (np.take_along_axis(steps, ranks, axis=1) / 12)
+    harmonics = np.arange(1, 4)[:, None]
+    angles = 2 * math.pi * pitches[:, :, None, None] * harmonics * np.arange(TONE_SAMPLES) / SAMPLING_RATE
+    angles += 2 * math.pi * generator.random((count, 3, 3, 1))
+    strengths = generator.uniform(0.2, 1, (count, 3, 3, 1)) / harmonics
+    waves = (strengths * np.sin(angles)).sum(axis=2).reshape(count, -1)
+    waves += generator.uniform(0.05, 0.2, (count, 1)) * generator.standard_normal(waves.shape)
+    return list(waves.astype(np.float32)), labels
+
+
+def read_sentences(folder: str, split: str, text_column: str = "sentence", label_column: str = "label") -> Labelled:
+    """Returns the sentences of a split of a data set, and their labels."""
+    rows = read_split(folder, None, split)
+    return list(rows[text_column]), np.array(rows[label_column])
+
+
+def encode(processor: Any, rows: Sequence[Any]) -> BatchEncoding:
+    """Returns a batch of images, waves or sentences as a model reads them."""
+    if isinstance(processor, SequenceFeatureExtractor):
+        return processor(rows, sampling_rate=SAMPLING_RATE, return_tensors="pt")
+    if isinstance(processor, PreTrainedTokenizerBase):
+        return processor(rows, truncation=True, max_length=MAX_LENGTH, padding=True, return_tensors="pt")
+    return processor(rows, return_tensors="pt")
+
+
+def class_logits(outputs: Any, inputs: BatchEncoding) -> Tensor:
+    """Returns the logits of every sample; where a model gives some of every token, their mean."""
+    if outputs.logits.dim() == 2:
+        return outputs.logits
+    weights = inputs["attention_mask"][..., None]
+    return (weights * outputs.logits).sum(dim=1) / weights.sum(dim=1)
+
+
+def accuracy(model: PreTrainedModel, processor: Any, rows: Sequence[Any], labels: np.ndarray) -> float:
+    """Returns the share of rows whose most likely class is the right one, in percent."""
+    right = 0
+    for start in range(0, len(rows), BATCH_SIZE):
+        inputs = encode(processor, rows[start : start + BATCH_SIZE])
+        with torch.inference_mode():
+            classes = class_logits(model(**inputs), inputs).argmax(dim=-1)
+        right += int((classes.numpy() == labels[start : start + BATCH_SIZE]).sum())
+    return 100 * right / len(rows)

@@ -1,0 +1,215 @@
+"""Trains small encoders of several families, in minutes each, offline, on a CPU. They show what a prune costs each.
+
+python examples/train_families.py vit beit dinov2 wav2vec2 ast --output_dir models
+python examples/train_families.py bert mpnet --teacher path/to/classifier --dataset path/to/data --output_dir models
+
+Images are the digits of scikit-learn. Sounds are melodies of three tones: from a noisy wave, tell the order of the
+pitches. Encoders of text learn from the logits and the last hidden states of a classifier of sentences, the teacher.
+They need no labels, and take over its tokenizer and its word embeddings. Each family becomes a folder.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import torch
+from families_data import (
+    BATCH_SIZE,
+    MELODIES,
+    Labelled,
+    accuracy,
+    class_logits,
+    draw_digits,
+    draw_melodies,
+    encode,
+    read_sentences,
+)
+from torch import Tensor
+from transformers import (
+    ASTFeatureExtractor,
+    AutoConfig,
+    AutoModelForAudioClassification,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    ViTImageProcessor,
+    Wav2Vec2FeatureExtractor,
+)
+from transformers.utils import logging
+
+STEPS, LEARNING_RATE, VALIDATION_ROWS = 800, 1e-3, 600
+
+SMALL = {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 512}
+IMAGE = SMALL | {"image_size": 16, "patch_size": 4}
+WAVE = SMALL | {
+    "conv_dim": (64, 64, 64),
+    "conv_kernel": (16, 8, 8),
+    "conv_stride": (8, 5, 4),
+    "num_feat_extract_layers": 3,
+    "feat_extract_norm": "layer",
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 8,
+    "classifier_proj_size": 128,
+}
+MEL = {"num_mel_bins": 64, "max_length": 28}
+SPECTROGRAM = SMALL | MEL | {"patch_size": 4, "time_stride": 4, "frequency_stride": 4}
+TEXT = {"hidden_size": 384, "num_hidden_layers": 4, "num_attention_heads": 12, "intermediate_size": 1024}
+DISENTANGLED = {"relative_attention": True, "pos_att_type": "p2c|c2p", "position_buckets": 32, "share_att_key": True}
+DISENTANGLED |= {"norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0}
+T5 = {"d_model": 384, "num_layers": 4, "num_heads": 12, "d_kv": 32, "d_ff": 1024}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A small encoder to train.
+
+    Attributes:
+        auto_class: the Auto class of its head.
+        model_type: its name in transformers.
+        options: of its config.
+        draw: draws rows and their labels, by their number and a seed; None for sentences.
+        processor: makes the processor of the rows; None for sentences, which are read by the teacher's tokenizer.
+    """
+
+    auto_class: Any
+    model_type: str
+    options: dict[str, Any]
+    draw: Callable[..., Labelled] | None = None
+    processor: Callable[[], Any] | None = None
+
+
+def images(model_type: str, options: dict[str, Any]) -> Family:
+    """Returns a family that reads digits."""
+    processor = partial(ViTImageProcessor, size={"height": 16, "width": 16})
+    return Family(AutoModelForImageClassification, model_type, IMAGE | options | {"num_labels": 10}, draw_digits, processor)
+
+
+def sounds(model_type: str, options: dict[str, Any], processor: Callable[[], Any]) -> Family:
+    """Returns a family that reads melodies."""
+    options |= {"num_labels": len(MELODIES)}
+    return Family(AutoModelForAudioClassification, model_type, options, draw_melodies, processor)
+
+
+texts = partial(Family, AutoModelForSequenceClassification)
+
+FAMILIES = {
+    "vit": images("vit", {}),
+    "beit": images("beit", {"use_relative_position_bias": True}),
+    "dinov2": images("dinov2", {"mlp_ratio": 4}),
+    "wav2vec2": sounds("wav2vec2", WAVE, Wav2Vec2FeatureExtractor),
+    "ast": sounds("audio-spectrogram-transformer", SPECTROGRAM, partial(ASTFeatureExtractor, **MEL)),
+    "bert": texts("bert", TEXT),
+    "mpnet": texts("mpnet", TEXT),
+    "deberta-v3": texts("deberta-v2", TEXT | DISENTANGLED),
+    "modernbert": texts("modernbert", TEXT | {"local_attention": 16, "classifier_pooling": "mean"}),
+    "albert": texts("albert", TEXT | {"embedding_size": 384}),
+    # T5's class for sequences has a decoder. Here the mean over the logits of all tokens is that of the sentence.
+    "t5": Family(AutoModelForTokenClassification, "t5", T5),
+}
+
+
+def train(model: PreTrainedModel, losses: Iterator[Tensor], steps: int) -> None:
+    """Trains a model on losses, one per step."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps, pct_start=0.1)
+    started, recent = time.perf_counter(), 0.0
+    for step, loss in enumerate(losses, 1):
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        recent += loss.item() / 100
+        if step % 100 == 0:
+            print(f"  {step} of {steps} steps: loss {recent:.3f}, {time.perf_counter() - started:.0f} s", flush=True)
+            recent = 0.0
+
+
+def label_losses(
+    model: PreTrainedModel, processor: Any, draw: Callable[..., Labelled], steps: int, seed: int
+) -> Iterator[Tensor]:
+    """Yields the losses of a model on labels, of new rows in every step."""
+    for step in range(steps):
+        rows, labels = draw(BATCH_SIZE, (seed, step))
+        yield model(**encode(processor, rows), labels=torch.from_numpy(labels)).loss
+
+
+def teacher_losses(
+    model: PreTrainedModel, tokenizer: Any, teacher: PreTrainedModel, sentences: Sequence[str], steps: int, seed: int
+) -> Iterator[Tensor]:
+    """Yields how far a model is from its teacher: in its last hidden states, and in the classes of sentences."""
+    generator = np.random.default_rng(seed)
+    drawn = sorted(map(str, generator.choice(sentences, steps * BATCH_SIZE)), key=len)  # to spare padding
+    for start in BATCH_SIZE * generator.permutation(steps):
+        inputs = encode(tokenizer, drawn[start : start + BATCH_SIZE])
+        with torch.no_grad():
+            expected = teacher(**inputs, output_hidden_states=True)
+        outputs = model(**inputs, output_hidden_states=True)
+        real = inputs["attention_mask"].bool()
+        hidden, target = (each.hidden_states[-1][real] for each in (outputs, expected))
+        classes, wanted = (class_logits(each, inputs).log_softmax(dim=-1) for each in (outputs, expected))
+        yield (hidden - target).square().mean() / target.var() + (wanted.exp() * (wanted - classes)).sum(dim=-1).mean()
+
+
+def train_on_labels(family: Family, args: argparse.Namespace) -> tuple[PreTrainedModel, Any, Labelled]:
+    """Returns a trained encoder of images or sounds, its processor and rows to validate on."""
+    processor = family.processor()
+    model = family.auto_class.from_config(AutoConfig.for_model(family.model_type, **family.options)).eval()
+    train(model, label_losses(model, processor, family.draw, args.steps, args.seed), args.steps)
+    return model, processor, family.draw(VALIDATION_ROWS, args.seed, validation=True)
+
+
+def train_on_teacher(family: Family, args: argparse.Namespace) -> tuple[PreTrainedModel, Any, Labelled]:
+    """Returns a trained encoder of sentences, its tokenizer and rows to validate on."""
+    teacher = AutoModelForSequenceClassification.from_pretrained(args.teacher).eval()
+    tokenizer = AutoTokenizer.from_pretrained(args.teacher, model_input_names=["input_ids", "attention_mask"])
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")}
+    ids |= {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
+    options = family.options | ids | {"vocab_size": teacher.config.vocab_size, "num_labels": teacher.config.num_labels}
+    model = family.auto_class.from_config(AutoConfig.for_model(family.model_type, **options)).eval()
+    embeddings = model.get_input_embeddings().requires_grad_(False)
+    embeddings.weight.data.copy_(teacher.get_input_embeddings().weight)
+    sentences, _ = read_sentences(args.dataset, "train")
+    train(model, teacher_losses(model, tokenizer, teacher, sentences, args.steps, args.seed), args.steps)
+    return model.requires_grad_(True), tokenizer, read_sentences(args.dataset, "validation")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains, evaluates and saves the families one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="+", choices=FAMILIES, metavar="family", help=", ".join(FAMILIES))
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the folders of the families")
+    parser.add_argument("--teacher", help="classifier of sentences, for families of text")
+    parser.add_argument("--dataset", help="its sentences: local folder, local file or name on the Hub")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of training, default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(arguments)
+    of_text = [name for name in args.families if FAMILIES[name].draw is None]
+    if of_text and not (args.teacher and args.dataset):
+        parser.error(f"{', '.join(of_text)}: families of text need --teacher and --dataset.")
+    for name in args.families:
+        common.require_free(args.output_dir / name)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+    for name in args.families:
+        family = FAMILIES[name]
+        torch.manual_seed(args.seed)
+        print(f"{name}:")
+        model, processor, validation = (train_on_labels if family.draw else train_on_teacher)(family, args)
+        print(f"  accuracy {accuracy(model, processor, *validation):.1f} on {len(validation[1]):,} validation rows")
+        model.save_pretrained(args.output_dir / name)
+        processor.save_pretrained(args.output_dir / name)
+
+
+if __name__ == "__main__":
+    main()
