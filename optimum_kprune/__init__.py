@@ -6,7 +6,8 @@ Importing the package makes `AutoModelFor...from_pretrained` and `pipeline` load
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .encoder.adapters import get_adapter, supported_model_types
+from .encoder.adapters import supported_model_types as supported_model_types
+from .encoder.families import families
 from .encoder.registration import register_adapter
 
 if TYPE_CHECKING:  # Type checkers do not see what `__getattr__` imports.
@@ -15,6 +16,7 @@ if TYPE_CHECKING:  # Type checkers do not see what `__getattr__` imports.
     from .configuration import KPruneConfig as KPruneConfig
     from .encoder.adapters import EncoderAdapter as EncoderAdapter
     from .encoder.adapters import SublayerAdapter as SublayerAdapter
+    from .encoder.contract import check_adapter as check_adapter
     from .encoder.conversion import pruned_class as pruned_class
     from .encoder.custom_modules import load_into as load_into
     from .encoder.registration import register_adapter as register_adapter
@@ -36,6 +38,7 @@ _PUBLIC = {
     "OptimumPruner": "base",
     "Prediction": "algorithm.divergence",
     "SublayerAdapter": "encoder.adapters",
+    "check_adapter": "encoder.contract",
     "load_into": "encoder.custom_modules",
     "pruned_class": "encoder.conversion",
     "register_adapter": "encoder.registration",
@@ -44,8 +47,9 @@ _PUBLIC = {
 __all__ = sorted(_PUBLIC)
 
 # Registered at import: whoever imports the package can load pruned models, without a call.
-for _model_type in supported_model_types():
-    register_adapter(_model_type, get_adapter(_model_type))
+for _family in families():
+    for _adapter in _family.adapters:
+        register_adapter(_family.model_type, _adapter)
 
 
 def __getattr__(name: str) -> Any:

@@ -7,17 +7,20 @@ checked. `getattr` and `setattr` along a name from a file would reach classes, a
 """
 
 import hashlib
+import inspect
 import json
 import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 # The number of the format of maps. A change that earlier code would misread must raise it.
 FORMAT = 2
 KINDS = ("attention", "ffn")
 # The adapters of `optimum_kprune` by model type, as dictionaries. It is empty in the copy that is saved with a model.
-REGISTERED: dict[str, dict[str, Any]] = {}
+REGISTERED: dict[str, list[dict[str, Any]]] = {}
 
 _MAP: dict[str, Any] = {"adapter": dict, "kept": list}
 _OPTIONAL: dict[str, Any] = {"format": int, "settings": dict, "checksum": str}
@@ -25,7 +28,7 @@ _ADAPTER: dict[str, Any] = {"blocks": str, "sublayers": list}
 _SUBLAYER: dict[str, Any] = {"kind": str, "inputs": dict, "output": str, "residual": str, "bypass": str}
 _SUBLAYER |= {"returns_tuple": (bool, int), "counts": dict}
 # Left out where they have nothing to say.
-_ADAPTER_MORE: dict[str, Any] = {"front": list, "handed_on": dict, "repeated": dict}
+_ADAPTER_MORE: dict[str, Any] = {"front": list, "handed_on": dict, "repeated": dict, "when": dict}
 _SUBLAYER_MORE: dict[str, Any] = {"tensors": dict, "arguments": dict, "uncorrected": list, "scale": (int, float, str)}
 _ENTRY: dict[str, Any] = {"layer": int, "kind": str, "kept": str, "total": int}
 
@@ -75,25 +78,31 @@ def check_map(model: Any, kprune: Any, shrunk: bool = False) -> None:
     Raises:
         ValueError: if something in the map is malformed or does not fit the model.
     """
-    _check_format(kprune)
-    try:
-        _check_form(kprune)
+    check_form(kprune)
+    with _told_of_map():
         adapter, entries = kprune["adapter"], kprune["kept"]
         _check_registered(model.config.model_type, kprune)
         expected = [(layer, sublayer["kind"]) for layer, _, sublayer in _sublayers(model, adapter)]
         given = [(entry["layer"], entry["kind"]) for entry in entries]
         rule = f"have one entry per sublayer, bottom to top: {len(expected)} entries {reprlib.repr(expected)}"
         _require(given == expected, "kept", rule, given, f"{len(given)} entries ")
-        heads, _ = _heads(model.config)
+        sizes = []
         for entry in entries:
-            _require(entry["kind"] != "attention" or entry["total"] == heads, "total", f"be {heads}, the heads", entry)
-        if shrunk:
-            left = [len(parse_units(entry["kept"], entry["total"])) for entry in entries]
-            check_structure(model, adapter, left, shrunk)
-        else:
-            check_structure(model, adapter, [entry["total"] for entry in entries])
-            for entry in entries:
-                parse_units(entry["kept"], entry["total"])
+            kept, unit_size = parse_units(entry["kept"], entry["total"]), 1
+            if entry["kind"] == "attention":
+                heads, head_size = _heads(model.config)
+                rule = f"be {heads}, the heads, or the number of groups in which they share keys and values"
+                _require(entry["total"] > 0 and heads % entry["total"] == 0, "total", rule, entry)
+                unit_size = head_size * heads // entry["total"]
+            sizes.append((len(kept) if shrunk else entry["total"], unit_size))
+        check_structure(model, adapter, sizes, shrunk)
+
+
+@contextmanager
+def _told_of_map() -> Iterator[None]:
+    """Says of errors that they are about the map."""
+    try:
+        yield
     except ValueError as error:
         raise ValueError(
             f"The config field `kprune` does not fit its model. {error} Use the config.json that was saved with the "
@@ -121,7 +130,7 @@ def checksum(model: Any, kprune: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_adapter(adapter: Any) -> None:
+def check_adapter_form(adapter: Any) -> None:
     """Checks the keys and types of an adapter (as a dictionary), without a model.
 
     Raises:
@@ -151,31 +160,56 @@ def check_adapter(adapter: Any) -> None:
         _require(all(type(value) is str for value in pairs.values()), f"adapter.{name}", "map names to names", pairs)
 
 
-def check_structure(model: Any, adapter: dict[str, Any], units: list[int] | None = None, shrunk: bool = False) -> None:
+def check_structure(
+    model: Any, adapter: dict[str, Any], sizes: list[tuple[int, int]] | None = None, shrunk: bool = False
+) -> None:
     """Checks that the modules which an adapter names are in the model, with the right types and sizes.
 
     Args:
         model: a dense or a pruned model.
-        adapter: an adapter of the right form; see `check_adapter`.
-        units: number of units that each sublayer has now, bottom to top; None for a dense model.
+        adapter: an adapter of the right form; see `check_adapter_form`.
+        sizes: for each sublayer, bottom to top, the number of units that it has now, and the features in a unit; None
+            for a dense model.
         shrunk: whether units were removed already. Then counts are not checked: those that the adapter of an earlier
             prune did not name still have the values of the dense model.
 
     Raises:
         ValueError: if a module is missing, of another type or size, or shared by two sublayers.
     """
-    heads, head_size = _heads(model.config)
     for index, (layer, block, sublayer) in enumerate(_sublayers(model, adapter)):
         modules = dict(block.named_modules())
         where = f"layer {layer} {sublayer['kind']}"
-        unit_size = head_size if sublayer["kind"] == "attention" else 1
-        features = getattr(modules.get(sublayer["output"]), "in_features", None)
-        dense = heads if sublayer["kind"] == "attention" else features or 1
-        count = dense if units is None else units[index]
-        _check_sublayer(modules, sublayer, where, count * unit_size)
+        count, unit_size = _dense_size(model.config, modules, sublayer) if sizes is None else sizes[index]
+        _check_sublayer(modules, sublayer, where, count, unit_size)
+        if count:
+            _check_more(modules, sublayer, where, count)
         if not shrunk:
             _check_counts(modules, sublayer, where, {"units": count, "features": count * unit_size})
     _check_apart(adapter["sublayers"])
+    for name in adapter.get("front", []):
+        _require(name in dict(model.base_model.named_modules()), "adapter.front", "name submodules", name)
+
+
+def _dense_size(config: Any, modules: dict[str, nn.Module], sublayer: dict[str, Any]) -> tuple[int, int]:
+    """Returns the number of units of a sublayer of a dense model, and the number of features in a unit."""
+    if sublayer["kind"] != "attention":
+        return getattr(modules.get(sublayer["output"]), "in_features", None) or 1, 1
+    heads, head_size = _heads(config)
+    shared = heads_per_unit(modules, sublayer["output"], sublayer["inputs"])
+    return heads // shared, head_size * shared
+
+
+def heads_per_unit(modules: dict[str, nn.Module], output: str, inputs: dict[str, int]) -> int:
+    """Returns how many heads share keys and values: more features than rows of keys go into the output projection.
+
+    Args:
+        modules: the submodules of a block, by name.
+        output: name of the output projection of an attention sublayer.
+        inputs: names of its input projections, and how many projections are fused in each.
+    """
+    features = getattr(modules.get(output), "in_features", 0)
+    rows = [getattr(modules.get(name), "out_features", 0) // parts for name, parts in inputs.items()]
+    return max(1, features // max(1, min(rows)))
 
 
 def _check_format(kprune: Any) -> None:
@@ -189,16 +223,19 @@ def _check_format(kprune: Any) -> None:
         )
 
 
-def _check_form(kprune: Any) -> None:
-    """Checks the keys and types of a map, without a model."""
+def check_form(kprune: Any) -> None:
+    """Checks the format, the keys and the types of a map, without a model; raises a ValueError."""
+    _check_format(kprune)
     given = sorted(map(str, kprune)) if isinstance(kprune, dict) else kprune
     whole = isinstance(kprune, dict) and _MAP.keys() <= kprune.keys() <= {*_MAP, *_OPTIONAL}
-    _require(whole, "kprune", "have `adapter` and `kept`, and may have `format`, `settings` and `checksum`", given)
-    _check_fields(kprune, "kprune", {name: kind for name, kind in {**_MAP, **_OPTIONAL}.items() if name in kprune})
-    _require(kprune.get("format", 1) > 0, "kprune.format", "be 1 or more", kprune.get("format"))
-    check_adapter(kprune["adapter"])
-    for index, entry in enumerate(kprune["kept"]):
-        _check_fields(entry, f"kept[{index}]", _ENTRY)
+    with _told_of_map():
+        rule = "have `adapter` and `kept`, and may have `format`, `settings` and `checksum`"
+        _require(whole, "kprune", rule, given)
+        _check_fields(kprune, "kprune", _MAP, _OPTIONAL)
+        _require(kprune.get("format", 1) > 0, "kprune.format", "be 1 or more", kprune.get("format"))
+        check_adapter_form(kprune["adapter"])
+        for index, entry in enumerate(kprune["kept"]):
+            _check_fields(entry, f"kept[{index}]", _ENTRY)
 
 
 def _check_registered(model_type: str, kprune: dict[str, Any]) -> None:
@@ -208,9 +245,10 @@ def _check_registered(model_type: str, kprune: dict[str, Any]) -> None:
     that fits the structure of the model. Only whether a module returns a tuple cannot be seen there, and is compared.
     """
     adapter = kprune["adapter"]
-    known = REGISTERED.get(model_type.removeprefix("kprune-"), adapter)
-    _require("checksum" in kprune or adapter == known, "adapter", "be that of the model type", adapter)
-    returns = {sublayer["bypass"]: sublayer["returns_tuple"] for sublayer in known["sublayers"]}
+    known = REGISTERED.get(model_type.removeprefix("kprune-"), [adapter])
+    _require("checksum" in kprune or adapter in known, "adapter", "be that of the model type", adapter)
+    sublayers = [sublayer for registered in known for sublayer in registered["sublayers"]]
+    returns = {sublayer["bypass"]: sublayer["returns_tuple"] for sublayer in sublayers}
     for sublayer in adapter["sublayers"]:
         given = sublayer["returns_tuple"]
         expected = returns.get(sublayer["bypass"], given)
@@ -219,38 +257,87 @@ def _check_registered(model_type: str, kprune: dict[str, Any]) -> None:
 
 def _sublayers(model: Any, adapter: dict[str, Any]) -> list[tuple[int, nn.Module, dict[str, Any]]]:
     """Returns (index of the block, block, adapter of the sublayer) for every sublayer, bottom to top."""
-    blocks = dict(model.base_model.named_modules()).get(adapter["blocks"])
-    _require(isinstance(blocks, nn.ModuleList), "adapter.blocks", "name an nn.ModuleList", adapter["blocks"])
-    pairs: Any = enumerate(blocks)  # type: ignore[arg-type]
-    return [(layer, block, sublayer) for layer, block in pairs for sublayer in adapter["sublayers"]]
+    blocks = blocks_of(model, adapter["blocks"])
+    return [(layer, block, sublayer) for layer, block in enumerate(blocks) for sublayer in adapter["sublayers"]]
+
+
+def blocks_of(model: Any, name: str) -> list[nn.Module]:
+    """Returns the blocks of a model, bottom to top.
+
+    Args:
+        model: a transformers model.
+        name: name of their `nn.ModuleList` in the base model; a `*` stands for every item of a list of lists.
+
+    Raises:
+        ValueError: if there is no such list.
+    """
+    found: list[Any] = [model.base_model]
+    for part in name.split(".*."):
+        inner = [dict(module.named_modules()).get(part) for module in found]
+        are_lists = all(isinstance(module, nn.ModuleList) for module in inner)
+        _require(are_lists, "adapter.blocks", "name an nn.ModuleList", name)
+        found = [item for module in inner for item in module]  # type: ignore[union-attr]
+    return found
 
 
 def _heads(config: Any) -> tuple[int, int]:
     """Returns the number of attention heads of the dense model, and the number of features of each."""
     heads: Any = getattr(config, "num_attention_heads", None)
     _require(type(heads) is int and heads > 0, "num_attention_heads", "be a number of heads", heads)
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    size = head_dimension(config)
     _require(type(size) is int, "head_dim", "be a number of features", size)
     return heads, size
 
 
-def _check_sublayer(modules: dict[str, nn.Module], sublayer: dict[str, Any], where: str, features: int) -> None:
-    """Checks the modules of a sublayer, which has `features` features now, among those of its block."""
-    inputs, output, bypass = sublayer["inputs"], sublayer["output"], sublayer["bypass"]
-    _require(
-        bypass and bypass in modules and bypass != output, f"bypass of {where}", "name a submodule to replace", bypass
-    )
-    if not features:
+def head_dimension(config: Any) -> int:
+    """Returns the number of features of an attention head, d_h, by the config of its model."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _check_sublayer(
+    modules: dict[str, nn.Module], sublayer: dict[str, Any], where: str, count: int, unit_size: int
+) -> None:
+    """Checks the modules of a sublayer, which has `count` units now, among those of its block."""
+    output, bypass = sublayer["output"], sublayer["bypass"]
+    rule = "name a submodule to replace, or be '' if there is none"
+    _require(bypass != output and (bypass in modules or not count), f"bypass of {where}", rule, bypass)
+    if not count:
         # All units were removed: only a `Constant` is left, in the place of the output projection.
         left = getattr(modules.get(output), "in_features", None)
-        _require(left == 0, f"output of {where}", "have no features", left)
+        _require(left == 0 and bypass, f"output of {where}", "have no features", left)
         return
     _require(sublayer["residual"] in modules, f"residual of {where}", "name a submodule", sublayer["residual"])
-    width = _require_linear(modules, output, f"output of {where}", features, None).out_features
-    for name, parts in inputs.items():
-        _require_linear(modules, name, f"input of {where}", width, parts * features)
-        inside = f"{name}.".startswith(f"{bypass}.") and name != output
+    width = _require_linear(modules, output, f"output of {where}", count * unit_size, None).out_features
+    for name, parts in sublayer["inputs"].items():
+        rows = _require_linear(modules, name, f"input of {where}", width, None).out_features
+        rule = f"have rows that {parts} x {count} units share equally"
+        _require(rows and rows % (parts * count) == 0, f"input of {where}", rule, rows, f"{name!r} with ")
+        inside = not bypass or (f"{name}.".startswith(f"{bypass}.") and name != output)
         _require(inside, f"input of {where}", f"be or lie in {bypass!r}, which its bypass replaces", name)
+
+
+def _check_more(modules: dict[str, nn.Module], sublayer: dict[str, Any], where: str, count: int) -> None:
+    """Checks the other tensors of a sublayer's units, and the arguments of its bypass."""
+    for name, dim in sublayer.get("tensors", {}).items():
+        tensor = tensor_in(modules, name)
+        # A model need not have it, such as a bias.
+        if tensor is not None:
+            fits = -tensor.dim() <= dim < tensor.dim() and tensor.shape[dim] % count == 0
+            rule = f"have entries of {count} units along dimension {dim}"
+            _require(fits, f"tensors of {where}", rule, tuple(tensor.shape), f"{name!r} of shape ")
+    for name in sublayer.get("arguments", {}):
+        bypass: Any = modules[sublayer["bypass"]]
+        taken = list(inspect.signature(type(bypass).forward).parameters)
+        _require(name in taken, f"arguments of {where}", "name arguments of the forward of its bypass", name)
+
+
+def tensor_in(modules: dict[str, nn.Module], name: str) -> Tensor | None:
+    """Returns a parameter or buffer of the submodules of a block by its name; None if there is none."""
+    owner, _, attribute = name.rpartition(".")
+    if owner not in modules:
+        return None
+    found = modules[owner]._parameters.get(attribute)
+    return modules[owner]._buffers.get(attribute) if found is None else found
 
 
 def _check_counts(modules: dict[str, nn.Module], sublayer: dict[str, Any], where: str, sizes: dict[str, int]) -> None:
@@ -283,7 +370,7 @@ def _check_apart(sublayers: list[dict[str, Any]]) -> None:
     """Checks that no two sublayers share a module that a prune replaces, and none lies inside of another's."""
     owners: dict[str, int] = {}
     for index, sublayer in enumerate(sublayers):
-        for name in (sublayer["bypass"], sublayer["output"]):
+        for name in filter(None, (sublayer["bypass"], sublayer["output"])):
             _require(owners.setdefault(name, index) == index, "adapter.sublayers", "not share submodules", name)
     for name, index in owners.items():
         apart = all(index == other or not name.startswith(f"{parent}.") for parent, other in owners.items())

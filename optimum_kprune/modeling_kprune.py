@@ -1,9 +1,9 @@
 """Pruned encoders: the code that loads, runs and saves a model whose heads and neurons were removed by K-prune.
 
-A copy of this file and of `kprune_map` is saved with every pruned model, so that `trust_remote_code=True` loads it
-where `optimum_kprune` is not installed. Both run under transformers 4.57 and later. They have what loading needs; what
-prunes and registers is in the library. The copy of this file ends with one line for each class of the model, which the
-Auto classes find by the names in the config's `auto_map`.
+A copy of this file, of `kprune_map` and of `kprune_shrink` is saved with every pruned model, so that
+`trust_remote_code=True` loads it where `optimum_kprune` is not installed. All run under transformers 4.57 and later.
+They have what loading needs; what prunes and registers is in the library. The copy of this file ends with one line for
+each class of the model, which the Auto classes find by the names in the config's `auto_map`.
 
 The map `kprune` in the config names the units that are left. A model is built in its dense shape, and shrunk to them:
 
@@ -16,132 +16,23 @@ The map `kprune` in the config names the units that are left. A model is built i
 
 import functools
 import json
-import reprlib
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from .kprune_map import check_checksum, check_map, parse_units
+from .kprune_map import blocks_of, check_checksum, check_form, check_map, parse_units
+from .kprune_shrink import give_each_block_its_own, shrink_sublayer
 
 SETTINGS_NAME = "kprune_config.json"
 TAGS = ["optimum-kprune", "kprune", "pruning"]
-
-
-class Constant(nn.Module):
-    """The output projection of a sublayer without units: it returns its bias, whatever the input."""
-
-    def __init__(self, projection: Any) -> None:
-        super().__init__()
-        self.in_features, self.out_features = 0, projection.out_features
-        bias = projection.bias
-        self.bias = nn.Parameter(projection.weight.new_zeros(self.out_features)) if bias is None else bias
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Returns the bias, once per token of `features`."""
-        return self.bias.expand(*features.shape[:-1], self.out_features)
-
-
-class Bypass(nn.Module):
-    """What computes the units of a sublayer, if there are none: it passes the hidden states on.
-
-    Attributes:
-        constant: name of the submodule that is the `Constant`, which is the output then; "" if it lies outside.
-        returns_tuple: whether forward returns a tuple that begins with the output, as attention modules do.
-    """
-
-    def __init__(self, constant: str, returns_tuple: bool) -> None:
-        super().__init__()
-        self.constant, self.returns_tuple = constant, returns_tuple
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
-        """Returns the constant if it lies inside, or else the hidden states, which are the first input."""
-        # Not by name: DistilBERT calls its attention with `query=` up to transformers 4.
-        hidden_states = args[0] if args else next(iter(kwargs.values()))
-        output = self.get_submodule(self.constant)(hidden_states) if self.constant else hidden_states
-        return (output, None) if self.returns_tuple else output
-
-
-def shrink_sublayer(block: nn.Module, sublayer: dict[str, Any], kept: list[int], total: int) -> None:
-    """Removes the units of a sublayer that are not kept, in place. If none is kept, the sublayer is bypassed.
-
-    Args:
-        block: the block that holds the sublayer.
-        sublayer: names of the sublayer's modules: a `SublayerAdapter` as a dictionary.
-        kept: increasing indices of the units to keep.
-        total: number of units that the sublayer has now.
-
-    Raises:
-        ValueError: if `kept` or `total` does not fit the sublayer.
-    """
-    name = f"{sublayer['kind']} sublayer with output {sublayer['output']!r}"
-    if kept != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < total):
-        raise ValueError(
-            f"The units to keep in the {name} must be increasing indices below {total}. Got {reprlib.repr(kept)}."
-        )
-    if len(kept) == total:
-        return
-    output: Any = block.get_submodule(sublayer["output"])
-    unit_size, remainder = divmod(output.in_features, total)
-    if remainder or not unit_size:
-        raise ValueError(
-            f"The {name} has {output.in_features} features, which {total} units do not share equally. "
-            "Give the number of units that the sublayer has now."
-        )
-    if kept:
-        for projection, parts in sublayer["inputs"].items():
-            _keep_units(block.get_submodule(projection), 0, parts, kept, total)
-        _keep_units(output, 1, 1, kept, total)
-    else:
-        _bypass(block, sublayer)
-    modules = dict(block.named_modules())
-    for count, unit in sublayer["counts"].items():
-        module, _, attribute = count.rpartition(".")
-        if module in modules:
-            setattr(modules[module], attribute, len(kept) * (unit_size if unit == "features" else 1))
-
-
-def _keep_units(linear: Any, dim: int, parts: int, kept: list[int], total: int) -> None:
-    """Keeps units of a linear layer, in place.
-
-    Along `dim`, its parameters have parts x total units x entries of a unit. A fused projection of Q, K and V has 3
-    parts.
-    """
-    for name, parameter in list(linear.named_parameters()):
-        if dim < parameter.dim():
-            # Explicit, because transformers loads models under the meta device as default, which holds no data.
-            index = torch.tensor(kept, device=parameter.device)
-            units = parameter.detach().unflatten(dim, (parts, total, -1)).index_select(dim + 1, index)
-            data = units.flatten(dim, dim + 2).contiguous()
-            setattr(linear, name, nn.Parameter(data, requires_grad=parameter.requires_grad))
-    linear.out_features, linear.in_features = linear.weight.shape
-
-
-def _bypass(block: nn.Module, sublayer: dict[str, Any]) -> None:
-    """Replaces what computes the units of a sublayer by a `Bypass`, and its output projection by a `Constant`."""
-    output, inside = sublayer["output"], f"{sublayer['bypass']}."
-    constant = Constant(block.get_submodule(output))
-    inner = output.removeprefix(inside) if output.startswith(inside) else ""
-    _put(block, sublayer["bypass"], Bypass(inner, sublayer["returns_tuple"]))
-    # Second, because the bypass may have replaced the parent of the output projection.
-    _put(block, output, constant)
-
-
-def _put(root: nn.Module, name: str, module: nn.Module) -> None:
-    """Sets a submodule by name, in the mode of `root`; parents that do not exist any more become empty modules."""
-    *parents, leaf = name.split(".")
-    for parent in parents:
-        if parent not in dict(root.named_children()):
-            root.add_module(parent, nn.Module())
-        root = dict(root.named_children())[parent]
-    root.add_module(leaf, module.train(root.training))
 
 
 def shrink_model(model: PreTrainedModel, kprune: dict[str, Any]) -> None:
@@ -150,9 +41,11 @@ def shrink_model(model: PreTrainedModel, kprune: dict[str, Any]) -> None:
     Raises:
         ValueError: if the field is malformed, or does not fit the model or its own checksum.
     """
-    check_map(model, kprune)
+    check_form(kprune)
     adapter = kprune["adapter"]
-    blocks: Any = model.base_model.get_submodule(adapter["blocks"])
+    blocks = blocks_of(model, adapter["blocks"])
+    give_each_block_its_own(blocks, adapter.get("handed_on", {}))
+    check_map(model, kprune)
     sublayers = [(block, sublayer) for block in blocks for sublayer in adapter["sublayers"]]
     for (block, sublayer), entry in zip(sublayers, kprune["kept"], strict=True):
         shrink_sublayer(block, sublayer, parse_units(entry["kept"], entry["total"]), entry["total"])
@@ -256,25 +149,46 @@ class KPruneConfigMixin(PickledByDenseClass):
         Models and trainers save their config by this method, so that every copy of the model is complete.
         """
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-        save_code(Path(save_directory), getattr(self, "auto_map", None) or {})
+        dense: Any = vars(type(self)).get("dense_class", type(self))
+        save_code(Path(save_directory), getattr(self, "auto_map", None) or {}, dense)
         settings = (self.kprune or {}).get("settings")
         if settings:
             text = json.dumps(settings, indent=2) + "\n"
             Path(save_directory, SETTINGS_NAME).write_text(text, encoding="utf-8")
 
 
-def save_code(folder: Path, auto_map: dict[str, str]) -> None:
-    """Writes this file and `kprune_map` into a folder, with a line for each class of transformers in `auto_map`."""
+def save_code(folder: Path, auto_map: dict[str, str], config_class: Any) -> None:
+    """Writes this file and those it imports into a folder, with a line for each dense class that `auto_map` names.
+
+    Classes of remote code are saved beside it, with the files that they need.
+    """
     text = Path(__file__).read_text(encoding="utf-8")
-    names = [str(name).rpartition(".KPrune")[2] for name in auto_map.values()]
-    # An `auto_map` came with some config: text in it that is no name of transformers must not become code.
-    known = [name for name in names if hasattr(transformers, name)]
-    lines = [f"KPrune{name} = make_pruned_class(transformers.{name})\n" for name in known]
+    lines = []
+    for name in dict.fromkeys(str(made).rpartition(".KPrune")[2] for made in auto_map.values()):
+        dense = _class_named(name, config_class)
+        # An `auto_map` came with some config: text in it that is no name of a class must not become code.
+        if is_of_transformers(dense):
+            lines.append(f"KPrune{name} = make_pruned_class(transformers.{name})\n")
+        elif dense is not None:
+            transformers.dynamic_module_utils.custom_object_save(dense, folder)
+            module = dense.__module__.rpartition(".")[2]
+            lines.append(f"from .{module} import {name}\nKPrune{name} = make_pruned_class({name})\n")
     if lines:
         # If this file is itself a saved copy, it has the lines of its model already.
         text += "".join(line for line in lines if line not in text)
         (folder / Path(__file__).name).write_text(text, encoding="utf-8")
-        shutil.copyfile(Path(__file__).with_name("kprune_map.py"), folder / "kprune_map.py")
+        for name in ("kprune_map.py", "kprune_shrink.py"):
+            shutil.copyfile(Path(__file__).with_name(name), folder / name)
+
+
+def _class_named(name: str, config_class: Any) -> Any:
+    """Returns a class of transformers, or of the remote code that a config is from; None if there is none."""
+    package = f"{config_class.__module__.rpartition('.')[0]}."
+    if hasattr(transformers, name) or not package.startswith("transformers_modules."):
+        return getattr(transformers, name, None)
+    modules = [module for key, module in list(sys.modules.items()) if key.startswith(package)]
+    found = (vars(module).get(name) for module in modules)
+    return next((made for made in found if isinstance(made, type) and made.__module__.startswith(package)), None)
 
 
 class KPruneMixin(PickledByDenseClass):
@@ -287,9 +201,10 @@ class KPruneMixin(PickledByDenseClass):
     dense_class: Any
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        with _of_dense_class(config, self.dense_class.config_class):
+            super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         model: Any = self
-        config.auto_map = auto_map_of(model)
+        config.auto_map = auto_map_of(model, getattr(config, "auto_map", None) or {})
         model.add_model_tags(TAGS)
         if getattr(config, "kprune", None) is not None:
             require_head(model, config)
@@ -316,28 +231,77 @@ class KPruneMixin(PickledByDenseClass):
             require_float_weights(checkpoint_files)
         return super()._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kw)  # type: ignore[misc]
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Saves the model. Its weights have the names of its modules, by which all of its classes find them."""
+        # Transformers would write the names of older versions, but reads them into its own classes only.
+        super().save_pretrained(*args, **{"save_original_format": False, **kwargs})  # type: ignore[misc]
+
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Loads weights of the same prune, as a trainer does to resume."""
         with weights_that_fit():
             return super().load_state_dict(*args, **kwargs)  # type: ignore[misc]
 
 
-def auto_map_of(model: Any) -> dict[str, str]:
+@contextmanager
+def _of_dense_class(config: Any, dense: Any) -> Iterator[None]:
+    """Makes a config one of the dense model, and back at the end.
+
+    Some classes build their encoder by an Auto class, which goes by the class of the config and by its `auto_map`. It
+    must build the dense encoder, which is shrunk with the rest, and not ask whether to trust this code again.
+    """
+    pruned, auto_map = type(config), vars(config).pop("auto_map", None)
+    config.__class__ = dense
+    try:
+        yield
+    finally:
+        config.__class__, config.auto_map = pruned, auto_map
+
+
+def auto_classes(config_class: Any) -> dict[str, tuple[Any, ...]]:
+    """Returns the model classes of a dense config by the names of the Auto classes that load them.
+
+    Leaves out classes that generate text: their cache relies on every attention sublayer, also on bypassed ones.
+    `AutoModel` loads what has no head. Of an encoder-decoder model, that is also the encoder alone, which comes first.
+    """
+    autos = {name: getattr(transformers, name) for name in dir(transformers) if name.startswith("AutoModel")}
+    found = {name: auto._model_mapping.get(config_class, None) or () for name, auto in autos.items()}
+    classes = {name: models if isinstance(models, tuple) else (models,) for name, models in found.items()}
+    classes["AutoModel"] = tuple(dict.fromkeys([*classes["AutoModelForTextEncoding"], *classes["AutoModel"]]))
+    loaded = {name: tuple(made for made in models if _is_encoder(made)) for name, models in classes.items()}
+    return {name: models for name, models in loaded.items() if models}
+
+
+def _is_encoder(model_class: Any) -> bool:
+    """Whether a class from the mappings of the Auto classes is a model of transformers that does not generate text."""
+    return hasattr(model_class, "can_generate") and not model_class.can_generate()
+
+
+def auto_map_of(model: Any, told: dict[str, str]) -> dict[str, str]:
     """Returns the names in this file by which the Auto classes find the config, the model and its encoder.
 
-    Classes that transformers does not have are left out, because this file could not make them. If it does not have
-    the config, all are.
+    Classes that neither transformers nor remote code has are left out, because this file could not make them. If that
+    holds for the config, all are.
+
+    Args:
+        model: the pruned model.
+        told: the `auto_map` of the config that it is made from, in which remote code names its classes.
     """
-    dense, base = model.dense_class, type(model.base_model)
-    # AutoModelForTokenClassification loads a BertForTokenClassification: the end of the name is the same.
-    head = "".join(dense.__name__.partition("For")[1:])
-    classes = {"AutoConfig": dense.config_class, f"AutoModel{head}": dense}
-    classes["AutoModel"] = getattr(base, "dense_class", base)
+    dense, autos = model.dense_class, auto_classes(model.dense_class.config_class)
+    classes = {"AutoConfig": dense.config_class} | {name: dense for name, models in autos.items() if dense in models}
+    base: Any = getattr(type(model.base_model), "dense_class", type(model.base_model))
+    encoders = autos.get("AutoModel", ())
+    # A Qwen3ForQuestionAnswering calls its encoder by a name under which no encoder looks for its weights.
+    if base in encoders and base.base_model_prefix == dense.base_model_prefix:
+        classes.setdefault("AutoModel", encoders[0])
+    if not is_of_transformers(dense.config_class):
+        names = {name: str(made).rpartition(".")[2].removeprefix("KPrune") for name, made in told.items()}
+        classes |= {name: made for name in names for made in (dense, base) if made.__name__ == names[name]}
+    found = {made: _class_named(made.__name__, dense.config_class) is made for made in classes.values()}
     file = __name__.rpartition(".")[2]
     return {
         auto_class: f"{file}.KPrune{made.__name__}"
         for auto_class, made in classes.items()
-        if is_of_transformers(dense.config_class) and is_of_transformers(made) and hasattr(transformers, auto_class)
+        if found[made] and found[dense.config_class]
     }
 
 
@@ -361,5 +325,6 @@ def make_pruned_class(dense: Any) -> Any:
     else:
         mixin = KPruneMixin
         fields = {"config_class": make_pruned_class(dense.config_class)}
-    fields |= {"dense_class": dense, "__doc__": mixin.__doc__}
+    # Remote code is marked by `_auto_class`, by which transformers would save the file of the pruned class as it is.
+    fields |= {"dense_class": dense, "__doc__": mixin.__doc__, "_auto_class": None}
     return type(f"KPrune{dense.__name__}", (mixin, dense), fields)

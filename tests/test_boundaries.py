@@ -45,17 +45,20 @@ def test_the_arithmetic_sees_tensors_only(file):
 
 
 def test_the_files_that_travel_with_the_weights_stand_alone():
-    packages = {"modeling_kprune.py": {"safetensors", "torch", "transformers"}, "kprune_map.py": {"torch"}}
-    relative = {"modeling_kprune.py": [".kprune_map"], "kprune_map.py": []}
+    packages = {"modeling_kprune.py": {"safetensors", "torch", "transformers"}}
+    packages |= {"kprune_map.py": {"torch"}, "kprune_shrink.py": {"torch"}}
+    relative = {"modeling_kprune.py": {".kprune_map", ".kprune_shrink"}}
+    relative |= {"kprune_map.py": set(), "kprune_shrink.py": {".kprune_map"}}
     for name in packages:
         assert packages_of(PACKAGE / name) == packages[name]
-        assert [found for found in imports_of(PACKAGE / name) if found.startswith(".")] == relative[name]
+        assert {found for found in imports_of(PACKAGE / name) if found.startswith(".")} == relative[name]
     assert not [found for found in imports_of(PACKAGE / "modeling_kprune.py") if found.startswith("transformers.")]
 
 
 def test_plain_data_needs_nothing():
     """But pandas, where a result is asked for as its table."""
-    assert not packages_of(PACKAGE / "encoder" / "adapters.py")
+    for name in ("adapters.py", "families.py", "layouts.py"):
+        assert not packages_of(PACKAGE / "encoder" / name)
     assert packages_of(PACKAGE / "result.py") == {"pandas"}
     assert "pandas" not in imports_of(PACKAGE / "result.py", lazy=False)
 
@@ -63,7 +66,8 @@ def test_plain_data_needs_nothing():
 # Every file sees its own room and those before it. A room is a folder; on the ground, every file is one.
 ROOMS = (
     {"algorithm", "defaults", "distributed", "kprune_map", "names", "scratch"},
-    {"base", "configuration", "folder", "modeling_kprune", "progress"},
+    {"base", "configuration", "folder", "kprune_shrink", "progress"},
+    {"modeling_kprune"},
     {"calibration"},
     {"result"},
     {"encoder"},

@@ -13,9 +13,9 @@ from torch import nn
 
 from optimum_kprune import EncoderAdapter, KPruner, SublayerAdapter, register_adapter
 from optimum_kprune.encoder import adapters
-from optimum_kprune.encoder.adapters import BERT
+from optimum_kprune.encoder.layouts import BERT
 from optimum_kprune.kprune_map import check_structure, format_units, parse_units
-from optimum_kprune.modeling_kprune import shrink_sublayer
+from optimum_kprune.kprune_shrink import shrink_sublayer
 
 # The units in the config
 
@@ -95,7 +95,7 @@ def test_an_adapter_of_the_wrong_form_is_refused(adapter, message, own_adapters)
     ],
 )
 def test_an_adapter_that_does_not_fit_the_model_is_told_before_any_work(fields, message, own_adapters, monkeypatch):
-    monkeypatch.setitem(adapters._ADAPTERS, "bert", changed(**fields))
+    monkeypatch.setitem(adapters._ADAPTERS, "bert", (changed(**fields),))
     with pytest.raises(ValueError, match=message):
         KPruner(tiny_model())
 

@@ -17,17 +17,12 @@ from shrunk import (
     pruned_model,
     sublayers,
 )
-from tiny import same_state
-from torch import nn
+from tiny import FAMILIES, same_state
 from transformers import AutoModel, AutoModelForSequenceClassification, Trainer, TrainingArguments
 
-from optimum_kprune.encoder.adapters import get_adapter, supported_model_types
+from optimum_kprune.encoder.adapters import get_adapter
 from optimum_kprune.encoder.registration import register_auto_classes
-from optimum_kprune.modeling_kprune import (
-    Bypass,
-    shrink_model,
-    shrink_sublayer,
-)
+from optimum_kprune.modeling_kprune import shrink_model
 
 # Of those that are not slow: BERT with every head.
 EVERY_CASE = [pytest.param(*case, marks=[] if case[0] == "bert" else pytest.mark.slow) for case in CASES]
@@ -35,7 +30,7 @@ EVERY_CASE = [pytest.param(*case, marks=[] if case[0] == "bert" else pytest.mark
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    for model_type in supported_model_types():
+    for model_type in FAMILIES:
         register_auto_classes(model_type)
 
 
@@ -50,7 +45,7 @@ def test_masked_dense_equals_shrunk(model_type, head):
     assert_same(masked_model(dense), pruned, tolerance=1e-9)
 
 
-@pytest.mark.parametrize("model_type", supported_model_types())
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_only_smaller_matrices_remain(model_type):
     dense, pruned = dense_model(model_type), pruned_model(dense_model(model_type))
     removed = 0
@@ -64,7 +59,7 @@ def test_only_smaller_matrices_remain(model_type):
     assert all(tensor.is_contiguous() for tensor in pruned.state_dict().values())
 
 
-@pytest.mark.parametrize("model_type", supported_model_types())
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_counts_tell_the_truth(model_type):
     dense, pruned = dense_model(model_type), pruned_model(dense_model(model_type))
     blocks = pruned.base_model.get_submodule(get_adapter(model_type).blocks)
@@ -84,44 +79,6 @@ def test_shrinking_keeps_flags_and_needs_no_data():
         shrink_model(meta, kprune_field(meta))
     assert {(p.device.type, p.dtype, p.requires_grad) for p in meta.parameters()} == {("meta", torch.half, False)}
     assert not any(module.training for module in meta.modules())
-
-
-class FusedAttention(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.qkv = nn.Linear(8, 3 * 4 * 2, bias=False)
-        self.core = nn.Module()
-        self.core.out = nn.Linear(8, 8, bias=False)
-
-
-FUSED = dict(kind="attention", inputs={"attn.qkv": 3}, output="attn.core.out", bypass="attn")
-FUSED |= dict(returns_tuple=False, counts={"attn.heads": "units", "attn.size": "features"})
-
-
-def test_fused_projections_keep_the_units_of_every_part():
-    block = nn.ModuleDict({"attn": FusedAttention()})
-    qkv, out = block.attn.qkv.weight.detach().clone(), block.attn.core.out.weight.detach().clone()
-    shrink_sublayer(block, FUSED, [1, 3], 4)
-    rows = [2, 3, 6, 7]
-    assert torch.equal(block.attn.qkv.weight, torch.cat([part[rows] for part in qkv.split(8)]))
-    assert torch.equal(block.attn.core.out.weight, out[:, rows])
-    assert (block.attn.heads, block.attn.size, block.attn.qkv.out_features) == (2, 4, 12)
-
-
-def test_bypass_of_nested_output_without_bias_is_zero_under_the_same_name():
-    block = nn.ModuleDict({"attn": FusedAttention()})
-    shrink_sublayer(block, FUSED, [], 4)
-    assert isinstance(block.attn, Bypass)
-    assert list(block.state_dict()) == ["attn.core.out.bias"]
-    for hidden in (block.attn(torch.ones(2, 3, 8)), block.attn(hidden_states=torch.ones(2, 3, 8), mask=None)):
-        assert torch.equal(hidden, torch.zeros(2, 3, 8))
-    assert (block.attn.heads, block.attn.size) == (0, 0)
-
-
-@pytest.mark.parametrize(("kept", "total"), [([0, 4], 4), ([1, 0], 4), ([1, 1], 4), ([-1], 4), ([0], 3)])
-def test_units_that_do_not_fit_are_refused(kept, total):
-    with pytest.raises(ValueError, match=r"attention sublayer with output 'attn\.core\.out'"):
-        shrink_sublayer(nn.ModuleDict({"attn": FusedAttention()}), FUSED, kept, total)
 
 
 def test_entries_that_do_not_match_the_sublayers_are_refused():

@@ -29,7 +29,19 @@ def select_units(scores: list[Tensor], unit_flops: list[float], budget: float) -
     return list(selected.split([score.numel() for score in scores]))
 
 
-def round_selection(selected: Tensor, scores: Tensor, multiple: int, most: float) -> Tensor:
+def with_reserved(scores: Tensor, least: int) -> Tensor:
+    """Returns scores (units,) of which the `least` highest are raised to infinity, so that they are selected first.
+
+    Not in the paper: some architectures have sublayers that cannot be taken out whole.
+    """
+    if not least:
+        return scores
+    reserved = scores.clone()
+    reserved[scores.argsort(descending=True, stable=True)[:least]] = torch.inf
+    return reserved
+
+
+def round_selection(selected: Tensor, scores: Tensor, multiple: int, most: float, least: int = 0) -> Tensor:
     """Selects the units of a sublayer with the highest scores, in a number rounded to a multiple of `multiple`.
 
         kept = the n with the least |n - selected|, over n in {0, multiple, 2 multiple, ...; units} with n <= most
@@ -42,11 +54,13 @@ def round_selection(selected: Tensor, scores: Tensor, multiple: int, most: float
         scores: (units,).
         multiple: 1 or above. All units may be kept, even if their number is no multiple of it.
         most: how many units fit the budget, 0 or above.
+        least: how many units must stay. They stay even if no allowed multiple is as large.
 
     Returns:
         (units,) boolean, true where a unit is kept.
     """
-    allowed = [count for count in (*range(0, len(scores), multiple), len(scores)) if count <= most]
+    counts = (*range(0, len(scores), multiple), len(scores))
+    allowed = [count for count in counts if least <= count <= most] or [least]
     wanted = int(selected.sum())
     # The counts ascend, and `min` takes the first of two that are equally near.
     count = min(allowed, key=lambda count: abs(count - wanted))

@@ -14,6 +14,10 @@ SUM_PRECISION = 1e-6
 NORM_EPSILON = 1e-5
 
 
+# Scales below this share of the largest one of their sublayer count as 0.
+SMALLEST_SCALE = 1e-3
+
+
 class Projection(NamedTuple):
     """An affine map of row vectors, such as an output projection seen from its features: Y = A W + b.
 
@@ -60,6 +64,21 @@ def scale_weights(residual: Tensor) -> Tensor:
         (tokens,) in float32.
     """
     return 1 / (residual.float().var(dim=-1, correction=0) + NORM_EPSILON)
+
+
+def unscaled(missing: Tensor, scale: Tensor | float, output: Tensor) -> Tensor:
+    """Returns what an output projection must give so that its output, scaled, is what is missing.
+
+    Args:
+        missing: (tokens, d), what the sublayer must add to the residual stream.
+        scale: what the output is multiplied with before it is added, a number or (d,).
+        output: (tokens, d), the output of the teacher. It is preserved as it is where a scale is nearly 0, by which
+            nothing can be divided.
+    """
+    if not isinstance(scale, Tensor):
+        return missing if scale == 1 else missing / scale
+    divisible = scale.abs() > SMALLEST_SCALE * scale.abs().max()
+    return torch.where(divisible, missing / torch.where(divisible, scale, 1.0), output)
 
 
 class LeastSquares:

@@ -1,4 +1,4 @@
-"""Where the prunable sublayers of an encoder live: one row of names per architecture, no code.
+"""Where the prunable sublayers of an encoder live: the form of an adapter, and the table of them by model type.
 
 An adapter is plain data. It is also written into the config of a pruned model, from which the saved folder can be
 rebuilt. To support another architecture, register another row.
@@ -68,6 +68,8 @@ class EncoderAdapter:
             module, relative to its block, and of the argument. Every block gets a copy of its own.
         repeated: fields of the config that say how many blocks have weights of their own where blocks run several
             times, and the fields to whose values they are set. Every pass gets a copy of its own.
+        when: fields of the config that a model must have, if models of its type are built in several ways. Each way
+            has an adapter of its own.
     """
 
     blocks: str
@@ -75,6 +77,7 @@ class EncoderAdapter:
     front: tuple[str, ...] = ()
     handed_on: dict[str, str] = field(default_factory=dict)
     repeated: dict[str, str] = field(default_factory=dict)
+    when: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the adapter as nested dictionaries and lists that JSON can hold, without what is at its default."""
@@ -103,53 +106,8 @@ def _with_tuples(data: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
 
 
-BERT = EncoderAdapter(
-    blocks="encoder.layer",
-    sublayers=(
-        SublayerAdapter(
-            kind="attention",
-            inputs={"attention.self.query": 1, "attention.self.key": 1, "attention.self.value": 1},
-            output="attention.output.dense",
-            residual="attention.self.query",
-            bypass="attention.self",
-            returns_tuple=True,
-            counts={"attention.self.num_attention_heads": "units", "attention.self.all_head_size": "features"},
-        ),
-        SublayerAdapter(
-            kind="ffn",
-            inputs={"intermediate.dense": 1},
-            output="output.dense",
-            residual="intermediate.dense",
-            bypass="intermediate",
-        ),
-    ),
-)
-
-DISTILBERT = EncoderAdapter(
-    blocks="transformer.layer",
-    sublayers=(
-        SublayerAdapter(
-            kind="attention",
-            inputs={"attention.q_lin": 1, "attention.k_lin": 1, "attention.v_lin": 1},
-            output="attention.out_lin",
-            residual="attention.q_lin",
-            bypass="attention",
-            returns_tuple=True,
-            # Only transformers 4 reads `dim`, and divides it by the number of heads.
-            counts={"attention.n_heads": "units", "attention.dim": "features"},
-        ),
-        SublayerAdapter(kind="ffn", inputs={"ffn.lin1": 1}, output="ffn.lin2", residual="ffn.lin1", bypass="ffn"),
-    ),
-)
-
-_ADAPTERS: dict[str, EncoderAdapter] = {
-    "bert": BERT,
-    "camembert": BERT,
-    "distilbert": DISTILBERT,
-    "electra": BERT,
-    "roberta": BERT,
-    "xlm-roberta": BERT,
-}
+# The adapters by model type. `families.py` has those that come with the library.
+_ADAPTERS: dict[str, tuple[EncoderAdapter, ...]] = {}
 
 
 def supported_model_types() -> list[str]:
@@ -157,29 +115,53 @@ def supported_model_types() -> list[str]:
     return sorted(_ADAPTERS)
 
 
+def adapters_of_type(model_type: str) -> tuple[EncoderAdapter, ...]:
+    """Returns the adapters of a model type: none, one, or one for each way in which such models are built."""
+    return _ADAPTERS.get(model_type, ())
+
+
 def add_adapter(model_type: str, adapter: EncoderAdapter) -> None:
     """Adds an adapter to the table. `register_adapter` does so too, and registers the model type with transformers.
 
     Raises:
-        ValueError: if `model_type` already has a different adapter.
+        ValueError: if `model_type` already has a different adapter for the same models.
     """
-    if _ADAPTERS.setdefault(model_type, adapter) != adapter:
+    known = adapters_of_type(model_type)
+    if any(other.when == adapter.when and other != adapter for other in known):
         raise ValueError(
             f"The model type {model_type!r} has an adapter already, and it differs from the one given. "
             "Register the new one under another model type."
         )
+    if adapter not in known:
+        _ADAPTERS[model_type] = (*known, adapter)
 
 
-def get_adapter(model_type: str) -> EncoderAdapter:
-    """Returns the adapter of `model_type`.
+def get_adapter(model_type: str, config: Any = None) -> EncoderAdapter:
+    """Returns the adapter of `model_type`: of several, the one that asks for most of what the config says.
+
+    Args:
+        model_type: the model type.
+        config: the config of the model. It is needed where models of the type are built in several ways.
 
     Raises:
-        ValueError: if there is none. The message names the supported types, and says how to add one.
+        ValueError: if there is none. The message names what is supported, and says how to add one.
     """
-    if model_type not in _ADAPTERS:
+    known = adapters_of_type(model_type)
+    if not known:
         raise ValueError(
             f"No adapter for the model type {model_type!r}. Supported are: {', '.join(supported_model_types())}. "
             "Describe where its sublayers are and register it with "
             f"`optimum_kprune.register_adapter({model_type!r}, EncoderAdapter(...))`."
         )
-    return _ADAPTERS[model_type]
+    fitting = [
+        adapter
+        for adapter in known
+        if all(getattr(config, name, None) == value for name, value in adapter.when.items())
+    ]
+    if not fitting:
+        given = {name: getattr(config, name, None) for adapter in known for name in adapter.when}
+        raise ValueError(
+            f"Models of the type {model_type!r} can be pruned if their config has one of "
+            f"{[adapter.when for adapter in known]}. Got {given}. Load the model with these fields if it allows them."
+        )
+    return max(fitting, key=lambda adapter: len(adapter.when))

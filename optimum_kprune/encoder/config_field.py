@@ -20,10 +20,10 @@ def adapter_of(model: PreTrainedModel) -> EncoderAdapter:
     kprune = getattr(model.config, "kprune", None)
     model_type = model.config.model_type.removeprefix("kprune-")
     if kprune is None:
-        return get_adapter(model_type)
+        return get_adapter(model_type, model.config)
     if isinstance(kprune, dict) and model_type in supported_model_types():
         # The registered adapter, and not that of the file, which may be broken.
-        kprune = {**kprune, "adapter": get_adapter(model_type).to_dict()}
+        kprune = {**kprune, "adapter": get_adapter(model_type, model.config).to_dict()}
     check_map(model, kprune, shrunk=True)
     return EncoderAdapter.from_dict(kprune["adapter"])
 

@@ -33,6 +33,8 @@ def empty_pruned_model(model: PreTrainedModel, kprune: dict[str, Any], device: t
     fields = model.config.to_dict() | {
         "model_type": model_class.config_class.model_type,
         "architectures": [model_class.__name__],
+        # A cache relies on every attention sublayer.
+        **({"use_cache": False} if hasattr(model.config, "use_cache") else {}),
         # `to_dict` leaves it out.
         "attn_implementation": model.config._attn_implementation,
         "kprune": {**kprune, "checksum": checksum(model, kprune)},
@@ -73,12 +75,21 @@ def pruned_class(dense: type) -> Any:
             f"The class {own.__module__}.{own.__qualname__} must have a name of its own, or a saved model would "
             "be loaded as that of transformers. Rename it."
         )
-    if not issubclass(own, PretrainedConfig) and own.can_generate():
-        raise ValueError(
-            f"A {own.__name__} generates text: its cache relies on every attention sublayer, also on those that a "
-            "prune removes. Prune an encoder with the head of one of its tasks."
-        )
+    if not issubclass(own, PretrainedConfig):
+        require_no_generation(own)
     return make_pruned_class(own)
+
+
+def require_no_generation(model_class: Any) -> None:
+    """Raises a ValueError with the reason if models of a class generate text."""
+    if model_class.can_generate():
+        raise ValueError(
+            f"A {model_class.__name__} generates text with its decoder. K-prune is for encoders: it measures what a "
+            "removed unit costs where all tokens are there at once, and the cache of a decoder relies on every "
+            "attention sublayer. Prune a model with the head of another task; the body that makes embeddings, which "
+            "`KPruner.from_pretrained(..., task='feature-extraction')` loads; or an encoder that the model holds: "
+            "`KPruner(model, encoder=...)`, with the name of that submodule."
+        )
 
 
 def dense_class_of(model_class: Any) -> Any:

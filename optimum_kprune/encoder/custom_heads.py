@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from ..algorithm.divergence import MASKED_LOGIT, Prediction, at_least_float32
-from ..modeling_kprune import is_of_transformers
+from ..modeling_kprune import auto_classes, is_of_transformers
 from .conversion import dense_class_of
-from .registration import auto_classes
 from .tasks import TASKS, Task, from_logits, from_span, get_task, task_of
 
 # Maps the outputs of `forward` to one tensor of logits, to a dictionary or list of them, or to a prediction.
@@ -58,7 +57,7 @@ def _task_of_bases(model_class: type) -> Task | None:
     for base in model_class.__mro__:
         known = auto_classes(getattr(base, "config_class", None) or PreTrainedConfig)
         for task in TASKS.values():
-            if known.get(task.auto_class) is base:
+            if base in known.get(task.auto_class, ()):
                 return task
     return None
 

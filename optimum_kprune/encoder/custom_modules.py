@@ -12,17 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
 from transformers.utils import cached_file
 
 from ..calibration.tokenize import InputSpec
 from ..modeling_kprune import is_of_transformers
 from .adapters import supported_model_types
 from .config_field import adapter_of
-from .conversion import dense_class_of, pruned_class
+from .conversion import dense_class_of, pruned_class, require_no_generation
 from .sublayers import max_positions
 
 HEAD_NAME = "head.safetensors"
@@ -40,8 +36,8 @@ def find_encoder(model: Any, name: str | None = None) -> str:
         ValueError: if there is no encoder, or several and no name.
     """
     _require_module(model)
-    if isinstance(model, PreTrainedModel):
-        require_encoder_type(model.config)
+    if isinstance(model, PreTrainedModel) and not name:
+        require_no_generation(type(model))
     found = _encoders_in(model)
     if name is not None:
         if name not in dict(model.named_modules()) or not _is_encoder(model.get_submodule(name)):
@@ -61,20 +57,6 @@ def find_encoder(model: Any, name: str | None = None) -> str:
     if not found:
         raise _nothing_to_prune(model)
     return found[0]
-
-
-def require_encoder_type(config: Any) -> None:
-    """Raises a ValueError with the reason if a model is a decoder, or an encoder with a decoder."""
-    kind = config.model_type
-    # BERT and its kin are in both mappings, because they can be built as decoders, too.
-    generates = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if getattr(config, "is_encoder_decoder", False) or generates:
-        kind_of_model = "a decoder" if generates else "an encoder with a decoder"
-        raise ValueError(
-            f"A model of the type {kind!r} is {kind_of_model}. K-prune is for encoders: it measures what a removed "
-            "unit costs where all tokens are there at once, and the cache of a decoder relies on every attention "
-            f"sublayer. Supported are: {', '.join(supported_model_types())}."
-        )
 
 
 def _require_module(model: Any) -> None:
@@ -135,7 +117,8 @@ def _is_encoder(module: nn.Module) -> bool:
         return False
     # A class of the user's own may hold its encoder under a name that transformers does not use. `AutoModel` would not
     # find the weights of such a model, so that it counts as a module that holds an encoder.
-    if getattr(base, "base_model_prefix", None) != module.base_model_prefix:
+    is_named = getattr(base, "base_model_prefix", None) == module.base_model_prefix
+    if not is_named and not is_of_transformers(dense_class_of(type(module))):
         return False
     try:
         base.get_submodule(adapter_of(module).blocks)
@@ -152,7 +135,7 @@ def _nothing_to_prune(model: nn.Module) -> ValueError:
             "`model` must be a loaded transformers model, or a module that holds one. Got a "
             f"{type(model).__name__} without any."
         )
-    require_encoder_type(inner.config)
+    require_no_generation(type(inner))
     blocks = adapter_of(inner).blocks
     return ValueError(
         f"The {type(inner).__name__} has no module {blocks!r}, where the blocks of a model of the type "
@@ -286,6 +269,14 @@ def how_to_load(model: nn.Module, name: str, source: str) -> str | None:
         source: the folder or repository that it will be loaded from.
     """
     own = dense_class_of(type(model))
+    auto_map = {} if name else model.config.auto_map
+    by_auto = [auto for auto, made in auto_map.items() if made.rpartition(".")[2] == f"KPrune{own.__name__}"]
+    if by_auto and not is_of_transformers(own):
+        return (
+            f"The code of `{own.__name__}`, which transformers does not have, lies in this folder, and with it the "
+            f"code that loads the pruned model:\n\n```python\nfrom transformers import {by_auto[0]}\n\n"
+            f"model = {by_auto[0]}.from_pretrained({source!r}, trust_remote_code=True)\n```"
+        )
     if name:
         load = f"module = {own.__name__}(...)  # as it was built when it was pruned\n"
         load += f"optimum_kprune.load_into(module, {source!r})"

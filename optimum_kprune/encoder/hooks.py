@@ -31,6 +31,11 @@ def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else next(iter(kwargs.values()))
 
 
+def states_in(output: Any) -> Tensor:
+    """Returns the hidden states in what a block returns: the first item, if it is a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
 @contextmanager
 def hooks(*handles: Any) -> Iterator[None]:
     """Removes hooks at the end, given the handles that registering them returned."""
@@ -47,12 +52,15 @@ class SublayerRecord:
     Attributes:
         residual: X, (rows, tokens, d), the residual stream that enters.
         features: A, (rows, tokens, features), the input of the output projection.
-        output: Sub(X), (rows, tokens, d), the output of the output projection. Not set if the pass stops before it.
+        output: (rows, tokens, d), the output of the output projection. Not set if the pass stops before it.
+        added: Sub(X), (rows, tokens, d), what is added to X: the output, scaled or normalised where the architecture
+            does so. Not set if the pass stops before it.
     """
 
     residual: Tensor
     features: Tensor
     output: Tensor
+    added: Tensor
 
 
 @contextmanager
@@ -61,8 +69,8 @@ def recorded(sublayer: Sublayer, until: Literal["features", "output"] | None = N
 
     Args:
         sublayer: the sublayer.
-        until: where to stop the forward passes: before the output projection ("features"), after it ("output"), or
-            nowhere (None).
+        until: where to stop the forward passes: before the output projection ("features"), after the output is known
+            as it is added ("output"), or nowhere (None).
 
     Yields:
         the record. It holds the last forward pass.
@@ -79,6 +87,10 @@ def recorded(sublayer: Sublayer, until: Literal["features", "output"] | None = N
 
     def at_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         record.output = output
+
+    def at_added(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        scale = sublayer.scale
+        record.added = output * scale if isinstance(scale, Tensor) or scale != 1 else output
         if until == "output":
             raise Stop
 
@@ -86,30 +98,32 @@ def recorded(sublayer: Sublayer, until: Literal["features", "output"] | None = N
         sublayer.residual.register_forward_pre_hook(at_residual, with_kwargs=True),
         sublayer.output.register_forward_pre_hook(at_features),
         sublayer.output.register_forward_hook(at_output),
+        (sublayer.normaliser or sublayer.output).register_forward_hook(at_added),
     ):
         yield record
 
 
 @contextmanager
-def recorded_states(encoder: Encoder, place: Place) -> Iterator[list[Tensor]]:
+def recorded_states(encoder: Encoder, place: Place, stop: bool = True) -> Iterator[list[Tensor]]:
     """Records the hidden states that enter a place, and stops the forward passes there. Not for the bottom."""
     # As the output of the block below, because there is no module to enter after the last block.
     if not place.position:
-        with recorded_output(encoder.blocks[place.layer - 1], stop=True) as outputs:
+        with recorded_output(encoder.blocks[place.layer - 1], stop) as outputs:
             yield outputs
         return
-    with recorded_input(encoder.sublayer(place).residual) as inputs:
+    with recorded_input(encoder.sublayer(place).residual, stop) as inputs:
         yield inputs
 
 
 @contextmanager
-def recorded_input(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Records the hidden states that enter a module, and stops the forward passes there."""
+def recorded_input(module: nn.Module, stop: bool = True) -> Iterator[list[Tensor]]:
+    """Records the hidden states that enter a module. If `stop` is true, stops the forward passes there."""
     inputs: list[Tensor] = []
 
     def at_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs.append(first_input(args, kwargs))
-        raise Stop
+        if stop:
+            raise Stop
 
     with hooks(module.register_forward_pre_hook(at_input, with_kwargs=True)):
         yield inputs
@@ -120,8 +134,8 @@ def recorded_output(block: nn.Module, stop: bool = False) -> Iterator[list[Tenso
     """Records the hidden states that leave a block. If `stop` is true, stops the forward passes there."""
     outputs: list[Tensor] = []
 
-    def at_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        outputs.append(output)
+    def at_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        outputs.append(states_in(output))
         if stop:
             raise Stop
 

@@ -13,15 +13,16 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import has_file
 
-from ..modeling_kprune import weights_of_encoder
-from .custom_modules import require_encoder_type
-from .registration import auto_classes
+from ..modeling_kprune import auto_classes, weights_of_encoder
+from .conversion import require_no_generation
 from .tasks import Task, get_task, task_of_class
 
 logger = logging.getLogger(__name__)
 
-# Arguments that say where files come from; the tokenizer and the config need them as well as the model.
-SOURCE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+# Arguments that say where files come from, and whether to run code that lies there; the tokenizer and the config need
+# them as well as the model.
+PLACE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+SOURCE_ARGUMENTS = (*PLACE_ARGUMENTS, "trust_remote_code")
 
 
 def load_model(path: str | PathLike, task: str | None, **model_kwargs: Any) -> PreTrainedModel:
@@ -38,8 +39,6 @@ def load_model(path: str | PathLike, task: str | None, **model_kwargs: Any) -> P
         ValueError: if the task is not clear or does not fit the head of the checkpoint.
     """
     source = {name: model_kwargs[name] for name in SOURCE_ARGUMENTS if name in model_kwargs}
-    if "trust_remote_code" in model_kwargs:
-        source["trust_remote_code"] = model_kwargs["trust_remote_code"]
     folder = Path(path, source.get("subfolder") or "")
     if folder.is_dir() and not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
@@ -53,16 +52,15 @@ def load_model(path: str | PathLike, task: str | None, **model_kwargs: Any) -> P
         )
     with _loading_errors_explained(f"No model could be loaded from {str(path)!r}."):
         config = AutoConfig.from_pretrained(path, **source)
-    require_encoder_type(config)
     chosen = _choose_task(path, config, task)
     if chosen.name == "feature-extraction":
         _warn_of_pipeline(path, source)
-    auto_class = getattr(transformers, chosen.auto_class)
+    loader = _loader_of(config, chosen)
     with _loading_errors_explained(
         f"The weights of {str(path)!r} could not be loaded. They must be whole, and those that were saved with its "
         "config.json:"
     ):
-        model, info = auto_class.from_pretrained(path, output_loading_info=True, **model_kwargs)
+        model, info = loader.from_pretrained(path, output_loading_info=True, **model_kwargs)
     # Transformers only warns of these, and fills them with random numbers.
     absent = {*info["missing_keys"], *(mismatch[0] for mismatch in info["mismatched_keys"])}
     if lacking := weights_of_encoder(model, absent):
@@ -174,25 +172,39 @@ def _choose_task(path: str | PathLike, config: Any, name: str | None) -> Task:
                 f"The config of {str(path)!r} does not say which task the model is for. Pass `task`, for example "
                 "task='text-classification'."
             )
-        return task_of_class(architecture)
+        return task_of_class(architecture, type(config))
     task = get_task(name)
     # A masked-language model has a head, too, but it is not fine-tuned: any task may start from it.
     heads = ("ForSequenceClassification", "ForQuestionAnswering", "ForTokenClassification", "ForMultipleChoice")
     has_other_head = any(architecture.endswith(head) for head in heads) if architecture else False
-    if has_other_head and task.name != "feature-extraction" and task != task_of_class(architecture):
+    own = task_of_class(architecture, type(config)) if has_other_head else task
+    if task.name != "feature-extraction" and task != own:
         raise ValueError(
-            f"The checkpoint {str(path)!r} was fine-tuned as {architecture}, for "
-            f"{task_of_class(architecture).name!r}. Got task={name!r}. Leave `task` out, or choose a checkpoint that "
-            "was fine-tuned for it."
+            f"The checkpoint {str(path)!r} was fine-tuned as {architecture}, for {own.name!r}. Got task={name!r}. "
+            "Leave `task` out, or choose a checkpoint that was fine-tuned for it."
         )
     return task
+
+
+def _loader_of(config: Any, task: Task) -> Any:
+    """Returns the class that loads a checkpoint with the head of a task: an Auto class, or the encoder itself.
+
+    Where an encoder-decoder model has a class for the encoder alone, `AutoModel` would load the decoder too.
+    """
+    encoders = auto_classes(type(config)).get(task.auto_class, ())
+    if task.name != "feature-extraction" or len(encoders) < 2:
+        return getattr(transformers, task.auto_class)
+    named = [encoder for encoder in encoders if encoder.__name__ in (config.architectures or ())]
+    return [*named, *encoders][0]
 
 
 def _require_known(path: str | PathLike, config: Any, architecture: str) -> None:
     """Raises a ValueError if a checkpoint was saved from a class that no Auto class can load."""
     own = architecture.removeprefix("KPrune")
+    if hasattr(transformers, own):
+        require_no_generation(getattr(transformers, own))
     remote = [str(name).rpartition(".")[2] for name in (getattr(config, "auto_map", None) or {}).values()]
-    registered = [model_class.__name__ for model_class in auto_classes(config.__class__).values()]
+    registered = [made.__name__ for models in auto_classes(type(config)).values() for made in models]
     if not hasattr(transformers, own) and architecture not in (*remote, *registered):
         loaded = f"pruned_class({own})" if own != architecture else own
         raise ValueError(

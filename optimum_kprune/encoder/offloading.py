@@ -80,7 +80,12 @@ def sharing_copy(model: nn.Module) -> nn.Module:
         shared[id(hook.tied_params_map)] = hook.tied_params_map and {pointer: {} for pointer in hook.tied_params_map}
     placed = [module for module in model.modules() if hasattr(module, "_hf_hook")]
     shared |= {id(buffer): buffer for module in placed for buffer in module.buffers(recurse=False)}
-    return deepcopy(model, shared).eval().requires_grad_(False)
+    copied = deepcopy(model, shared).eval().requires_grad_(False)
+    for config in [module.config for module in copied.modules() if hasattr(module, "config")]:
+        if getattr(config, "use_cache", False):
+            # No token comes after those that are there.
+            config.use_cache = False
+    return copied
 
 
 @contextmanager

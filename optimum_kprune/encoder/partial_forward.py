@@ -3,14 +3,16 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..kprune_shrink import tuple_items
 from .adapters import SublayerAdapter
-from .hooks import Stop, first_input, hooks, recorded_output
-from .sublayers import BOTTOM, Encoder, Place, Sublayer
+from .hooks import Stop, first_input, hooks, recorded_output, recorded_states
+from .sublayers import BOTTOM, Encoder, Entries, Place, Sublayer
 
 logger = logging.getLogger(__name__)
 
@@ -31,17 +33,21 @@ def entered_at(encoder: Encoder, place: Place, hidden: Tensor | None) -> Iterato
     """Makes the stack of blocks start at a place, with the given hidden states (rows, tokens, d).
 
     The blocks below the place return the hidden states and compute nothing. What comes before and after the stack
-    (embeddings, masks, positions, head) runs as usual. If the place is inside of a block, the sublayers below it in
-    the block add 0, and a norm after them returns the hidden states.
+    (embeddings, masks, positions, head) runs as usual, but for the modules that the adapter names as its front. If the
+    place is inside of a block, the sublayers below it in the block add 0, and a norm after them returns the hidden
+    states.
     """
+    handed = (hidden, *[None] * (encoder.entries.items - 1)) if encoder.entries.items else hidden
     replacements: list[tuple[nn.Module, Forward]] = [
-        (block, _returning(hidden)) for block in encoder.blocks[: place.layer]
+        (block, _returning(handed)) for block in encoder.blocks[: place.layer]
     ]
+    if place > BOTTOM:
+        replacements += _front_skipped(encoder)
     with ExitStack() as stack:
         if place.position and hidden is not None:
             block = encoder.blocks[place.layer]
             for position, adapter in enumerate(encoder.adapter.sublayers[: place.position]):
-                entry = encoder.entries.get(Place(place.layer, position + 1), "")
+                entry = encoder.entries.modules.get(Place(place.layer, position + 1), "")
                 replacements += _skipping(block, adapter, entry, hidden)
             # In block 0, no block below hands the hidden states on, so that they are put in by a hook.
             stack.enter_context(hooks(block.register_forward_pre_hook(_entering(hidden), with_kwargs=True)))
@@ -50,42 +56,61 @@ def entered_at(encoder: Encoder, place: Place, hidden: Tensor | None) -> Iterato
 
 
 @torch.no_grad()
-def find_entries(encoder: Encoder, batch: dict[str, Tensor]) -> dict[Place, str]:
-    """Finds the places inside of blocks at which a model can be entered, by running it on a batch and trying each.
+def find_entries(encoder: Encoder, batch: dict[str, Tensor]) -> Entries:
+    """Finds the places at which a model can be entered, by running it on a batch and trying each.
 
-    Returns:
-        the entry of every place: the name, in the block, of the module whose output enters the sublayer there, such as
-        the norm after the sublayer below. It is "" where a plain sum enters. A place is left out if a run from it does
-        not give what a plain forward pass gives.
+    A place is left out if a run from it does not give what a plain forward pass gives, bit for bit.
     """
     # A sublayer without units is never a target, so that nothing is run from it.
     inside = [sublayer for sublayer in encoder.sublayers() if sublayer.place.position and sublayer.units]
-    entries: dict[Place, str] = {}
+    starts = [Place(layer) for layer in range(1, len(encoder.blocks))]
+    modules: dict[Place, str] = dict.fromkeys(starts, "")
     entering: dict[Place, Tensor] = {}
+    items: list[int] = []
     with ExitStack() as stack:
         for sublayer in inside:
-            stack.enter_context(_recorded_entry(sublayer, entries, entering))
-        leaving = [stack.enter_context(recorded_output(block)) for block in encoder.blocks]
+            stack.enter_context(_recorded_entry(sublayer, modules, entering))
+        below = [stack.enter_context(recorded_states(encoder, place, stop=False)) for place in starts]
+        stack.enter_context(hooks(encoder.blocks[0].register_forward_hook(_counting_items(items))))
+        top = stack.enter_context(recorded_output(encoder.blocks[-1], stop=True))
         run(encoder, batch)
-    trial = Encoder(encoder.model, encoder.adapter, encoder.name, entries)
-    for place, hidden in entering.items():
-        with recorded_output(encoder.blocks[place.layer], stop=True) as outputs:
-            run(trial, batch, place, hidden)
-        expected = leaving[place.layer][0]
-        # `not <=` instead of `>`: both comparisons are false for values that are not finite. Rounding is tolerated.
-        if not bool((outputs[0] - expected).abs().max() <= 1e-3 * expected.abs().max()):
-            del entries[place]
-    if len(entries) < len(entering):
+    entering |= {place: states[0] for place, states in zip(starts, below, strict=True)}
+    found = Entries(modules, items[0])
+    tried = Encoder(encoder.model, encoder.adapter, encoder.name, found)
+    can_enter = {place: _gives(tried, batch, place, hidden, top[0]) for place, hidden in sorted(entering.items())}
+    failed = [place for place, succeeded in can_enter.items() if not succeeded]
+    if failed:
         logger.warning(
-            f"{len(entering) - len(entries)} of {len(entering)} sublayers of this {encoder.config.model_type} "
-            "cannot be entered inside of their block: what lies below them there is computed again, which takes time."
+            f"{len(failed)} of {len(entering)} sublayers of this {encoder.config.model_type} cannot be entered: what "
+            "lies below them is computed again, which takes time."
         )
-    return entries
+    return replace(found, modules={place: name for place, name in modules.items() if place not in failed})
+
+
+def _gives(encoder: Encoder, batch: dict[str, Tensor], place: Place, hidden: Tensor, expected: Tensor) -> bool:
+    """Whether a run from a place gives the expected hidden states after the last block."""
+    try:
+        with recorded_output(encoder.blocks[-1], stop=True) as outputs:
+            run(encoder, batch, place, hidden)
+    # Where blocks hand on more than hidden states, a forward without that can fail in any way.
+    except Exception as error:
+        logger.debug("Place %s cannot be entered: %r", place, error)
+        return False
+    return torch.equal(outputs[0], expected)
+
+
+def _counting_items(items: list[int]) -> Callable[..., None]:
+    """Returns a hook that counts the items of the tuple that a module returns; 0 for a tensor."""
+
+    def at_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        items.append(len(output) if isinstance(output, tuple) else 0)
+
+    return at_output
 
 
 @torch.no_grad()
 def reads_below(encoder: Encoder, batch: dict[str, Tensor], predict: Callable[[Any], Tensor]) -> bool:
-    """Returns whether a head reads other hidden states than those after the last block.
+    """Returns whether a head reads other hidden states than those after the last block, or more than these.
 
     Runs the model from these hidden states alone, and compares the prediction with that of a plain forward pass.
     """
@@ -93,12 +118,10 @@ def reads_below(encoder: Encoder, batch: dict[str, Tensor], predict: Callable[[A
         expected = predict(run(encoder, batch))
     try:
         entered = predict(run(encoder, batch, Place(len(encoder.blocks)), outputs[0]))
+    # A head that needs the attention of the blocks below, for example, can fail in any way without it.
     except Exception as error:
-        error.add_note(
-            "The model was run from the hidden states after its last block, to see what its head reads. A head that "
-            "needs the attention of the blocks below cannot be pruned for: leave it out of `forward`."
-        )
-        raise
+        logger.debug("The head cannot be run from the last hidden states alone: %r", error)
+        return True
     return not torch.allclose(entered, expected)
 
 
@@ -135,10 +158,34 @@ def _skipping(
     nothing = hidden.new_zeros(()).expand_as(hidden)
     # The bypass would compute the units, and the output projection would add its bias.
     replacements = [
-        (block.get_submodule(adapter.bypass), _returning((nothing, None) if adapter.returns_tuple else nothing)),
         (block.get_submodule(adapter.output), _returning(nothing)),
     ]
+    if adapter.bypass:
+        items = tuple_items(adapter.returns_tuple)
+        value = (nothing, *[None] * (items - 1)) if items else nothing
+        replacements.append((block.get_submodule(adapter.bypass), _returning(value)))
     return [*replacements, (block.get_submodule(entry), _returning(hidden))] if entry else replacements
+
+
+def _front_skipped(encoder: Encoder) -> list[tuple[nn.Module, Forward]]:
+    """Returns the modules of the front with forward methods that return zeros in the shapes of their outputs."""
+    base = encoder.pretrained.base_model
+    return [(module, _once(module, encoder.front_shapes)) for module in map(base.get_submodule, encoder.adapter.front)]
+
+
+def _once(module: Any, shapes: dict[Any, Any]) -> Forward:
+    """Returns a forward method that runs a module once for inputs of a shape, and then returns zeros in its place."""
+    own = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        key = id(module), *(value.shape for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        if key not in shapes:
+            output = own(*args, **kwargs)
+            # A single 0 in the shape of the output, which takes no memory.
+            shapes[key] = output.new_zeros(()).expand_as(output)
+        return shapes[key]
+
+    return forward
 
 
 def _returning(value: Any) -> Forward:

@@ -1,15 +1,14 @@
 """Registers model types with transformers, so that Auto classes and pipelines load their pruned models."""
 
-import functools
 from typing import Any
 
 import transformers
 from transformers import AutoConfig
-from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from ..kprune_map import REGISTERED, check_adapter
-from .adapters import EncoderAdapter, SublayerAdapter, add_adapter
+from ..kprune_map import REGISTERED, check_adapter_form
+from ..modeling_kprune import auto_classes
+from .adapters import EncoderAdapter, SublayerAdapter, adapters_of_type, add_adapter
 from .conversion import pruned_class
 
 
@@ -17,7 +16,8 @@ def register_adapter(model_type: str, adapter: EncoderAdapter) -> None:
     """Makes the encoders of `model_type` (as in `config.model_type`) prunable, loadable and savable.
 
     Raises:
-        ValueError: if `adapter` does not have the right form, or `model_type` already has a different adapter.
+        ValueError: if `adapter` does not have the right form, or `model_type` already has a different adapter for
+            the same models.
     """
     if not isinstance(model_type, str) or not model_type:
         raise ValueError(f"`model_type` must be the `config.model_type` of the encoders. Got {model_type!r}.")
@@ -25,10 +25,10 @@ def register_adapter(model_type: str, adapter: EncoderAdapter) -> None:
     rows = isinstance(sublayers, tuple | list) and all(isinstance(row, SublayerAdapter) for row in sublayers)
     if not isinstance(adapter, EncoderAdapter) or not rows:
         raise ValueError(f"`adapter` must be an EncoderAdapter with a tuple of SublayerAdapter. Got {adapter!r}.")
-    check_adapter(adapter.to_dict())
+    check_adapter_form(adapter.to_dict())
     add_adapter(model_type, adapter)
     # The map module cannot read the table of adapters: it also runs without this package.
-    REGISTERED[model_type] = adapter.to_dict()
+    REGISTERED[model_type] = [known.to_dict() for known in adapters_of_type(model_type)]
     if model_type in CONFIG_MAPPING:
         register_auto_classes(model_type)
 
@@ -46,18 +46,8 @@ def register_auto_classes(model_type: str) -> None:
     dense_config: Any = CONFIG_MAPPING[model_type]
     config_class = pruned_class(dense_config)
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    for auto_class, dense in auto_classes(dense_config).items():
-        getattr(modeling_auto, auto_class).register(config_class, pruned_class(dense), exist_ok=True)
-
-
-@functools.cache
-def auto_classes(config_class: Any) -> dict[str, Any]:
-    """Returns the model class of a dense config by the name of its Auto class.
-
-    Leaves out classes that generate text: their cache relies on every attention sublayer, also on bypassed ones.
-    """
-    autos = {name: value for name, value in vars(modeling_auto).items() if name.startswith("AutoModel")}
-    models = {name: value._model_mapping.get(config_class, None) for name, value in autos.items()}
-    return {
-        name: model for name, model in models.items() if hasattr(model, "can_generate") and not model.can_generate()
-    }
+    for auto_class, models in auto_classes(dense_config).items():
+        pruned = tuple(pruned_class(dense) for dense in models)
+        # Of several, transformers takes the one that `architectures` in the config names, or else the first.
+        registered = pruned if len(pruned) > 1 else pruned[0]
+        getattr(transformers, auto_class).register(config_class, registered, exist_ok=True)

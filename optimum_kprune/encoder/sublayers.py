@@ -1,7 +1,7 @@
 """The prunable sublayers of a loaded model, read through its adapter."""
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ..algorithm.cost import unit_flops
 from ..algorithm.tuning import Projection
+from ..kprune_map import blocks_of, head_dimension, heads_per_unit, tensor_in
 from .adapters import EncoderAdapter, SublayerAdapter
 from .offloading import execution_device
 
@@ -26,6 +27,24 @@ class Place(NamedTuple):
 
 
 BOTTOM = Place()
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The places at which a model can be entered, besides the bottom.
+
+    Attributes:
+        modules: by place, the name of the module in the block whose output enters there, such as the norm after the
+            sublayer below; "" where a plain sum enters, or the place is the start of a block.
+        items: number of items of the tuples that blocks return; 0 if they return the hidden states alone.
+    """
+
+    modules: dict[Place, str] = field(default_factory=dict)
+    items: int = 0
+
+    def highest(self, place: Place) -> Place:
+        """Returns the highest place up to a given one at which the model can be entered."""
+        return max((entry for entry in self.modules if entry <= place), default=BOTTOM)
 
 
 @dataclass(frozen=True)
@@ -64,9 +83,38 @@ class Sublayer:
         return self.units * self.unit_size
 
     @property
+    def width(self) -> int:
+        """Size of the hidden states, d."""
+        return self.output.out_features
+
+    @property
+    def least_units(self) -> int:
+        """How many units must stay: one where no module can be taken out in place of the last."""
+        return min(self.units, 0 if self.adapter.bypass else 1)
+
+    @property
     def inputs(self) -> list[Any]:
         """The input projections, which all read the same hidden states."""
         return [self.block.get_submodule(name) for name in self.adapter.inputs]
+
+    @property
+    def corrected_inputs(self) -> list[Any]:
+        """The input projections that read these hidden states and nothing else."""
+        names = [name for name in self.adapter.inputs if name not in self.adapter.uncorrected]
+        return [self.block.get_submodule(name) for name in names]
+
+    @property
+    def scale(self) -> Tensor | float:
+        """What the output is multiplied with before it is added, a number or (d,); 1 if it is normalised instead."""
+        if not isinstance(self.adapter.scale, str):
+            return self.adapter.scale
+        found = tensor_in(dict(self.block.named_modules()), self.adapter.scale)
+        return 1.0 if found is None else found.detach().float()
+
+    @property
+    def normaliser(self) -> nn.Module | None:
+        """The module that normalises the output before it is added; None if there is none."""
+        return dict(self.block.named_modules()).get(str(self.adapter.scale))
 
     @property
     def output(self) -> Any:
@@ -113,23 +161,24 @@ class Encoder:
         pretrained: the transformers model in it, or the model itself.
         options: arguments of its forward besides the inputs.
         blocks: its blocks, bottom to top.
-        entries: the places inside of blocks at which it can be entered, with the module to enter at; see
-            `partial_forward.find_entries`.
+        entries: the places at which it can be entered; see `partial_forward.find_entries`.
+        front_shapes: the shapes of what the modules before the blocks return, by what they read.
         device: the device on which the model reads its inputs.
     """
 
     def __init__(
-        self, model: nn.Module, adapter: EncoderAdapter, name: str = "", entries: dict[Place, str] | None = None
+        self, model: nn.Module, adapter: EncoderAdapter, name: str = "", entries: Entries | None = None
     ) -> None:
         self.model = model
         pretrained: Any = model.get_submodule(name)
         self.pretrained = pretrained
         self.adapter = adapter
         self.name = name
-        self.entries = entries or {}
+        self.entries = entries or Entries()
+        self.front_shapes: dict[Any, Any] = {}
         self.options = {"return_dict": True} if _takes_return_dict(model) else {}
         self.device = execution_device(pretrained)
-        self.blocks: Any = pretrained.base_model.get_submodule(adapter.blocks)
+        self.blocks = blocks_of(pretrained, adapter.blocks)
 
     @property
     def config(self) -> Any:
@@ -155,18 +204,16 @@ class Encoder:
             ValueError: if the adapter does not fit the model.
         """
         adapter, block = self.adapter.sublayers[place.position], self.blocks[place.layer]
-        unit_size = self._head_dimension if adapter.kind == "attention" else 1
-        features = getattr(block.get_submodule(adapter.output), "in_features", 0)
+        modules, unit_size = dict(block.named_modules()), 1
+        features = getattr(modules.get(adapter.output), "in_features", 0)
+        if adapter.kind == "attention" and features:
+            unit_size = head_dimension(self.config) * heads_per_unit(modules, adapter.output, adapter.inputs)
         if features % unit_size:
             raise ValueError(
                 f"The output projection of layer {place.layer} {adapter.kind} has {features} features, no multiple of "
-                f"the head dimension {unit_size}. Check the adapter of {self.config.model_type!r}."
+                f"{unit_size}, those of a unit. Check the adapter of {self.config.model_type!r}."
             )
         return Sublayer(block, place, adapter, features // unit_size, unit_size)
-
-    @property
-    def _head_dimension(self) -> int:
-        return getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
 
 
 def _takes_return_dict(model: nn.Module) -> bool:
@@ -176,10 +223,18 @@ def _takes_return_dict(model: nn.Module) -> bool:
     return named or type(model).forward.__module__.partition(".")[0] == "transformers"
 
 
+def has_decoder(model: PreTrainedModel) -> bool:
+    """Returns whether a model has a decoder after its encoder, which a prune leaves as it is."""
+    return getattr(model.base_model, "decoder", None) is not None
+
+
 def max_positions(model: PreTrainedModel) -> int | None:
     """Returns the longest input of a model, in tokens; None if its config does not say."""
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions: Any = getattr(model.config, "max_position_embeddings", None)
+    # XLNet writes -1 for no limit.
+    if not isinstance(positions, int) or positions < 1:
+        return None
     embedding = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     # The RoBERTa family starts counting positions after the index of padding, which costs rows of the table.
     padding_index = getattr(embedding, "padding_idx", None)
-    return positions if positions is None or padding_index is None else positions - padding_index - 1
+    return positions if padding_index is None else positions - padding_index - 1

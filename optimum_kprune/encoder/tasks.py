@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 from transformers.pipelines import TASK_ALIASES
 
 from ..algorithm.divergence import MASKED_LOGIT, Prediction, at_least_float32
+from ..modeling_kprune import auto_classes
+from .conversion import dense_class_of
 
 
 def same_prediction(prediction: Prediction) -> Prediction:
@@ -154,12 +156,16 @@ def get_task(name: str) -> Task:
     return known
 
 
-def task_of_class(class_name: str) -> Task:
-    """Returns the task of a model class, by the end of its name.
+def task_of_class(class_name: str, config_class: type) -> Task:
+    """Returns the task of a model class: that of the Auto class that loads it, or else by the end of its name.
 
     Raises:
         ValueError: if the class belongs to none of the tasks.
     """
+    loaded = auto_classes(dense_class_of(config_class))
+    for task in TASKS.values():
+        if class_name.removeprefix("KPrune") in [made.__name__ for made in loaded.get(task.auto_class, ())]:
+            return task
     for task in TASKS.values():
         if class_name.endswith(task.class_suffix):
             return task
@@ -177,7 +183,7 @@ def task_of(model: PreTrainedModel) -> Task:
     Raises:
         ValueError: if its class belongs to none of the tasks.
     """
-    task = task_of_class(type(model).__name__)
+    task = task_of_class(type(model).__name__, type(model.config))
     # Any name may end with "Model". An encoder without a head is its own base model; others are no encoders of ours.
     if task.name == "feature-extraction" and model.base_model is not model:
         raise ValueError(

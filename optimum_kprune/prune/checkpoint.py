@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..distributed import is_main, require_same
 from ..encoder.sublayers import Place, Sublayer
 from ..folder import write_atomically
-from ..modeling_kprune import shrink_sublayer
+from ..kprune_shrink import shrink_sublayer
 from ..result import SublayerResult
 
 IDENTITY_NAME = "prune.json"

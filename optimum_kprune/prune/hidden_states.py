@@ -76,7 +76,7 @@ class HiddenStates:
                 self.run(step)
             self._hold(step, place, states[0])
 
-    def pass_through(self, step: Step, sublayer: Sublayer, place: Place | None) -> Tensor:
+    def pass_through(self, step: Step, sublayer: Sublayer, place: Place | None) -> tuple[Tensor, Tensor]:
         """Moves a batch through a sublayer to a place after it, in one run.
 
         Args:
@@ -85,7 +85,7 @@ class HiddenStates:
             place: where the batch goes; None stops it after the sublayer, without moving it.
 
         Returns:
-            X + Sub(X) of the real tokens, (real tokens, d) in float32.
+            of the real tokens, (real tokens, d) in float32: X + Sub(X), and the output of the output projection.
         """
         if place is None or place == self._places[step.index]:
             with recorded(sublayer, until="output") as record:
@@ -94,9 +94,9 @@ class HiddenStates:
         with recorded(sublayer) as record, recorded_states(self.encoder, place) as states:
             self.run(step)
         # First this sum: the recorded X may be the very tensor that is held, and holding new states overwrites it.
-        stream = _after(record, step)
+        after = _after(record, step)
         self._hold(step, place, states[0])
-        return stream
+        return after
 
     def input_of(self, step: Step, sublayer: Sublayer) -> Tensor:
         """Returns what the input projections of a sublayer read, (rows, tokens, d).
@@ -108,8 +108,8 @@ class HiddenStates:
         reads_stream = sublayer.adapter.residual in sublayer.adapter.inputs
         if hidden is not None and self._places[step.index] == sublayer.place and reads_stream:
             return hidden
-        # All input projections of a sublayer read the same.
-        with recorded_input(sublayer.inputs[0]) as inputs:
+        # All input projections that are corrected read the same.
+        with recorded_input(sublayer.corrected_inputs[0]) as inputs:
             self.run(step)
         return inputs[0]
 
@@ -134,6 +134,9 @@ class HiddenStates:
         self._places[step.index] = place
 
 
-def _after(record: SublayerRecord, step: Step) -> Tensor:
-    """Returns X + Sub(X) of a recorded sublayer, (real tokens, d) in float32."""
-    return step.real(record.residual).float() + step.real(record.output).float()
+def _after(record: SublayerRecord, step: Step) -> tuple[Tensor, Tensor]:
+    """Returns X + Sub(X) of a recorded sublayer and its output, (real tokens, d) in float32."""
+    output = step.real(record.output).float()
+    # Usually, the output is added as it is.
+    added = output if record.added is record.output else step.real(record.added).float()
+    return step.real(record.residual).float() + added, output

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ..algorithm.cost import flops_budget
-from ..algorithm.search import round_selection, select_units
-from ..algorithm.tuning import LeastSquares, Projection, fold, scale_weights
+from ..algorithm.search import round_selection, select_units, with_reserved
+from ..algorithm.tuning import LeastSquares, Projection, fold, scale_weights, unscaled
 from ..configuration import KPruneConfig
 from ..distributed import as_in_main
 from ..encoder.offloading import own_weights
 from ..encoder.sublayers import Sublayer
-from ..modeling_kprune import shrink_sublayer
+from ..kprune_shrink import shrink_sublayer
 from ..progress import progress_bar
 from ..result import SublayerResult
 from .checkpoint import Checkpoint
@@ -63,6 +63,16 @@ class SublayerPruner:
             raise ValueError("The model has no heads or neurons left to prune. Start from a larger model.")
         total = sum(target.units * target.unit_flops(sequence_length) for target in pair.targets)
         self.budget = flops_budget(total, config.compression_rate)
+        self._require_reserved(total)
+
+    def _require_reserved(self, total: float) -> None:
+        """Raises a ValueError if the budget does not suffice for the units that must stay."""
+        reserved = sum(target.least_units * target.unit_flops(self.sequence_length) for target in self.pair.targets)
+        if reserved > self.budget:
+            raise ValueError(
+                f"`compression_rate` must be at most {1 - reserved / total:.3f} for this model: some of its sublayers "
+                f"cannot be taken out whole, and keep one unit each. Got {self.config.compression_rate}."
+            )
 
     def run(self) -> list[SublayerResult]:
         """Prunes all sublayers; returns one result for each, bottom to top."""
@@ -139,14 +149,17 @@ class SublayerPruner:
         if kept:
             shrink_sublayer(target.block, target.adapter.to_dict(), kept, target.units)
         student = replace(target, units=len(kept))
-        fit = LeastSquares(student.features, self.pair.student.encoder.config.hidden_size, self.stopwatch.device)
+        fit = LeastSquares(student.features, student.width, self.stopwatch.device)
         with self.stopwatch("fit"):
             for step in self.pair.steps():
-                preserved = self.pair.advance_teacher(step, teacher)  # X_teacher + Sub_teacher(X_teacher)
+                preserved, output = self.pair.advance_teacher(step, teacher)  # X_teacher + Sub_teacher(X_teacher)
                 features, present = self.pair.student.features_of(step, student)  # A, X_student
                 weights = scale_weights(preserved) if self.config.token_weights == "scale" else None  # diagonal of D
+                missing = preserved - present.float()
+                # What is normalised before it is added can only be preserved as it is.
+                response = output if student.normaliser else unscaled(missing, student.scale, output)
                 # The slice takes all columns, or none where no unit is kept: then only a bias is fitted.
-                fit.add(features[:, : student.features], preserved - present.float(), weights)  # A^T D A, A^T D Y
+                fit.add(features[:, : student.features], response, weights)  # A^T D A, A^T D Y
             add_up_fit(fit, student.name)
         error = self._write_solution(student, fit)  # W*, b*
         if not kept:
@@ -159,16 +172,16 @@ class SublayerPruner:
         min_{M, c} || X_teacher - X_student M - 1 c ||_F^2 + ridge to M = I;    W <- W M^T,  b <- b + W c
         """
         is_lowest = target.place == self.pair.targets[0].place  # there, student and teacher read the same
-        if is_lowest or not (self.config.tuning and self.config.correct_inputs):
+        if is_lowest or not (self.config.tuning and self.config.correct_inputs and target.corrected_inputs):
             return
         with self.stopwatch("fit"):
             fit = gather_correction(self.pair, teacher, target)
         with self.stopwatch("solve"):
             # The map has a constant c only if every projection can take it up in its bias.
-            has_bias = all(projection.bias is not None for projection in target.inputs)
+            has_bias = all(projection.bias is not None for projection in target.corrected_inputs)
             identity = Projection(torch.eye(fit.features).to(fit.gram), torch.zeros(fit.features).to(fit.gram))
             correction = fit.solve(identity, self.config.ridge, has_bias, target.name)
-            for projection in target.inputs:
+            for projection in target.corrected_inputs:
                 weight, bias = fold(correction, projection.weight.to(fit.gram), projection.bias if has_bias else None)
                 _replace(projection, weight=weight)
                 if bias is not None:
@@ -188,12 +201,13 @@ class SublayerPruner:
         """Returns the indices of the units that the target, the first of the sublayers, keeps; see `select_units`."""
         with self.stopwatch("search"):
             unit_flops = [student.unit_flops(self.sequence_length) for student in students]
+            scores = [with_reserved(own, each.least_units) for own, each in zip(scores, students, strict=True)]
             # Units of all sublayers compete for the budget, but only the target is pruned by this search.
             selected = select_units(scores, unit_flops, self.budget)[0]
             if students[0].adapter.kind == "ffn" and self.config.neuron_multiple > 1:
-                selected = round_selection(
-                    selected, scores[0], self.config.neuron_multiple, self.budget / unit_flops[0]
-                )
+                most = self.budget / unit_flops[0]
+                least = students[0].least_units
+                selected = round_selection(selected, scores[0], self.config.neuron_multiple, most, least)
         return as_in_main(selected).nonzero().flatten().tolist()
 
     def _write_solution(self, student: Sublayer, fit: LeastSquares) -> float:

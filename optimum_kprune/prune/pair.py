@@ -8,7 +8,7 @@ from torch import Tensor
 from ..calibration.batches import Batch, token_mask
 from ..calibration.prepare import CalibrationBatches
 from ..distributed import share
-from ..encoder.sublayers import BOTTOM, Encoder, Place, Sublayer
+from ..encoder.sublayers import Encoder, Sublayer
 from .hidden_states import HiddenStates, Step
 from .state_store import StateStore
 
@@ -43,7 +43,8 @@ class Pair:
         self.teacher = HiddenStates(teacher, store.states(len(self._batches)))
         self.student = HiddenStates(student, store.states(len(self._batches)))
         self.targets = [sublayer for sublayer in teacher.sublayers() if sublayer.units]
-        self._enters_at = _entering_places(self.targets, teacher.entries)
+        # There, or at the next place below where the architecture can be entered.
+        self._enters_at = {target.place: teacher.entries.highest(target.place) for target in self.targets}
 
     def __len__(self) -> int:
         """Number of this process's calibration batches."""
@@ -73,11 +74,12 @@ class Pair:
             for states in (self.teacher, self.student):
                 states.advance(step, place)
 
-    def advance_teacher(self, step: Step, target: Sublayer) -> Tensor:
+    def advance_teacher(self, step: Step, target: Sublayer) -> tuple[Tensor, Tensor]:
         """Moves the teacher's batch through a target, to the place where the next target needs it.
 
         Returns:
-            X + Sub(X), (real tokens, d) in float32: the teacher's residual stream after the target.
+            (real tokens, d) in float32: X + Sub(X), the teacher's residual stream after the target, and the output of
+            its output projection.
         """
         next_place = next((self._enters_at[other.place] for other in self.targets if other.place > target.place), None)
         return self.teacher.pass_through(step, target, next_place)
@@ -95,17 +97,3 @@ class Pair:
         """Forgets the hidden states of both models; their batches are at the bottom again."""
         for states in (self.teacher, self.student):
             states.clear()
-
-
-def _entering_places(targets: list[Sublayer], entries: dict[Place, str]) -> dict[Place, Place]:
-    """Returns where hidden states enter, by the place of the target: there, or below it in the same block."""
-    places: dict[Place, Place] = {}
-    place = BOTTOM
-    for target in targets:
-        # A new block is entered at its first sublayer, even if the target is its second.
-        if target.layer > place.layer:
-            place = Place(target.layer)
-        elif target.place in entries:
-            place = target.place
-        places[target.place] = place
-    return places

@@ -13,10 +13,10 @@ from ..calibration.batches import Batch, token_mask
 from ..calibration.prepare import CalibrationBatches
 from ..configuration import KPruneConfig
 from ..encoder.conversion import pruned_class
-from ..encoder.hooks import hooks, recorded_output
+from ..encoder.hooks import hooks, recorded_output, states_in
 from ..encoder.offloading import is_placed, named_tensors, require_known_hooks
 from ..encoder.partial_forward import run
-from ..encoder.sublayers import Encoder
+from ..encoder.sublayers import Encoder, has_decoder
 from ..encoder.tasks import Task
 from ..kprune_map import check_structure
 from ..result import KPruneResult
@@ -159,9 +159,10 @@ def require_comparable(encoder: Encoder, task: Task, batches: list[Batch]) -> No
 def _leaving_a_leaf(block: nn.Module) -> Iterator[None]:
     """Makes the output of a block a leaf: gradients flow back into it, and no further."""
 
-    def at_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def at_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         # A copy of the leaf, because a head may write into what it reads, and PyTorch forbids that for a leaf.
-        return output.detach().requires_grad_().clone()
+        leaf = states_in(output).detach().requires_grad_().clone()
+        return (leaf, *output[1:]) if isinstance(output, tuple) else leaf
 
     with hooks(block.register_forward_hook(at_output)):
         yield
@@ -196,6 +197,15 @@ def warn_if_nothing_is_left(result: KPruneResult) -> None:
         logger.warning(
             "All heads and all neurons were removed: no token sees another any more, and nothing can be computed from "
             "the text but averages. Choose a lower `compression_rate`."
+        )
+
+
+def warn_if_decoder_stays(encoder: Encoder) -> None:
+    """Warns if the model has a decoder, which is not pruned and not counted."""
+    if has_decoder(encoder.pretrained):
+        logger.warning(
+            f"A {type(encoder.pretrained).__name__} has a decoder, which stays as it is: only the encoder is pruned, "
+            "and `compression_rate` is a share of the FLOPs of its heads and neurons."
         )
 
 

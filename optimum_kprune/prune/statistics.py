@@ -62,9 +62,17 @@ def measure_knowledge(predictions: Predictions, sublayers: list[Sublayer], confi
             require_finite(sublayer.name, getattr(sums, kind))
     samples, tokens = seen.tolist()
     return [
-        sums.importance(weight_of(sublayer.output).to(student.device), sublayer.unit_size, samples, tokens)
+        sums.importance(_added_weight(sublayer).to(student.device), sublayer.unit_size, samples, tokens)
         for sublayer, sums in zip(sublayers, statistics, strict=True)
     ]
+
+
+def _added_weight(sublayer: Sublayer) -> Tensor:
+    """Returns the weight of the output projection, (d, features), by which features change what is added to X."""
+    weight, scale = weight_of(sublayer.output), sublayer.scale
+    if isinstance(scale, Tensor):
+        return weight * scale[:, None].to(weight)
+    return weight if scale == 1 else weight * scale
 
 
 def _summed(statistics: list[UnitStatistics], sublayers: list[Sublayer], step: Step) -> AbstractContextManager[None]:
@@ -107,8 +115,8 @@ def gather_correction(pair: Pair, teacher: Sublayer, student: Sublayer) -> Least
     Raises:
         ValueError: if an input is not finite; the message names the sublayer.
     """
-    hidden_size = pair.student.encoder.config.hidden_size
-    fit = LeastSquares(hidden_size, hidden_size, pair.student.encoder.device)
+    width = student.corrected_inputs[0].in_features
+    fit = LeastSquares(width, width, pair.student.encoder.device)
     for step in pair.steps():
         teacher_input = step.real(pair.teacher.input_of(step, teacher))
         student_input = step.real(pair.student.input_of(step, student))

@@ -17,17 +17,25 @@ from ..calibration.prepare import CalibrationBatches
 from ..configuration import KPruneConfig
 from ..distributed import require_same, world_size
 from ..encoder.config_field import kprune_field
+from ..encoder.contract import require_contract_once
 from ..encoder.custom_modules import with_encoder
-from ..encoder.offloading import named_tensors, pruned_model_of, sharing_copy
+from ..encoder.offloading import named_tensors, pruned_model_of
 from ..encoder.partial_forward import find_entries, reads_below
 from ..encoder.sublayers import Encoder, Place
 from ..encoder.tasks import Task, with_published_targets
+from ..encoder.unsharing import private_copy
 from ..result import KPruneResult, SublayerResult
 from .checkpoint import Checkpoint, digest
 from .heldout import heldout_quality
 from .loop import SublayerPruner
 from .pair import Pair
-from .preconditions import check_config, require_comparable, warn_if_few_tokens, warn_if_nothing_is_left
+from .preconditions import (
+    check_config,
+    require_comparable,
+    warn_if_decoder_stays,
+    warn_if_few_tokens,
+    warn_if_nothing_is_left,
+)
 from .predictions import Predictions
 from .scores import Scores
 from .state_store import StateStore
@@ -81,7 +89,7 @@ class Sweep:
         self._given = self._calibration = calibration
         # One store for both models and the predictions, which share the budget.
         self._store = StateStore(memory_budget)
-        self._teacher = self._copy()
+        self._teacher = private_copy(encoder)
         # Made by the first prune, and shared by all rates.
         self._predictions: Predictions | None = None
         self._first_scores: dict[Place, Tensor] | None = None
@@ -153,26 +161,26 @@ class Sweep:
         warn_if_nothing_is_left(result)
         return model, result
 
-    def _copy(self) -> Encoder:
-        return Encoder(sharing_copy(self._dense.model), self._dense.adapter, self._dense.name)
-
     def _predictions_at_start(self, config: KPruneConfig) -> Predictions:
         """Returns the predictions of teacher and a new student, which is an unpruned copy.
 
         For the first rate, it finds out how the model can be run; later rates use that again.
         """
-        student = self._copy()
+        student = private_copy(self._dense)
         if self._predictions is not None:
             self._predictions.pair.restart(student)
             return self._predictions
         task = with_published_targets(self._task) if config.published_targets else self._task
         require_comparable(student, task, self._calibration.batches)
+        shortest = min(self._calibration.batches, key=lambda batch: batch["input_ids"].shape[-1])
+        require_contract_once(self._dense, shortest)
         # Where a model can be entered depends on how it is built, which one sample shows.
         sample = self._teacher.to_device({name: values[:1] for name, values in self._calibration.batches[0].items()})
         self._teacher.entries = student.entries = find_entries(self._teacher, sample)
         pair = Pair(self._teacher, student, self._calibration, self._store)
         self._predictions = Predictions(pair, task, _reads_below(self._teacher, task, sample), self._store)
         warn_if_few_tokens(self._teacher, self._calibration)
+        warn_if_decoder_stays(self._teacher)
         return self._predictions
 
     def _pruned_model(self, student: Encoder, sublayers: list[SublayerResult], config: KPruneConfig) -> nn.Module:

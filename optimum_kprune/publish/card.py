@@ -19,6 +19,7 @@ from transformers.pipelines import SUPPORTED_TASKS
 from .. import __version__
 from ..configuration import KPruneConfig
 from ..encoder.custom_modules import how_to_load
+from ..encoder.sublayers import has_decoder
 from ..encoder.tasks import Task
 from ..modeling_kprune import TAGS
 from ..names import UNKNOWN, hub_name, looks_like_path
@@ -148,8 +149,8 @@ def model_card(prune: Publication, repo_id: str | None = None) -> ModelCard:
         "place": place,
         "loading": how_to_load(prune.model, prune.encoder, place),
         "before": "dense" if getattr(prune.dense.config, "kprune", None) is None else "pruned before",
-        # The longest name is that of the task: AutoModelForTokenClassification rather than AutoModel.
-        "auto_class": max(prune.pruned.config.auto_map.keys() - {"AutoConfig"}, key=len, default="AutoModel"),
+        "auto_class": _auto_class_of(prune),
+        "has_decoder": has_decoder(prune.pruned),
         "tokenizer_class": None if tokenizer is None else type(tokenizer).__name__,
         # AutoTokenizer asks to run the code of the model, whose config it reads. A class of transformers does not.
         "has_plain_tokenizer": hasattr(transformers, type(tokenizer).__name__),
@@ -238,6 +239,13 @@ def _metadata(told: Mapping[str, Any], repo_id: str | None) -> ModelCardData:
         pipeline_tag=None if told["loading"] else prune.task.name,
         tags=TAGS,
     )
+
+
+def _auto_class_of(prune: Publication) -> str:
+    """Returns the Auto class that loads the pruned model, or its encoder if none loads the whole: that of the task."""
+    auto_map, own = prune.pruned.config.auto_map, type(prune.pruned).__name__
+    loading = [name for name, made in auto_map.items() if made.rpartition(".")[2] == own]
+    return min(loading, key=lambda name: name != prune.task.auto_class, default="AutoModel")
 
 
 def _group_of(name: str) -> str:

@@ -175,6 +175,6 @@ def _save(
     loading = how_to_load(prune.model, prune.encoder, repo_id or NO_PLACE)
     if loading is not None:
         logger.warning(
-            f"No Auto class loads a {type(prune.model).__name__}: what the folder holds, and how to load it whole, "
-            f"stands under 'How to load' in its {hub.CARD_NAME}:\n\n{loading}"
+            f"No Auto class alone loads a {type(prune.model).__name__}: what the folder holds, and how to load it "
+            f"whole, stands under 'How to load' in its {hub.CARD_NAME}:\n\n{loading}"
         )

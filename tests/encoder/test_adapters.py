@@ -1,6 +1,7 @@
 """Adapters: every name in them is there in the model, they survive JSON, and more can be registered."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -29,7 +30,8 @@ from optimum_kprune import (
     register_adapter,
     supported_model_types,
 )
-from optimum_kprune.encoder.adapters import BERT, get_adapter
+from optimum_kprune.encoder.adapters import get_adapter
+from optimum_kprune.encoder.layouts import BERT, MODERNBERT
 
 # The contract of adapters
 
@@ -74,17 +76,21 @@ def test_adapters_survive_json(family):
 
 def test_an_unsupported_model_is_refused_with_the_way_out():
     with pytest.raises(ValueError) as caught:
-        KPruner(tiny_model("ernie"))
+        KPruner(tiny_model("data2vec-text"))
     message = str(caught.value)
-    assert "'ernie'" in message and ", ".join(supported_model_types()) in message and "register_adapter" in message
+    assert (
+        "'data2vec-text'" in message
+        and ", ".join(supported_model_types()) in message
+        and "register_adapter" in message
+    )
 
 
 def test_an_adapter_can_be_registered_from_outside(own_adapters, tmp_path):
-    """ERNIE is named like BERT: one row makes it prunable, loadable and savable."""
-    assert "ernie" not in supported_model_types()
-    register_adapter("ernie", BERT)
-    assert "ernie" in supported_model_types()
-    dense = tiny_model("ernie")
+    """Data2VecText is named like BERT: one row makes it prunable, loadable and savable."""
+    assert "data2vec-text" not in supported_model_types()
+    register_adapter("data2vec-text", BERT)
+    assert "data2vec-text" in supported_model_types()
+    dense = tiny_model("data2vec-text")
     pruner = prune(dense)
     assert_budget_is_met_from_below(pruner.result, 0.5)
     assert_masked_dense_equals(dense, pruner.model)
@@ -111,18 +117,8 @@ def test_a_model_type_that_transformers_does_not_have_is_pruned_and_loaded_by_it
     assert_same_outputs(pruner.model, loaded, pad(ragged_samples()))
 
 
-MODERN = EncoderAdapter(
-    blocks="layers",
-    sublayers=(
-        SublayerAdapter("attention", {"attn.Wqkv": 3}, "attn.Wo", "attn_norm", "attn", returns_tuple=True),
-        SublayerAdapter("ffn", {"mlp.Wi": 2}, "mlp.Wo", "mlp_norm", "mlp"),
-    ),
-)
-
-
 @pytest.mark.parametrize("rate", [0.5, 0.95])
-def test_an_adapter_can_tell_of_norms_before_fused_projections_gates_and_no_biases(rate, own_adapters):
-    register_adapter("modernbert", MODERN)
+def test_an_adapter_can_tell_of_norms_before_fused_projections_gates_and_no_biases(rate):
     dense = tiny_model("modernbert", cls_token_id=0, sep_token_id=2)
     pruner = prune(dense, compression_rate=rate)
     length = pruner.result.sequence_length
@@ -135,7 +131,20 @@ def test_an_adapter_can_tell_of_norms_before_fused_projections_gates_and_no_bias
 def test_an_adapter_is_not_replaced_by_another(own_adapters):
     register_adapter("bert", BERT)
     with pytest.raises(ValueError, match="'bert' has an adapter already"):
-        register_adapter("bert", MODERN)
+        register_adapter("bert", MODERNBERT)
+
+
+def test_a_model_type_can_be_built_in_several_ways(own_adapters):
+    """The adapter that asks for most of what the config says is taken."""
+    register_adapter("bert", replace(BERT, blocks="plain", when={"hidden_act": "relu"}))
+    register_adapter("bert", replace(BERT, blocks="both", when={"hidden_act": "relu", "is_decoder": False}))
+    configs = BertConfig(), BertConfig(hidden_act="relu", is_decoder=True), BertConfig(hidden_act="relu")
+    assert [get_adapter("bert", config).blocks for config in configs] == [BERT.blocks, "plain", "both"]
+
+
+def test_a_model_that_is_built_in_another_way_is_refused():
+    with pytest.raises(ValueError, match=r"'attention_type': 'original_full'.*Got .*'block_sparse'"):
+        KPruner(tiny_model("big_bird", attention_type="block_sparse"))
 
 
 # What is written

@@ -7,19 +7,19 @@ import sys
 import pytest
 import torch
 from shrunk import HEADS, batch_for, dense_model, outputs, pruned_model
+from tiny import FAMILIES
 from transformers import BertTokenizer
 
-from optimum_kprune.encoder.adapters import supported_model_types
 from optimum_kprune.encoder.registration import register_auto_classes
 
 pytestmark = pytest.mark.slow
 
-SAVED_CASES = [*zip(supported_model_types(), HEADS, strict=True), ("distilbert", HEADS[1]), ("bert", HEADS[4])]
+SAVED_CASES = [*zip(FAMILIES, HEADS, strict=True), ("distilbert", HEADS[1]), ("bert", HEADS[4])]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    for model_type in supported_model_types():
+    for model_type in FAMILIES:
         register_auto_classes(model_type)
 
 

@@ -11,7 +11,7 @@ from tiny import loop_of, predictions_of
 
 from optimum_kprune import KPruneConfig, KPruner
 from optimum_kprune.encoder.tasks import with_published_targets
-from optimum_kprune.modeling_kprune import shrink_sublayer
+from optimum_kprune.kprune_shrink import shrink_sublayer
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 import optimum_kprune.modeling_kprune as travelling
 from optimum_kprune import KPruneConfig, KPruner
 from optimum_kprune.kprune_map import FORMAT
-from optimum_kprune.modeling_kprune import Bypass
+from optimum_kprune.kprune_shrink import Bypass
 
 CODE = "modeling_kprune.py"
 LINES = """
@@ -51,7 +51,7 @@ def own_code():
 
 def test_the_code_in_a_folder_ends_with_the_classes_of_its_model(folder):
     assert (folder / CODE).read_text() == own_code() + LINES
-    assert (folder / "kprune_map.py").is_file()
+    assert (folder / "kprune_map.py").is_file() and (folder / "kprune_shrink.py").is_file()
 
 
 def test_the_code_names_the_classes_of_what_is_saved(folder):
@@ -71,8 +71,8 @@ def test_text_of_a_config_does_not_become_code(name, folder):
 @pytest.mark.parametrize("arguments", [{"query": 1, "key": 2}, {"hidden_states": 1, "mask": 2}])
 def test_a_bypass_takes_its_first_input_under_any_name(arguments):
     """Attention modules are called with `query=` by DistilBERT in transformers 4."""
-    assert Bypass("", returns_tuple=True)(**arguments) == (1, None)
-    assert Bypass("", returns_tuple=False)(3, **arguments) == 3
+    assert Bypass("", items=2)(**arguments) == (1, None)
+    assert Bypass("", items=0)(3, **arguments) == 3
 
 
 def test_every_count_of_features_is_that_of_the_heads_that_are_left():

@@ -3,19 +3,19 @@
 import copy
 
 import torch
-from tiny import assert_same_outputs, outputs_of
+from tiny import FAMILIES, assert_same_outputs, outputs_of
 from transformers import AutoConfig
 from transformers.models.auto import modeling_auto
 
-from optimum_kprune.encoder.adapters import get_adapter, supported_model_types
+from optimum_kprune.encoder.adapters import get_adapter
 from optimum_kprune.encoder.conversion import pruned_model_from
 from optimum_kprune.encoder.registration import register_auto_classes
 from optimum_kprune.kprune_map import format_units
-from optimum_kprune.modeling_kprune import shrink_sublayer
+from optimum_kprune.kprune_shrink import shrink_sublayer
 
 HEADS = ["", "ForSequenceClassification", "ForQuestionAnswering", "ForTokenClassification"]
 HEADS += ["ForMaskedLM", "ForMultipleChoice"]
-CASES = [(model_type, head) for model_type in supported_model_types() for head in HEADS]
+CASES = [(model_type, head) for model_type in FAMILIES for head in HEADS]
 # Heads and neurons kept in each layer: some of both, no head, no neuron.
 KEPT = [[0, 2], [3, 4, 5, 60]], [[], list(range(64))], [[0, 1, 2, 3], []]
 TOTAL = (4, 64)

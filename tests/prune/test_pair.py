@@ -17,6 +17,8 @@ from tiny import (
 )
 
 from optimum_kprune.calibration.prepare import CalibrationBatches
+from optimum_kprune.encoder.partial_forward import find_entries
+from optimum_kprune.encoder.sublayers import Entries, Place
 from optimum_kprune.prune.pair import Pair
 from optimum_kprune.prune.state_store import StateStore
 
@@ -56,7 +58,10 @@ def test_the_teacher_is_at_the_next_target_when_a_target_is_done(family):
 @torch.no_grad()
 def test_where_blocks_cannot_be_entered_inside_the_states_stay_at_the_block():
     model = tiny_model().eval()
-    pair = pair_of(model, copy.deepcopy(model), batches_of(SAMPLES, 12), entries=False)
+    teacher, student = encoder_of(model), encoder_of(copy.deepcopy(model))
+    starts = [Place(layer) for layer in range(1, len(teacher.blocks))]
+    teacher.entries = student.entries = Entries(dict.fromkeys(starts, ""))
+    pair = Pair(teacher, student, CalibrationBatches(batches_of(SAMPLES, 12), 1))
     for target in pair.targets:
         pair.advance(target)
         assert pair.student.are_at(target.place._replace(position=0))
@@ -65,7 +70,9 @@ def test_where_blocks_cannot_be_entered_inside_the_states_stay_at_the_block():
 @torch.no_grad()
 def test_two_hidden_states_per_token_are_held_and_none_when_it_is_over():
     model, store, batches = tiny_model().eval(), StateStore(), batches_of(SAMPLES, 12)
-    pair = Pair(encoder_of(model), encoder_of(copy.deepcopy(model)), CalibrationBatches(batches, 3), store)
+    teacher, student = encoder_of(model), encoder_of(copy.deepcopy(model))
+    teacher.entries = student.entries = find_entries(teacher, batches[0])
+    pair = Pair(teacher, student, CalibrationBatches(batches, 3), store)
     size = sum(batch["input_ids"].numel() for batch in batches) * model.config.hidden_size * 4
     for target in pair.targets:
         pair.advance(target)

@@ -13,7 +13,7 @@ from transformers import (
     BertModel,
     EncoderDecoderModel,
     GPT2Config,
-    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -140,7 +140,7 @@ def test_a_model_without_weights_is_told():
 def decoders():
     sizes = dict(vocab_size=120, pad_token_id=PAD, bos_token_id=0, eos_token_id=2)
     bert = tiny_model().config
-    yield GPT2ForSequenceClassification(GPT2Config(n_layer=1, n_head=2, n_embd=8, **sizes))
+    yield GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, **sizes))
     yield T5ForConditionalGeneration(T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, **sizes))
     yield EncoderDecoderModel(encoder=BertModel(bert), decoder=BertLMHeadModel(copy.deepcopy(bert)))
 

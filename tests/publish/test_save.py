@@ -40,7 +40,14 @@ def test_the_folder_holds_all_that_is_needed(tmp_path):
     pruner = KPruner(tiny_model(), tiny_tokenizer())
     result = pruner.prune(settings(lambda_rep=0.3), texts_of(SAMPLES), save_directory=folder)
     expected = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    expected |= {"modeling_kprune.py", "kprune_map.py", "kprune_config.json", "kprune_report.json", "README.md"}
+    expected |= {
+        "modeling_kprune.py",
+        "kprune_map.py",
+        "kprune_shrink.py",
+        "kprune_config.json",
+        "kprune_report.json",
+        "README.md",
+    }
     assert {path.name for path in folder.iterdir()} == expected
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
     assert folder.stat().st_mode & 0o777 == 0o755

@@ -1,0 +1,366 @@
+"""Checks that an adapter describes a model: what a prune relies on is tried in a few forward passes, and refused.
+
+A prune removes units by the names in an adapter. If these are not what the model does, such as heads that share keys,
+a block that runs twice or a table of biases that nobody named, then the pruned model would be wrong without a word.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..kprune_map import check_adapter_form, check_structure
+from ..kprune_shrink import shrink_sublayer
+from ..modeling_kprune import is_of_transformers
+from ..result import SublayerResult
+from .adapters import EncoderAdapter
+from .config_field import adapter_of, kprune_field
+from .conversion import dense_class_of
+from .custom_modules import find_encoder, with_encoder
+from .hooks import SublayerRecord, hooks, recorded, recorded_output, states_in
+from .offloading import is_placed, own_weights, pruned_model_of, sharing_copy
+from .partial_forward import find_entries, run
+from .sublayers import Encoder, Place, Sublayer
+from .unsharing import private_copy
+
+logger = logging.getLogger(__name__)
+
+Batch = dict[str, Tensor]
+# The units that each sublayer keeps, by its place.
+Kept = dict[Place, list[int]]
+
+# Rows of a batch that are run. One row would not show what is mixed up between rows.
+ROWS = 2
+# Modules that run after a sublayer, among which one must read its residual stream.
+READERS = 60
+
+# What has passed in this process: classes of models, their adapters and configs.
+_checked: set[tuple[Any, ...]] = set()
+
+
+def check_adapter(
+    model: nn.Module, batch: Mapping[str, Tensor], adapter: EncoderAdapter | None = None, encoder: str | None = None
+) -> None:
+    """Checks on one small batch that an adapter describes a model; returns nothing if it does.
+
+    A prune does so by itself when it meets a class and an adapter for the first time. The model is not changed.
+
+    Args:
+        model: the model, with or without a head; or a module that holds one.
+        batch: inputs of its forward without labels, with padding if the model knows any. The first two rows are run.
+        adapter: the adapter; None takes the registered one.
+        encoder: see `KPruner`.
+
+    Raises:
+        ValueError: if the adapter does not describe the model: names that do not exist, blocks that run more than
+            once, units that depend on each other, tensors of units that the adapter does not name, and so on. The
+            message says which sublayer, what was expected and what was found.
+    """
+    if adapter is None:
+        name = find_encoder(model, encoder)
+        adapter = adapter_of(model.get_submodule(name))  # type: ignore[arg-type]
+    else:
+        name = encoder or ""
+        check_adapter_form(adapter.to_dict())
+    if getattr(model.get_submodule(name).config, "kprune", None) is None:
+        check_structure(model.get_submodule(name), adapter.to_dict())
+    require_contract(Encoder(model, adapter, name), dict(batch))
+
+
+def require_contract_once(dense: Encoder, batch: Batch) -> None:
+    """Does `require_contract` if no model of this class, config and adapter has passed it in this process."""
+    key = type(dense.model), str(dense.adapter), dense.config.to_json_string(use_diff=False)
+    if key in _checked:
+        return
+    started = time.perf_counter()
+    require_contract(dense, batch)
+    # Two modules of a class of the user's own can differ in more than a config.
+    if is_of_transformers(dense_class_of(type(dense.model))):
+        _checked.add(key)
+    seconds = time.perf_counter() - started
+    logger.info("The adapter of %r describes the model: checked in %.1f s.", dense.config.model_type, seconds)
+
+
+@torch.no_grad()
+def require_contract(dense: Encoder, batch: Batch) -> None:
+    """Raises a ValueError if the adapter does not describe a model; see `check_adapter`."""
+    encoder = private_copy(dense)
+    batch = encoder.to_device({name: values[:ROWS] for name, values in batch.items()})
+    sublayers = [sublayer for sublayer in encoder.sublayers() if sublayer.units]
+    _require_same_outputs(dense, encoder, batch)
+    _require_one_call(encoder, sublayers, batch)
+    _require_residual_streams(encoder, sublayers, batch)
+    encoder.entries = find_entries(encoder, batch)
+    # Units are changed below, for which weights must be in memory.
+    if not is_placed(dense.model):
+        for sublayer in sublayers:
+            _require_own_features(encoder, sublayer, batch)
+    for sublayer in sublayers:
+        if not sublayer.least_units:
+            told = f"without the units of a whole sublayer, {sublayer.name}"
+            _require_shrunk_is_masked(dense, encoder, {sublayer.place: []}, batch, told, sublayer)
+    for told, kept in _trials(sublayers):
+        _require_shrunk_is_masked(dense, encoder, kept, batch, told)
+    half = _half(sublayers)
+    if not is_placed(dense.model):
+        _require_saved_is_shrunk(dense, half, batch)
+
+
+def _trials(sublayers: list[Sublayer]) -> Iterator[tuple[str, Kept]]:
+    """Yields choices of units for all sublayers at once, with what is left in words."""
+    yield "with half of all units", _half(sublayers)
+    some = {each.place: [unit for unit in (0, 2) if unit < each.units] for each in sublayers}
+    yield "with the first and the third unit of every sublayer", some
+    yield "with the last unit of every sublayer", {each.place: [each.units - 1] for each in sublayers}
+    nothing: Kept = {each.place: list(range(each.least_units)) for each in sublayers}
+    yield "without the units of a whole sublayer, which is tried with all sublayers", nothing
+
+
+def _half(sublayers: list[Sublayer]) -> Kept:
+    """Returns a random half of the units of every sublayer, always the same, and at least one."""
+    generator = torch.Generator().manual_seed(0)
+    chosen = [torch.randperm(each.units, generator=generator)[: max(1, each.units // 2)] for each in sublayers]
+    return {each.place: sorted(units.tolist()) for each, units in zip(sublayers, chosen, strict=True)}
+
+
+def _require_same_outputs(dense: Encoder, encoder: Encoder, batch: Batch) -> None:
+    """Checks that blocks with weights of their own give what the model gives."""
+    if not (dense.adapter.handed_on or dense.adapter.repeated):
+        return
+    plain = Encoder(sharing_copy(dense.model), dense.adapter, dense.name)
+    # The last of several passes through a block that repeats.
+    with recorded_output(plain.blocks[-1]) as outputs:
+        run(plain, batch)
+    expected, found = outputs[-1], _last_states(encoder, batch)
+    if not _is_close(found, expected):
+        raise ValueError(
+            "The model must give the same outputs when every block has weights of its own. Check `handed_on` and "
+            f"`repeated` of the adapter. Got hidden states that differ by {_difference(found, expected):.2g}."
+        )
+
+
+def _require_one_call(encoder: Encoder, sublayers: list[Sublayer], batch: Batch) -> None:
+    """Checks that a pass calls every block and every module of the sublayers once."""
+    watched: dict[str, nn.Module] = {f"block {layer}": block for layer, block in enumerate(encoder.blocks)}
+    for each in sublayers:
+        names = {*each.adapter.inputs, each.adapter.output, each.adapter.residual, each.adapter.bypass}
+        for name in names - {*each.adapter.uncorrected, ""}:
+            watched[f"{name} of {each.name}"] = each.block.get_submodule(name)
+    calls: Counter[str] = Counter()
+
+    def counting(name: str) -> Callable[..., None]:
+        return lambda *_: calls.update([name])
+
+    with hooks(*(module.register_forward_pre_hook(counting(name)) for name, module in watched.items())):
+        run(encoder, batch)
+    wrong = [name for name in watched if calls[name] != 1]
+    if wrong:
+        advice = "A block that runs several times must be named in `repeated`, an input that is also called on "
+        advice += "something else in `uncorrected`; a projection that is used without a call cannot be pruned."
+        raise ValueError(
+            f"A forward pass must call every block and projection once. Got {calls[wrong[0]]} calls of {wrong[0]}"
+            f"{f' and {len(wrong) - 1} other modules with other numbers' if len(wrong) > 1 else ''}. {advice}"
+        )
+
+
+def _require_residual_streams(encoder: Encoder, sublayers: list[Sublayer], batch: Batch) -> None:
+    """Checks that what a later module reads, or a block returns, is the residual stream plus what a sublayer adds."""
+    read: list[Tensor] = []
+    ended: list[tuple[Sublayer, SublayerRecord, int]] = []
+
+    def reading(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        values = (*args[:2], *list(kwargs.values())[:2])
+        read.extend(value.clone() for value in values if isinstance(value, Tensor) and value.dim() > 2)
+
+    def returning(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        read.append(states_in(output).clone())
+
+    with ExitStack() as stack:
+        for sublayer in sublayers:
+            record = stack.enter_context(recorded(sublayer))
+            last = sublayer.normaliser or sublayer.output
+            at_end = lambda *_, each=(sublayer, record): ended.append((*each, len(read)))  # noqa: E731
+            stack.enter_context(hooks(last.register_forward_hook(at_end)))
+        modules = [module for module in encoder.model.modules() if module is not encoder.model]
+        stack.enter_context(hooks(*(m.register_forward_pre_hook(reading, with_kwargs=True) for m in modules)))
+        stack.enter_context(hooks(*(block.register_forward_hook(returning) for block in encoder.blocks)))
+        run(encoder, batch)
+    for sublayer, record, start in ended:
+        shapes = tuple(record.residual.shape), tuple(record.added.shape)
+        stream = record.residual + record.added if shapes[0] == shapes[1] else None
+        later = read[start : start + READERS]
+        if stream is None or not any(each.shape == stream.shape and _is_close(each, stream) for each in later):
+            adapter = sublayer.adapter
+            scaled = f" scaled by {adapter.scale!r}" if adapter.scale != 1 else ""
+            raise ValueError(
+                f"The output of {sublayer.name} must be added to the residual stream: a later module must read what "
+                f"enters {adapter.residual!r}, plus the output of {adapter.output!r}{scaled}. None does (shapes "
+                f"{shapes[0]} and {shapes[1]}). Check `residual` and `scale` of the adapter. Sublayers whose tokens "
+                "are in another order than the stream cannot be pruned, nor those that run side by side."
+            )
+
+
+def _require_own_features(encoder: Encoder, sublayer: Sublayer, batch: Batch) -> None:
+    """Checks that the rows of a unit change the features of that unit and of no other.
+
+    Every second unit is changed. A single neuron may be dead on a small batch, so that some must change, and not all.
+    """
+    changed = list(range(0, sublayer.units, 2))
+    before = _features(encoder, sublayer, batch)
+    with ExitStack() as stack:
+        for name, parts in sublayer.adapter.inputs.items():
+            module = sublayer.block.get_submodule(name)
+            for own, parameter in list(module.named_parameters()):
+                values = parameter.detach().clone()
+                rows = values.view(parts, sublayer.units, -1)
+                rows[:, changed] = rows[:, changed] * 1.5 + 0.5 * values.abs().mean()
+                stack.callback(module._parameters.__setitem__, own, parameter)
+                module._parameters[own] = nn.Parameter(values, requires_grad=False)
+        after = _features(encoder, sublayer, batch)
+    before, after = (each.unflatten(-1, (sublayer.units, sublayer.unit_size)) for each in (before, after))
+    kept = [unit for unit in range(sublayer.units) if unit not in changed]
+    if not _is_close(after[..., kept, :], before[..., kept, :]) or torch.equal(after, before):
+        found = "no features changed" if torch.equal(after, before) else "those of other units changed, too"
+        raise ValueError(
+            f"The rows of a unit in the inputs of {sublayer.name} must change the features of that unit alone. Got "
+            f"rows of every second of {sublayer.units} units changed, and {found}. Check `inputs` of the adapter, "
+            "with the number of projections that are fused in each. Units that are mixed, such as talking heads, "
+            "cannot be pruned."
+        )
+
+
+def _features(encoder: Encoder, sublayer: Sublayer, batch: Batch) -> Tensor:
+    """Returns the features of a sublayer, (rows, tokens, features)."""
+    with recorded(sublayer, until="features") as record:
+        run(encoder, batch)
+    return record.features
+
+
+def _require_shrunk_is_masked(
+    dense: Encoder, encoder: Encoder, kept: Kept, batch: Batch, told: str, alone: Sublayer | None = None
+) -> None:
+    """Checks that a model without units gives what it gives with their features set to zero.
+
+    Args:
+        dense: the model.
+        encoder: its private copy, which is masked.
+        kept: the units that sublayers keep.
+        batch: the inputs.
+        told: what is left of the model, in words.
+        alone: the sublayer, if it is one. Then the states after its block are compared, and else those after all.
+    """
+    shrunk = _shrunk(dense, encoder, kept)
+    block = -1 if alone is None else alone.layer
+    with _masked(encoder, kept):
+        expected = _last_states(encoder, batch, block)
+    try:
+        found = _last_states(shrunk, batch, block)
+        if alone is None:
+            run(shrunk, batch)
+    # Whatever fails is the model's own code, which does not expect what is left.
+    except Exception as error:
+        raise ValueError(
+            f"The model cannot run {told}: {type(error).__name__}: {error}. {_suspects(encoder, kept)} A head that "
+            "reads the attention of the blocks cannot be pruned for: leave it out of `forward`."
+        ) from error
+    if found.shape != expected.shape or not _is_close(found, expected):
+        raise ValueError(
+            f"A pruned model must give what the model gives with the same units set to zero. Got hidden states that "
+            f"differ by {_difference(found, expected):.2g} of their maximum {told}. {_suspects(encoder, kept)}"
+        )
+
+
+def _shrunk(dense: Encoder, encoder: Encoder, kept: Kept) -> Encoder:
+    """Returns a copy of a model that has lost all units but those that are kept, and can be entered like `encoder`."""
+    copied = private_copy(dense)
+    for place, units in kept.items():
+        target = copied.sublayer(place)
+        with own_weights(target.block):
+            shrink_sublayer(target.block, target.adapter.to_dict(), units, target.units)
+    return Encoder(copied.model, copied.adapter, copied.name, encoder.entries)
+
+
+@contextmanager
+def _masked(encoder: Encoder, kept: Kept) -> Iterator[None]:
+    """Sets the features of all units to zero but of those that are kept, during the forward passes in the context."""
+
+    def masking(sublayer: Sublayer, units: list[int]) -> Callable[..., Any]:
+        mask = torch.zeros(sublayer.units, device=encoder.device)
+        mask[units] = 1
+        columns = mask.repeat_interleave(sublayer.unit_size)
+        return lambda module, args: (args[0] * columns.to(args[0]), *args[1:])
+
+    with ExitStack() as stack:
+        for place, units in kept.items():
+            sublayer = encoder.sublayer(place)
+            stack.enter_context(hooks(sublayer.output.register_forward_pre_hook(masking(sublayer, units))))
+        yield
+
+
+def _require_saved_is_shrunk(dense: Encoder, kept: Kept, batch: Batch) -> None:
+    """Checks that the pruned class of a model builds what was pruned."""
+    shrunk = _shrunk(dense, private_copy(dense), kept)
+    expected = _last_states(shrunk, batch)
+    every = private_copy(dense).sublayers()
+    results = [
+        SublayerResult(each.layer, each.adapter.kind, kept.get(each.place, []), each.units, 0, 0, 0, 0, 0)
+        for each in every
+    ]
+    kprune = kprune_field(dense.pretrained, dense.adapter, results)
+    built = with_encoder(dense.model, dense.name, pruned_model_of(shrunk.pretrained, kprune))
+    found = _last_states(Encoder(built, dense.adapter, dense.name), batch)
+    if not _is_close(found, expected):
+        raise ValueError(
+            f"The pruned class of a {type(dense.pretrained).__name__} must give what was pruned. Got hidden states "
+            f"that differ by {_difference(found, expected):.2g}: its config does not say all that builds the model."
+        )
+
+
+def _last_states(encoder: Encoder, batch: Batch, block: int = -1) -> Tensor:
+    """Returns the hidden states after a block, (rows, tokens, d)."""
+    with recorded_output(encoder.blocks[block], stop=True) as outputs:
+        run(encoder, batch)
+    return outputs[0]
+
+
+def _suspects(encoder: Encoder, kept: Kept) -> str:
+    """Returns which tensors of the sublayers' modules may have entries of units that the adapter does not name."""
+    places = list(kept)
+    found: list[str] = []
+    for sublayer in (encoder.sublayer(place) for place in places[: len(encoder.adapter.sublayers)]):
+        adapter, modules = sublayer.adapter, dict(sublayer.block.named_modules())
+        named = {*adapter.tensors, *(f"{name}." for name in (*adapter.inputs, adapter.output))}
+        inside = modules[adapter.bypass] if adapter.bypass else nn.Module()
+        for name, tensor in (*inside.named_parameters(), *inside.named_buffers()):
+            path = f"{adapter.bypass}.{name}"
+            is_named = path in named or any(path.startswith(own) for own in named if own.endswith("."))
+            if not is_named and {sublayer.units, sublayer.features} & {*tensor.shape}:
+                found.append(f"{path} {tuple(tensor.shape)}")
+    listed = f" Tensors that may have entries of units: {', '.join(found)}." if found else ""
+    return (
+        "Check the adapter: parameters and buffers of units belong in `tensors`, arguments of the bypass with entries "
+        f"of units in `arguments`, numbers of units in `counts`.{listed}"
+    )
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    # Matrices of other shapes round in another way: by more than one step in a model of many layers.
+    return 3 * torch.finfo(dtype).eps ** 0.5
+
+
+def _is_close(found: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors are equal up to rounding. Those that are not finite are not."""
+    difference = (found - expected).abs()
+    return not difference.numel() or bool(difference.max() <= _tolerance(expected.dtype) * expected.abs().max())
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """Returns the largest difference as a share of the largest value."""
+    if found.shape != expected.shape:
+        return float("inf")
+    return ((found - expected).abs().max() / expected.abs().max()).item()
