@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,12 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from optimum_kprune.calibration.source import read_split
 
-BATCH_SIZE, MAX_LENGTH = 64, 64
+BATCH_SIZE, MAX_LENGTH = 32, 64
 DIGITS_HELD_OUT = 450
 SAMPLING_RATE = 16_000
 TONE_SAMPLES = 1_600
-MELODIES = list(permutations(range(3)))  # the ranks of three pitches, in the order in which they sound
+LOWEST_PITCH = 300.0  # in Hz
+NOTES = 12
 VALIDATION_SEED = 2024
 
 Seed = int | tuple[int, ...]
@@ -47,24 +47,21 @@ def draw_digits(count: int, seed: Seed, validation: bool = False) -> Labelled:
 
 
 def draw_melodies(count: int, seed: Seed, validation: bool = False) -> Labelled:
-    """Returns noisy waves (4,800,) of three tones in turn, and which of six orders their pitches have.
+    """Returns noisy waves (4800,) of three tones in turn, and the note of the highest, one of twelve.
 
-    Pitch, timbre and loudness vary, so that only a comparison of the tones tells the order. Those to validate on are
-    of other seeds.
+    Timbre and loudness vary, and overtones are higher than notes, so that no single frequency tells. Melodies to
+    validate on are of other seeds.
     """
     generator = np.random.default_rng((VALIDATION_SEED, seed) if validation else seed)
-    labels = generator.integers(len(MELODIES), size=count)
-    ranks = np.array(MELODIES)[labels]
-    steps = np.pad(np.cumsum(generator.integers(2, 6, (count, 2)), axis=1), ((0, 0), (1, 0)))  # in semitones
-    lowest = 300 * 2 ** generator.uniform(0, 1.5, (count, 1))
-    pitches = lowest * 2 ** (np.take_along_axis(steps, ranks, axis=1) / 12)
-    harmonics = np.arange(1, 4)[:, None]
-    angles = 2 * math.pi * pitches[:, :, None, None] * harmonics * np.arange(TONE_SAMPLES) / SAMPLING_RATE
+    notes = generator.integers(NOTES, size=(count, 3))
+    pitches = LOWEST_PITCH * 2 ** (notes / 12)
+    overtones = np.arange(1, 4)[:, None]
+    angles = 2 * math.pi * pitches[:, :, None, None] * overtones * np.arange(TONE_SAMPLES) / SAMPLING_RATE
     angles += 2 * math.pi * generator.random((count, 3, 3, 1))
-    strengths = generator.uniform(0.2, 1, (count, 3, 3, 1)) / harmonics
+    strengths = generator.uniform(0.2, 1, (count, 3, 3, 1)) / overtones
     waves = (strengths * np.sin(angles)).sum(axis=2).reshape(count, -1)
-    waves += generator.uniform(0.05, 0.2, (count, 1)) * generator.standard_normal(waves.shape)
-    return list(waves.astype(np.float32)), labels
+    waves += generator.uniform(0.1, 0.4, (count, 1)) * generator.standard_normal(waves.shape)
+    return list(waves.astype(np.float32)), notes.max(axis=1)
 
 
 def read_sentences(folder: str, split: str, text_column: str = "sentence", label_column: str = "label") -> Labelled:

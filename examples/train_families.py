@@ -3,12 +3,13 @@
 python examples/train_families.py vit beit dinov2 wav2vec2 ast --output_dir models
 python examples/train_families.py bert mpnet --teacher path/to/classifier --dataset path/to/data --output_dir models
 
-Images are the digits of scikit-learn. Sounds are melodies of three tones: from a noisy wave, tell the order of the
-pitches. Encoders of text learn from the logits and the last hidden states of a classifier of sentences, the teacher.
-They need no labels, and take over its tokenizer and its word embeddings. Each family becomes a folder.
+Images are the digits of scikit-learn. Sounds are melodies of three tones: from a noisy wave, tell the highest note.
+Encoders of text begin with what fits of a classifier of sentences of BERT's layout, the teacher, and learn its logits
+and last hidden states. They need no labels, and take over its tokenizer. Each family becomes a folder.
 """
 
 import argparse
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from families_data import (
     BATCH_SIZE,
-    MELODIES,
+    NOTES,
     Labelled,
     accuracy,
     class_logits,
@@ -30,7 +31,7 @@ from families_data import (
     encode,
     read_sentences,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     ASTFeatureExtractor,
     AutoConfig,
@@ -45,7 +46,10 @@ from transformers import (
 )
 from transformers.utils import logging
 
-STEPS, LEARNING_RATE, VALIDATION_ROWS = 800, 1e-3, 600
+from optimum_kprune.encoder.config_field import adapter_of
+from optimum_kprune.encoder.sublayers import Encoder, Place
+
+STEPS, LEARNING_RATE, VALIDATION_ROWS = 800, 5e-4, 600
 
 SMALL = {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 512}
 IMAGE = SMALL | {"image_size": 16, "patch_size": 4}
@@ -61,10 +65,10 @@ WAVE = SMALL | {
 }
 MEL = {"num_mel_bins": 64, "max_length": 28}
 SPECTROGRAM = SMALL | MEL | {"patch_size": 4, "time_stride": 4, "frequency_stride": 4}
-TEXT = {"hidden_size": 384, "num_hidden_layers": 4, "num_attention_heads": 12, "intermediate_size": 1024}
+TEXT = {"hidden_size": 384, "num_hidden_layers": 4, "num_attention_heads": 12, "intermediate_size": 1536}
 DISENTANGLED = {"relative_attention": True, "pos_att_type": "p2c|c2p", "position_buckets": 32, "share_att_key": True}
 DISENTANGLED |= {"norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0}
-T5 = {"d_model": 384, "num_layers": 4, "num_heads": 12, "d_kv": 32, "d_ff": 1024}
+T5 = {"d_model": 384, "num_layers": 4, "num_heads": 12, "d_kv": 32, "d_ff": 1536}
 
 
 @dataclass(frozen=True)
@@ -89,12 +93,14 @@ class Family:
 def images(model_type: str, options: dict[str, Any]) -> Family:
     """Returns a family that reads digits."""
     processor = partial(ViTImageProcessor, size={"height": 16, "width": 16})
-    return Family(AutoModelForImageClassification, model_type, IMAGE | options | {"num_labels": 10}, draw_digits, processor)
+    return Family(
+        AutoModelForImageClassification, model_type, IMAGE | options | {"num_labels": 10}, draw_digits, processor
+    )
 
 
 def sounds(model_type: str, options: dict[str, Any], processor: Callable[[], Any]) -> Family:
     """Returns a family that reads melodies."""
-    options |= {"num_labels": len(MELODIES)}
+    options |= {"num_labels": NOTES}
     return Family(AutoModelForAudioClassification, model_type, options, draw_melodies, processor)
 
 
@@ -168,6 +174,43 @@ def train_on_labels(family: Family, args: argparse.Namespace) -> tuple[PreTraine
     return model, processor, family.draw(VALIDATION_ROWS, args.seed, validation=True)
 
 
+@torch.no_grad()
+def take_over(model: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Begins a model with the word embeddings and projections of its teacher, and with all else of the same name.
+
+    The blocks of the model begin as blocks of the teacher, at equal steps. What has another shape stays random.
+    """
+    students, teachers = (Encoder(each, adapter_of(each)) for each in (model, teacher))
+    layers = np.linspace(0, len(teachers.blocks) - 1, len(students.blocks)).round().astype(int)
+    known = weights(teacher)
+    for name, tensor in weights(model).items():
+        source = known.get(re.sub(r"(?<=layer\.)\d+", lambda found: str(layers[int(found[0])]), name))
+        if source is not None and source.shape == tensor.shape:
+            tensor.copy_(source)
+    copy_weights([model.get_input_embeddings()], [teacher.get_input_embeddings()])
+    for sublayer in students.sublayers():
+        source = teachers.sublayer(Place(layers[sublayer.layer], sublayer.place.position))
+        copy_weights(sublayer.inputs, source.inputs)
+        copy_weights([sublayer.output], [source.output])
+
+
+def weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Returns the weights of a model, without the name of the family in their names."""
+    return {name.removeprefix(f"{model.base_model_prefix}."): tensor for name, tensor in model.state_dict().items()}
+
+
+def copy_weights(targets: Sequence[nn.Module], sources: Sequence[nn.Module]) -> None:
+    """Copies weights and biases of modules one below the other, if all together have the same shape."""
+    for name in ("weight", "bias"):
+        found = [[getattr(module, name, None) for module in modules] for modules in (targets, sources)]
+        if any(tensor is None for tensors in found for tensor in tensors):
+            continue
+        source = torch.cat(found[1])
+        if sum(map(len, found[0])) == len(source) and found[0][0].shape[1:] == source.shape[1:]:
+            for tensor, part in zip(found[0], source.split([len(tensor) for tensor in found[0]]), strict=True):
+                tensor.copy_(part)
+
+
 def train_on_teacher(family: Family, args: argparse.Namespace) -> tuple[PreTrainedModel, Any, Labelled]:
     """Returns a trained encoder of sentences, its tokenizer and rows to validate on."""
     teacher = AutoModelForSequenceClassification.from_pretrained(args.teacher).eval()
@@ -176,8 +219,8 @@ def train_on_teacher(family: Family, args: argparse.Namespace) -> tuple[PreTrain
     ids |= {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
     options = family.options | ids | {"vocab_size": teacher.config.vocab_size, "num_labels": teacher.config.num_labels}
     model = family.auto_class.from_config(AutoConfig.for_model(family.model_type, **options)).eval()
-    embeddings = model.get_input_embeddings().requires_grad_(False)
-    embeddings.weight.data.copy_(teacher.get_input_embeddings().weight)
+    take_over(model, teacher)
+    model.get_input_embeddings().requires_grad_(False)
     sentences, _ = read_sentences(args.dataset, "train")
     train(model, teacher_losses(model, tokenizer, teacher, sentences, args.steps, args.seed), args.steps)
     return model.requires_grad_(True), tokenizer, read_sentences(args.dataset, "validation")
