@@ -24,11 +24,11 @@ from families_data import (
     BATCH_SIZE,
     NOTES,
     Labelled,
-    accuracy,
     class_logits,
     draw_digits,
     draw_melodies,
     encode,
+    predict_classes,
     read_sentences,
 )
 from torch import Tensor, nn
@@ -248,8 +248,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         family = FAMILIES[name]
         torch.manual_seed(args.seed)
         print(f"{name}:")
-        model, processor, validation = (train_on_labels if family.draw else train_on_teacher)(family, args)
-        print(f"  accuracy {accuracy(model, processor, *validation):.1f} on {len(validation[1]):,} validation rows")
+        model, processor, (rows, labels) = (train_on_labels if family.draw else train_on_teacher)(family, args)
+        accuracy = 100 * np.mean(predict_classes(model, processor, rows) == labels)
+        print(f"  accuracy {accuracy:.1f} on {len(rows):,} validation rows")
         model.save_pretrained(args.output_dir / name)
         processor.save_pretrained(args.output_dir / name)
 
