@@ -17,7 +17,7 @@ from optimum_kprune.calibration.source import read_split
 BATCH_SIZE, MAX_LENGTH = 32, 64
 DIGITS_HELD_OUT = 450
 SAMPLING_RATE = 16_000
-TONE_SAMPLES = 1_600
+MELODY_SAMPLES = 4_800
 LOWEST_PITCH = 300.0  # in Hz
 NOTES = 12
 VALIDATION_SEED = 2024
@@ -47,21 +47,25 @@ def draw_digits(count: int, seed: Seed, validation: bool = False) -> Labelled:
 
 
 def draw_melodies(count: int, seed: Seed, validation: bool = False) -> Labelled:
-    """Returns noisy waves (4800,) of three tones in turn, and the note of the highest, one of twelve.
+    """Returns noisy waves (4800,) of three tones in turn, and the note of the second, one of twelve.
 
-    Timbre and loudness vary, and overtones are higher than notes, so that no single frequency tells. Melodies to
-    validate on are of other seeds.
+    Tones differ in length, timbre and loudness: where the second one is can be told from the other two alone. Melodies
+    to validate on are of other seeds.
     """
     generator = np.random.default_rng((VALIDATION_SEED, seed) if validation else seed)
     notes = generator.integers(NOTES, size=(count, 3))
-    pitches = LOWEST_PITCH * 2 ** (notes / 12)
-    overtones = np.arange(1, 4)[:, None]
-    angles = 2 * math.pi * pitches[:, :, None, None] * overtones * np.arange(TONE_SAMPLES) / SAMPLING_RATE
-    angles += 2 * math.pi * generator.random((count, 3, 3, 1))
-    strengths = generator.uniform(0.2, 1, (count, 3, 3, 1)) / overtones
-    waves = (strengths * np.sin(angles)).sum(axis=2).reshape(count, -1)
-    waves += generator.uniform(0.1, 0.4, (count, 1)) * generator.standard_normal(waves.shape)
-    return list(waves.astype(np.float32)), notes.max(axis=1)
+    shares = generator.uniform(0.5, 1, (count, 3))
+    ends = MELODY_SAMPLES * shares.cumsum(axis=1) / shares.sum(axis=1, keepdims=True)
+    times = np.arange(MELODY_SAMPLES)
+    tone = (times >= ends[:, :2, None]).sum(axis=1)  # the index of the tone at every time
+    waves = generator.uniform(0.2, 0.6, (count, 1)) * generator.standard_normal((count, MELODY_SAMPLES))
+    for overtone in (1, 2, 3):
+        strengths = generator.uniform(0.2, 1, (count, 3)) / overtone
+        cycles = overtone * LOWEST_PITCH * 2 ** (notes / 12) / SAMPLING_RATE
+        phases = generator.random((count, 3))
+        strength, cycle, phase = (np.take_along_axis(each, tone, axis=1) for each in (strengths, cycles, phases))
+        waves += strength * np.sin(2 * math.pi * (cycle * times + phase))
+    return list(waves.astype(np.float32)), notes[:, 1]
 
 
 def read_sentences(folder: str, split: str, text_column: str = "sentence", label_column: str = "label") -> Labelled:

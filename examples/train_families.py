@@ -3,7 +3,7 @@
 python examples/train_families.py vit beit dinov2 wav2vec2 ast --output_dir models
 python examples/train_families.py bert mpnet --teacher path/to/classifier --dataset path/to/data --output_dir models
 
-Images are the digits of scikit-learn. Sounds are melodies of three tones: from a noisy wave, tell the highest note.
+Images are the digits of scikit-learn. Sounds are melodies of three tones: from a noisy wave, tell the second note.
 Encoders of text begin with what fits of a classifier of sentences of BERT's layout, the teacher, and learn its logits
 and last hidden states. They need no labels, and take over its tokenizer. Each family becomes a folder.
 """
@@ -49,7 +49,7 @@ from transformers.utils import logging
 from optimum_kprune.encoder.config_field import adapter_of
 from optimum_kprune.encoder.sublayers import Encoder, Place
 
-STEPS, LEARNING_RATE, VALIDATION_ROWS = 800, 5e-4, 600
+VALIDATION_ROWS = 600
 
 SMALL = {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 512}
 IMAGE = SMALL | {"image_size": 16, "patch_size": 4}
@@ -68,6 +68,7 @@ SPECTROGRAM = SMALL | MEL | {"patch_size": 4, "time_stride": 4, "frequency_strid
 TEXT = {"hidden_size": 384, "num_hidden_layers": 4, "num_attention_heads": 12, "intermediate_size": 1536}
 DISENTANGLED = {"relative_attention": True, "pos_att_type": "p2c|c2p", "position_buckets": 32, "share_att_key": True}
 DISENTANGLED |= {"norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0}
+FROM_LABELS: dict[str, Any] = {"steps": 1_000, "learning_rate": 1e-3}
 T5 = {"d_model": 384, "num_layers": 4, "num_heads": 12, "d_kv": 32, "d_ff": 1536}
 
 
@@ -81,6 +82,8 @@ class Family:
         options: of its config.
         draw: draws rows and their labels, by their number and a seed; None for sentences.
         processor: makes the processor of the rows; None for sentences, which are read by the teacher's tokenizer.
+        steps: of training.
+        learning_rate: the highest of the schedule.
     """
 
     auto_class: Any
@@ -88,20 +91,21 @@ class Family:
     options: dict[str, Any]
     draw: Callable[..., Labelled] | None = None
     processor: Callable[[], Any] | None = None
+    steps: int = 400
+    learning_rate: float = 5e-4
 
 
 def images(model_type: str, options: dict[str, Any]) -> Family:
     """Returns a family that reads digits."""
     processor = partial(ViTImageProcessor, size={"height": 16, "width": 16})
-    return Family(
-        AutoModelForImageClassification, model_type, IMAGE | options | {"num_labels": 10}, draw_digits, processor
-    )
+    options = IMAGE | options | {"num_labels": 10}
+    return Family(AutoModelForImageClassification, model_type, options, draw_digits, processor, **FROM_LABELS)
 
 
 def sounds(model_type: str, options: dict[str, Any], processor: Callable[[], Any]) -> Family:
     """Returns a family that reads melodies."""
     options |= {"num_labels": NOTES}
-    return Family(AutoModelForAudioClassification, model_type, options, draw_melodies, processor)
+    return Family(AutoModelForAudioClassification, model_type, options, draw_melodies, processor, **FROM_LABELS)
 
 
 texts = partial(Family, AutoModelForSequenceClassification)
@@ -122,11 +126,18 @@ FAMILIES = {
 }
 
 
-def train(model: PreTrainedModel, losses: Iterator[Tensor], steps: int) -> None:
+def make_model(family: Family, options: dict[str, Any]) -> PreTrainedModel:
+    """Returns the encoder of a family with random weights."""
+    config = AutoConfig.for_model(family.model_type, **family.options, **options)
+    # Without dropout, layer drop and masks over the input: so few steps overfit nothing.
+    return family.auto_class.from_config(config).eval()
+
+
+def train(model: PreTrainedModel, losses: Iterator[Tensor], steps: int, learning_rate: float) -> None:
     """Trains a model on losses, one per step."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.1)
     started, recent = time.perf_counter(), 0.0
     for step, loss in enumerate(losses, 1):
         loss.backward()
@@ -166,11 +177,11 @@ def teacher_losses(
         yield (hidden - target).square().mean() / target.var() + (wanted.exp() * (wanted - classes)).sum(dim=-1).mean()
 
 
-def train_on_labels(family: Family, args: argparse.Namespace) -> tuple[PreTrainedModel, Any, Labelled]:
+def train_on_labels(family: Family, steps: int, args: argparse.Namespace) -> tuple[PreTrainedModel, Any, Labelled]:
     """Returns a trained encoder of images or sounds, its processor and rows to validate on."""
     processor = family.processor()
-    model = family.auto_class.from_config(AutoConfig.for_model(family.model_type, **family.options)).eval()
-    train(model, label_losses(model, processor, family.draw, args.steps, args.seed), args.steps)
+    model = make_model(family, {})
+    train(model, label_losses(model, processor, family.draw, steps, args.seed), steps, family.learning_rate)
     return model, processor, family.draw(VALIDATION_ROWS, args.seed, validation=True)
 
 
@@ -211,18 +222,19 @@ def copy_weights(targets: Sequence[nn.Module], sources: Sequence[nn.Module]) -> 
                 tensor.copy_(part)
 
 
-def train_on_teacher(family: Family, args: argparse.Namespace) -> tuple[PreTrainedModel, Any, Labelled]:
+def train_on_teacher(family: Family, steps: int, args: argparse.Namespace) -> tuple[PreTrainedModel, Any, Labelled]:
     """Returns a trained encoder of sentences, its tokenizer and rows to validate on."""
     teacher = AutoModelForSequenceClassification.from_pretrained(args.teacher).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.teacher, model_input_names=["input_ids", "attention_mask"])
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "cls", "sep")}
     ids |= {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
-    options = family.options | ids | {"vocab_size": teacher.config.vocab_size, "num_labels": teacher.config.num_labels}
-    model = family.auto_class.from_config(AutoConfig.for_model(family.model_type, **options)).eval()
+    sizes = {"vocab_size": teacher.config.vocab_size, "num_labels": teacher.config.num_labels}
+    model = make_model(family, ids | sizes)
     take_over(model, teacher)
     model.get_input_embeddings().requires_grad_(False)
     sentences, _ = read_sentences(args.dataset, "train")
-    train(model, teacher_losses(model, tokenizer, teacher, sentences, args.steps, args.seed), args.steps)
+    losses = teacher_losses(model, tokenizer, teacher, sentences, steps, args.seed)
+    train(model, losses, steps, family.learning_rate)
     return model.requires_grad_(True), tokenizer, read_sentences(args.dataset, "validation")
 
 
@@ -233,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the folders of the families")
     parser.add_argument("--teacher", help="classifier of sentences, for families of text")
     parser.add_argument("--dataset", help="its sentences: local folder, local file or name on the Hub")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of training, default: %(default)s")
+    parser.add_argument("--steps", type=int, help="of training (default: those of the family)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     of_text = [name for name in args.families if FAMILIES[name].draw is None]
@@ -248,7 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         family = FAMILIES[name]
         torch.manual_seed(args.seed)
         print(f"{name}:")
-        model, processor, (rows, labels) = (train_on_labels if family.draw else train_on_teacher)(family, args)
+        train_one = train_on_labels if family.draw else train_on_teacher
+        model, processor, (rows, labels) = train_one(family, args.steps or family.steps, args)
         accuracy = 100 * np.mean(predict_classes(model, processor, rows) == labels)
         print(f"  accuracy {accuracy:.1f} on {len(rows):,} validation rows")
         model.save_pretrained(args.output_dir / name)

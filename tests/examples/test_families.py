@@ -70,16 +70,16 @@ def test_rows_are_drawn_reproducibly():
         assert np.array_equal(np.array(first[0]), np.array(second[0]))
 
 
-def test_the_label_of_a_melody_is_its_highest_note():
-    """The oracle knows timbre: a note is the one whose overtones together are the strongest."""
-    waves, labels = families_data.draw_melodies(100, 0)
-    times = np.arange(families_data.TONE_SAMPLES) / families_data.SAMPLING_RATE
+def test_the_label_of_a_melody_is_its_second_note():
+    """The oracle knows timbre: a note is the one whose overtones together are strongest in the middle of the wave."""
+    waves, labels = families_data.draw_melodies(200, 0)
+    middle = slice(2_000, 2_800)
+    times = np.arange(families_data.MELODY_SAMPLES) / families_data.SAMPLING_RATE
     pitches = families_data.LOWEST_PITCH * 2 ** (np.arange(families_data.NOTES) / 12)
     carriers = np.exp(-2j * np.pi * pitches[:, None, None] * np.arange(1, 4)[:, None] * times)
-    tones = np.stack(waves).reshape(100, 3, -1)
-    powers = (np.abs(np.einsum("kot,nit->niko", carriers, tones)) ** 2).sum(axis=-1)
-    assert np.mean(powers.argmax(axis=-1).max(axis=-1) == labels) > 0.95
-    assert not np.array_equal(labels, families_data.draw_melodies(100, 0, validation=True)[1])
+    powers = np.abs(np.einsum("kot,nt->nko", carriers[..., middle], np.stack(waves)[:, middle])) ** 2
+    assert np.mean(powers.sum(axis=-1).argmax(axis=-1) == labels) > 0.75
+    assert not np.array_equal(labels, families_data.draw_melodies(200, 0, validation=True)[1])
 
 
 def test_the_accuracy_is_that_of_the_library(text):
