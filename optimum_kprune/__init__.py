@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # Type checkers do not see what `__getattr__` imports.
     from .encoder.conversion import pruned_class as pruned_class
     from .encoder.custom_modules import load_into as load_into
     from .encoder.registration import register_adapter as register_adapter
+    from .encoder.suggestion import suggest_adapter as suggest_adapter
     from .pruner import KPruner as KPruner
     from .publish.card import CardFacts as CardFacts
     from .result import KPruneResult as KPruneResult
@@ -42,6 +43,7 @@ _PUBLIC = {
     "load_into": "encoder.custom_modules",
     "pruned_class": "encoder.conversion",
     "register_adapter": "encoder.registration",
+    "suggest_adapter": "encoder.suggestion",
     "supported_model_types": "encoder.adapters",
 }
 __all__ = sorted(_PUBLIC)

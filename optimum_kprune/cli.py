@@ -16,11 +16,13 @@ from safetensors import SafetensorError
 from torch import OutOfMemoryError
 from torch.distributed import DistError
 from tqdm.auto import tqdm
+from transformers import AutoConfig
 
 from .calibration.source import default_split, read_split
 from .configuration import KPruneConfig
 from .distributed import in_main, is_main, leave, own_device, together, world_size
 from .encoder.loading import is_pipeline, load_processing_class
+from .encoder.tasks import main_input_of
 from .evaluation.evaluate import Figures, pairs_of
 from .folder import require_free
 from .names import hub_name, looks_like_path
@@ -178,12 +180,18 @@ def _load(arguments: Namespace) -> KPruner:
             raise ValueError("`--tokenizer` is for models: a pipeline of sentence-transformers has its own.")
         pruner = KPruner.from_sentence_transformer(_pipeline(arguments.model, **options))
     else:
-        tokenizer = None if arguments.tokenizer is None else load_processing_class(arguments.tokenizer)
-        pruner = KPruner.from_pretrained(arguments.model, arguments.task, tokenizer, **options)
+        processing_class = None if arguments.tokenizer is None else _processing_class(arguments)
+        pruner = KPruner.from_pretrained(arguments.model, arguments.task, processing_class, **options)
     device = arguments.device or (str(own_device()) if world_size() > 1 else None)
     if device is not None:
         _move(pruner, device)
     return pruner
+
+
+def _processing_class(arguments: Namespace) -> Any:
+    """Loads what `--tokenizer` names: the tokenizer, image processor or feature extractor that the model needs."""
+    config = AutoConfig.from_pretrained(arguments.model, **_given(arguments, "revision"))
+    return load_processing_class(arguments.tokenizer, main_input_of(type(config)))
 
 
 def _pipeline(name: str, revision: str | None = None, dtype: str | None = None) -> Any:

@@ -263,12 +263,17 @@ def auto_classes(config_class: Any) -> dict[str, tuple[Any, ...]]:
     Leaves out classes that generate text: their cache relies on every attention sublayer, also on bypassed ones.
     `AutoModel` loads what has no head. Of an encoder-decoder model, that is also the encoder alone, which comes first.
     """
-    autos = {name: getattr(transformers, name) for name in dir(transformers) if name.startswith("AutoModel")}
-    found = {name: auto._model_mapping.get(config_class, None) or () for name, auto in autos.items()}
+    found = {name: auto._model_mapping.get(config_class, None) or () for name, auto in _autos().items()}
     classes = {name: models if isinstance(models, tuple) else (models,) for name, models in found.items()}
     classes["AutoModel"] = tuple(dict.fromkeys([*classes["AutoModelForTextEncoding"], *classes["AutoModel"]]))
     loaded = {name: tuple(made for made in models if _is_encoder(made)) for name, models in classes.items()}
     return {name: models for name, models in loaded.items() if models}
+
+
+@functools.cache
+def _autos() -> dict[str, Any]:
+    """Returns the Auto classes of models by their names."""
+    return {name: getattr(transformers, name) for name in dir(transformers) if name.startswith("AutoModel")}
 
 
 def _is_encoder(model_class: Any) -> bool:
@@ -321,7 +326,7 @@ def make_pruned_class(dense: Any) -> Any:
     """Returns the pruned class of a config or model class: always the same class for the same argument."""
     if issubclass(dense, PretrainedConfig):
         mixin: Any = KPruneConfigMixin
-        fields = {"model_type": f"kprune-{dense.model_type}"}
+        fields: dict[str, Any] = {"model_type": f"kprune-{dense.model_type}"}
     else:
         mixin = KPruneMixin
         fields = {"config_class": make_pruned_class(dense.config_class)}

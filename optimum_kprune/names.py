@@ -9,7 +9,10 @@ UNKNOWN = "..."
 
 # The readers of data files, by suffix, under the names that `datasets.load_dataset` has for them.
 TEXT_FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".txt": "text"}
-FILE_FORMATS = {**TEXT_FORMATS, ".parquet": "parquet", ".arrow": "arrow"}
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+AUDIO_SUFFIXES = (".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav")
+MEDIA_FORMATS = dict.fromkeys(IMAGE_SUFFIXES, "imagefolder") | dict.fromkeys(AUDIO_SUFFIXES, "audiofolder")
+FILE_FORMATS = {**TEXT_FORMATS, ".parquet": "parquet", ".arrow": "arrow", **MEDIA_FORMATS}
 # Suffixes of files that are not read. No repository on the Hub is expected to have a name with one of them, so that
 # such a name gets the error of a file.
 OTHER_SUFFIXES = {".feather", ".gz", ".pkl", ".pt", ".py", ".xlsx", ".xml", ".yaml", ".zip"}

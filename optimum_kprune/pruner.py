@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import Trainer
 
 from .base import OptimumPruner
+from .calibration.modality import ProcessingClass
 from .calibration.prepare import (
     CalibrationBatches,
     budget_of,
@@ -24,9 +25,10 @@ from .defaults import BATCH_SIZE, NUM_TOKENS
 from .distributed import in_main, together
 from .encoder.adapters import EncoderAdapter
 from .encoder.config_field import adapter_of
-from .encoder.custom_heads import choose_task
+from .encoder.custom_heads import choose_task, task_of_tower
 from .encoder.custom_modules import find_encoder
 from .encoder.loading import load_model, load_processing_class
+from .encoder.registration import register_type_of
 from .encoder.sublayers import Encoder
 from .evaluation.mixin import EvaluationMixin
 from .folder import require_free
@@ -49,22 +51,25 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
     `push_to_hub`, with the same model and data: they share the batches, and the main process saves and uploads.
 
     Args:
-        model: a loaded model with the head of its task; or a module of your own whose forward takes `input_ids` and
-            runs one encoder of transformers once. It is never changed.
-        processing_class: its tokenizer, needed to calibrate on text and saved with the pruned model.
+        model: a loaded model with the head of its task; or a module of your own whose forward takes the main input of
+            one encoder of transformers, such as `input_ids`, and runs it once. It is never changed.
+        processing_class: its tokenizer, image processor or feature extractor, or a processor that holds one. It is
+            needed to calibrate on raw texts, images or audio, and saved with the pruned model.
         task: name of the task, as in `transformers.pipeline`; None takes that of the model's class. For a class of
             your own, it determines how texts are read and what the card says.
         prediction: for a head of your own, a function of the outputs of forward that returns what must be preserved:
             logits (samples, classes) or (samples, tokens, classes); a list or dictionary of them for several heads,
             whose divergences add up; or a `Prediction`. None takes the outputs whose names end with `logits`.
-        encoder: for a module that holds several encoders, the name of the submodule to prune.
+        encoder: for a module that holds several encoders, the name of the submodule to prune. A tower of a model of
+            transformers, such as `"vision_model"` of a CLIPModel, is run alone, on its own inputs, and its pooled
+            embeddings are preserved.
 
     Attributes:
         teacher: the model as it was given. Every prune starts from it.
         model: the pruned model of the last prune that succeeded; before the first, the teacher.
         adapter: the names of the encoder's sublayers.
         task: the task: how texts are read, and what must be preserved.
-        processing_class: the tokenizer, or None.
+        processing_class: what prepares the input of the model, or None.
         config: the settings of the last prune that succeeded, or None.
         result: the result of the last prune that succeeded, or None.
         trainer: the trainer of `from_trainer`, or None.
@@ -77,7 +82,7 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
     def __init__(
         self,
         model: nn.Module,
-        processing_class: PreTrainedTokenizerBase | None = None,
+        processing_class: ProcessingClass | None = None,
         task: str | None = None,
         prediction: Callable[[Any], Any] | None = None,
         encoder: str | None = None,
@@ -86,7 +91,11 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         self.teacher: Any = model
         self.model: Any = model
         self.adapter: EncoderAdapter = adapter_of(self._dense)
-        self.task = choose_task(model, task, prediction)
+        register_type_of(self._dense.config)
+        running = self._encoder(model).running
+        self.task = choose_task(running, task, prediction)
+        if running is not model and prediction is None:
+            self.task = task_of_tower(self.task)
         require_prunable(self._encoder(model))
         self.processing_class = processing_class
         self.trainer: Trainer | None = None
@@ -108,7 +117,7 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         cls,
         model_or_path: nn.Module | str | PathLike,
         task: str | None = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
+        processing_class: ProcessingClass | None = None,
         prediction: Callable[[Any], Any] | None = None,
         **model_kwargs: Any,
     ) -> "KPruner":
@@ -117,7 +126,8 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         Args:
             model_or_path: a loaded model, a local folder or a name on the Hub.
             task: name of the task; None takes the task of the class that the checkpoint was saved from.
-            processing_class: the tokenizer; None loads the one that was saved with the model.
+            processing_class: the tokenizer, image processor or feature extractor; None loads the one that was saved
+                with the model.
             prediction: what must be preserved of the outputs; see `KPruner`.
             model_kwargs: arguments of the model's `from_pretrained`, such as `dtype`, `device_map` or `revision`.
 
@@ -132,7 +142,7 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
             return cls(model_or_path, processing_class, task, prediction)
         model = load_model(model_or_path, task, **model_kwargs)
         if processing_class is None:
-            processing_class = load_processing_class(model_or_path, **model_kwargs)
+            processing_class = load_processing_class(model_or_path, model.main_input_name, **model_kwargs)
         # Without `task`: the class of the model has it by now.
         pruner = cls(model, processing_class, prediction=prediction)
         given = publishable(
@@ -208,22 +218,24 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         max_length: int | None = None,
         seed: int = 0,
     ) -> Dataset:
-        """Draws and tokenizes unlabelled calibration data, which `prune` and `sweep` use whole.
+        """Draws and prepares unlabelled calibration data, which `prune` and `sweep` use whole.
 
         Args:
             dataset_name: a name on the Hub; a local folder; a parquet, arrow, csv, tsv, json or txt file, or a pattern
-                or list of files; or a loaded data set.
-            num_tokens: budget of tokens, padding not counted; None takes the whole split. In a prune of this data, it
+                or list of files, also of images or audio; or a loaded data set.
+            num_tokens: budget of tokens, padding not counted; None takes the whole split. For images and audio, it
+                counts positions of the hidden states: an image has 197 in ViT-B/16. In a prune of this data, it
                 becomes the `num_tokens` of the settings.
             dataset_config_name: configuration of the data set.
             dataset_split: split of the data set.
-            text_columns: columns that hold the texts, in the order in which the model reads them; None finds them.
-            preprocess_function: maps a chunk of raw rows to model inputs; it replaces the tokenization of this method.
+            text_columns: columns that hold the texts, in the order in which the model reads them, or the column of
+                images or audio; None finds them.
+            preprocess_function: maps a chunk of raw rows to model inputs, in place of the preparation of this method.
             max_length: number of tokens at which texts are cut; None takes the limit of the model, at most 512.
             seed: seed of the choice of samples. The choice does not depend on the order of the rows.
 
         Returns:
-            the tokenized samples, without labels.
+            the prepared samples, without labels.
 
         Raises:
             FileNotFoundError: if there is no such data set.
@@ -257,8 +269,9 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         Args:
             config: the settings.
             calibration_dataset: what `get_calibration_dataset` returned, which is used whole; or a data set (raw or
-                tokenized), a stream, a data frame, texts or pairs of texts, from which samples are drawn by the seed;
-                or an iterable of batches. Labels are not used. None takes the train data of the trainer.
+                prepared), a stream, a data frame, texts or pairs of texts, images, or arrays of audio, from which
+                samples are drawn by the seed; or an iterable of batches. Labels are not used. None takes the train
+                data of the trainer.
             data_collator: makes a batch of a list of tokenized samples. None takes the trainer's collator with the
                 trainer's data, and else pads with the tokenizer.
             batch_size: most samples in a batch. It does not affect the result, except with `gradient="batch"`.
@@ -345,6 +358,7 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
             for order in orders:
                 model, result = sweep.prune(order.config, order.checkpoint_dir)
                 order.pruner._keep(model, result, order.config, arguments)
+                order.pruner._sample = {name: values[:1] for name, values in calibration.batches[0].items()}
                 order.save()
                 results.append(result)
         return results

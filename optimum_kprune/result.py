@@ -89,7 +89,7 @@ class KPruneResult:
 
     Attributes:
         sublayers: one entry per sublayer.
-        sequence_length: number of tokens T at which FLOPs are counted.
+        sequence_length: number of tokens (of images and audio, of positions) T at which FLOPs are counted.
         samples: number of calibration samples used.
         tokens: number of calibration tokens used, padding not counted.
         parameters_before: number of parameters of the model as it was given.
@@ -175,12 +175,13 @@ class KPruneResult:
         return table + "".join(f"<p>{escape(line)}</p>" for line in self._summary())
 
     def _summary(self) -> list[str]:
+        tokens = self.calibration.tokens_are if self.calibration else "tokens"
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.stages.items())
         stages = f" ({stages})" if stages else ""
         return [
             f"FLOPs removed: {self.flops_removed:.2%} of {self.flops_before / 1e6:.1f} MFLOPs at "
-            f"{self.sequence_length} tokens; parameters: {self.parameters_before:,} -> {self.parameters_after:,}; "
-            f"{self.samples:,} samples, {self.tokens:,} tokens, {self.seconds:.1f} seconds{stages}",
+            f"{self.sequence_length} {tokens}; parameters: {self.parameters_before:,} -> {self.parameters_after:,}; "
+            f"{self.samples:,} samples, {self.tokens:,} {tokens}, {self.seconds:.1f} seconds{stages}",
             self.loss,
         ]
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from .algorithm.divergence import Prediction, at_least_float32
 from .encoder.tasks import Task, get_task, one_position
@@ -51,14 +51,28 @@ def encoder_of(pipeline: Any) -> PreTrainedModel:
         given = ", ".join(type(module).__name__ for module in pipeline)
         raise ValueError(
             f"The pipeline must be a Transformer and a Pooling, with none but {allowed} after the Transformer. "
-            f"Got {given} instead."
+            f"Got {given} instead. A transformers model that it holds can be pruned by itself, `KPruner(model, ...)`, "
+            "and put back in its place."
         )
     if not isinstance(first.auto_model, PreTrainedModel):
         raise ValueError(
             f"The Transformer must hold a transformers model. Got {type(first.auto_model).__name__} instead. Load the "
             'pipeline with backend="torch"; merge adapters of PEFT with `merge_and_unload()`.'
         )
+    _require_loaded_by_auto_class(first.auto_model)
     return first.auto_model
+
+
+def _require_loaded_by_auto_class(model: PreTrainedModel) -> None:
+    """Raises a ValueError if the library would load a model by a class that does not know pruned models."""
+    known = AutoModel._model_mapping.get(type(model.config), ())
+    if type(model) not in (known if isinstance(known, tuple) else (known,)):
+        raise ValueError(
+            f"A pipeline with a pruned {type(model).__name__} could be saved, but not loaded: sentence-transformers "
+            "loads it by this class, and not by `AutoModel`, which knows pruned models. Prune and save the model "
+            "inside, `KPruner(sentence_transformer[0].auto_model, sentence_transformer.tokenizer)`, and put it into a "
+            "loaded pipeline: `sentence_transformer[0].model = AutoModel.from_pretrained(folder)`."
+        )
 
 
 def embedding_task(pipeline: SentenceTransformer) -> Task:

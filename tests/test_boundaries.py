@@ -72,7 +72,7 @@ ROOMS = (
     {"result"},
     {"encoder"},
     {"prune"},
-    {"trainer"},
+    {"model_list", "trainer"},
     {"evaluation"},
     {"publish"},
     {"sentence_transformers"},
@@ -130,7 +130,10 @@ def test_nothing_prints_or_names_a_device(file):
 def test_the_registered_command_imports_only_the_base_of_the_command_line():
     at_start = {name for name in imports_of(REGISTER, lazy=False) if name not in sys.stdlib_module_names}
     assert at_start - {"collections.abc"} == {"optimum.commands.base"}
-    assert {name for name in imports_of(REGISTER)} - imports_of(REGISTER, lazy=False) == {"optimum_kprune.cli"}
+    assert {name for name in imports_of(REGISTER)} - imports_of(REGISTER, lazy=False) == {
+        "optimum_kprune.cli",
+        "optimum_kprune.model_list",
+    }
 
 
 def test_public_names_are_there():

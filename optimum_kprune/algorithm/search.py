@@ -32,7 +32,7 @@ def select_units(scores: list[Tensor], unit_flops: list[float], budget: float) -
 def with_reserved(scores: Tensor, least: int) -> Tensor:
     """Returns scores (units,) of which the `least` highest are raised to infinity, so that they are selected first.
 
-    Not in the paper: some architectures have sublayers that cannot be taken out whole.
+    Not in the paper: some architectures have sublayers that cannot be taken out whole (docs/method.md, section 1).
     """
     if not least:
         return scores

@@ -69,6 +69,8 @@ def scale_weights(residual: Tensor) -> Tensor:
 def unscaled(missing: Tensor, scale: Tensor | float, output: Tensor) -> Tensor:
     """Returns what an output projection must give so that its output, scaled, is what is missing.
 
+    Not in the paper (docs/method.md, section 1).
+
     Args:
         missing: (tokens, d), what the sublayer must add to the residual stream.
         scale: what the output is multiplied with before it is added, a number or (d,).

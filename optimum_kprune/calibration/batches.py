@@ -4,18 +4,19 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .tokenize import InputSpec, Sample
+from .media import content_of
+from .spec import Batch, InputSpec, Sample, main_input
 
 # In tokens, padding included. Larger batches are no faster per token; they only take more memory.
 FULL_BATCH = 512
 
-Batch = dict[str, Tensor]
 DataCollator = Callable[[list[Sample]], Mapping[str, Any]]
 
-# Inputs that have one number per token, so that their shape is that of `input_ids`.
+# Inputs that have one number per token, so that their shape begins as that of `input_ids`.
 LIKE_IDS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -39,17 +40,21 @@ def make_batches(
         ValueError: if the collator cannot read the samples, or returns something that is no batch.
     """
     full = math.inf if keep_order else FULL_BATCH
-    groups = _grouped(samples, batch_size, full)
-    return [_trim_padding(to_tensors(_collate(group, collate), spec)) for group in groups]
+    groups = _grouped(samples, spec, batch_size, full)
+    return [_trim_padding(to_tensors(_collate(group, collate), spec), spec) for group in groups]
 
 
-def _grouped(samples: list[Sample], batch_size: int, full: float) -> Iterator[list[Sample]]:
-    """Yields groups of samples, in the order given. A group ends before the sample that would overfill it."""
+def _grouped(samples: list[Sample], spec: InputSpec, batch_size: int, full: float) -> Iterator[list[Sample]]:
+    """Yields groups of samples, in the order given. A group ends before the sample that would overfill it.
+
+    It also ends before a sample of another shape, if padding could not be told from the samples.
+    """
     group: list[Sample] = []
     for sample in samples:
         # Samples come sorted by length, so that the others of the group will be padded to the width of this one.
-        size = width_of(sample) * len(rows_of(sample["input_ids"]))
-        if group and (len(group) == batch_size or size * (len(group) + 1) > full):
+        size = width_of(sample, spec) * (len(rows_of(sample["input_ids"])) if spec.is_text else 1)
+        fits = spec.pads or not group or _shape_of(sample, spec) == _shape_of(group[0], spec)
+        if group and (len(group) == batch_size or size * (len(group) + 1) > full or not fits):
             yield group
             group = []
         group.append(sample)
@@ -69,30 +74,46 @@ def _row_lengths(sample: Sample) -> list[int]:
     return [len(row) for row in rows_of(sample["input_ids"])]
 
 
-def width_of(sample: Sample) -> int:
-    """Returns the number of real tokens in the longest row of a sample."""
-    return max(_row_lengths(sample))
+def _shape_of(sample: Sample, spec: InputSpec) -> tuple[int, ...]:
+    return np.shape(sample[spec.main_input])
 
 
-def sample_tokens(sample: Sample) -> int:
-    """Returns the number of real tokens of a sample."""
-    return sum(_row_lengths(sample))
+def width_of(sample: Sample, spec: InputSpec) -> int:
+    """Returns the number of real tokens in the longest row of a sample; of media, the number of real positions."""
+    return max(_row_lengths(sample)) if spec.is_text else sample_tokens(sample, spec)
 
 
-def batch_tokens(batch: Batch) -> int:
-    """Returns the number of real tokens of a batch that has its mask."""
-    return int(batch["attention_mask"].count_nonzero())
+def sample_tokens(sample: Sample, spec: InputSpec) -> int:
+    """Returns the number of real tokens of a sample; of media, the number of real positions."""
+    if spec.is_text:
+        return sum(_row_lengths(sample))
+    return batch_tokens(for_model(to_tensors(_stack([sample]), spec), spec), spec)
+
+
+def batch_tokens(batch: Batch, spec: InputSpec) -> int:
+    """Returns the number of real tokens of a batch that has its mask; of media, the number of real positions."""
+    return int((batch["attention_mask"] if spec.is_text else spec.mask(batch)).count_nonzero())
+
+
+def order_of(sample: Sample, spec: InputSpec) -> tuple[Any, ...]:
+    """Returns what samples are sorted by: their lengths, and what they hold, so that no order of data matters."""
+    if spec.is_text:
+        return width_of(sample, spec), sample["input_ids"]
+    values = np.asarray(sample[spec.main_input])
+    return width_of(sample, spec), values.shape, content_of(values)
 
 
 def default_collator(spec: InputSpec) -> DataCollator:
-    """Returns a collator that pads with the tokenizer, or only stacks samples if there is no tokenizer.
+    """Returns a collator that pads with what prepares the data, or only stacks samples if nothing can pad.
 
     Raises:
         ValueError: if the tokenizer has no pad token.
     """
-    if spec.processing_class is None:
+    if not spec.is_text and spec.pads:
+        return lambda samples: spec.processor.pad(samples, return_attention_mask=True, return_tensors="pt")
+    if spec.processing_class is None or not spec.is_text:
         return _stack
-    if spec.processing_class.pad_token is None:
+    if spec.tokenizer.pad_token is None:
         raise ValueError(
             "`processing_class` must have a pad token to make batches. Got a tokenizer without one instead. Set "
             "`processing_class.pad_token`, or pass a `data_collator` or ready batches."
@@ -103,7 +124,7 @@ def default_collator(spec: InputSpec) -> DataCollator:
 def _stack(samples: list[Sample]) -> dict[str, Tensor]:
     """Makes tensors of samples that all have one length."""
     try:
-        return {name: torch.tensor([sample[name] for sample in samples]) for name in samples[0]}
+        return {name: torch.as_tensor(np.array([sample[name] for sample in samples])) for name in samples[0]}
     except ValueError as error:
         raise ValueError(
             "The samples must have one length when there is nothing to pad them with. Got samples of different "
@@ -153,38 +174,64 @@ def _collate(samples: list[Sample], collate: DataCollator) -> Mapping[str, Any]:
 
 
 def to_tensors(batch: Any, spec: InputSpec) -> Batch:
-    """Returns the tensors of a batch, on the CPU. Adds a missing mask, and drops what the model does not read.
+    """Returns the tensors of a batch, on the CPU, the main input first. Drops what the model does not read.
+
+    A missing mask of texts is added.
 
     Raises:
         ValueError: if `batch` is no batch, or its tensors do not fit each other or the task.
     """
-    if not isinstance(batch, Mapping) or batch.get("input_ids") is None:
+    main = spec.main_input
+    if not isinstance(batch, Mapping) or batch.get(main) is None:
         got = f"the keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
         raise ValueError(
-            f"A calibration batch must be a mapping with `input_ids`. Got {got} instead. Tokenize the texts first, "
-            "or pass a `datasets.Dataset` or a list of texts."
+            f"A calibration batch must be a mapping with `{main}`. Got {got} instead. {_HOW_TO_PREPARE[spec.is_text]}"
         )
-    tensors = {}
-    for name in batch:
-        if name in spec.read_names and batch[name] is not None:
-            tensors[name] = _to_tensor(name, batch[name])
-    ids = tensors["input_ids"]
-    tensors.setdefault("attention_mask", torch.ones_like(ids))
-    shape = "(batch, choices, tokens)" if spec.task == "multiple-choice" else "(batch, tokens)"
-    if ids.dim() != shape.count(",") + 1 or not ids.numel():
-        raise ValueError(
-            f"`input_ids` of a calibration batch for {spec.task} must have the shape {shape}, all 1 or above. Got "
-            f"{tuple(ids.shape)} instead. For single samples, pass `datasets.Dataset.from_list(samples)`."
-        )
+    names = [main, *(name for name in batch if name in spec.read_names - {main} and batch[name] is not None)]
+    tensors = {name: _to_tensor(name, batch[name]) for name in names}
+    if spec.is_text:
+        tensors.setdefault("attention_mask", torch.ones_like(tensors[main]))
+    else:
+        tensors |= {name: value.to(spec.dtype) for name, value in tensors.items() if value.is_floating_point()}
+    _check_main(tensors[main], spec)
+    shape = tensors[main].shape
     for name, tensor in tensors.items():
         # Other inputs, such as positions, may have shapes of their own, but belong to the same samples.
-        given, expected = (tensor.shape, ids.shape) if name in LIKE_IDS else (tensor.shape[:1], ids.shape[:1])
-        if given != expected:
+        dimensions = 1
+        if name in LIKE_IDS:
+            # The mask of media can have fewer dimensions, and what goes with a token can be several numbers.
+            dimensions = len(shape) if spec.is_text else tensor.dim()
+        if tensor.shape[:dimensions] != shape[:dimensions]:
             raise ValueError(
-                f"`{name}` of a calibration batch must go with its `input_ids`, of shape {tuple(ids.shape)}. Got the "
-                f"shape {tuple(tensor.shape)} instead. Pass what the tokenizer returns."
+                f"`{name}` of a calibration batch must go with its `{main}`, of shape {tuple(shape)}. Got the "
+                f"shape {tuple(tensor.shape)} instead. Pass what the {spec.modality.attribute} returns."
             )
     return tensors
+
+
+# By whether the model reads texts.
+_HOW_TO_PREPARE = {
+    True: "Tokenize the texts first, or pass a `datasets.Dataset` or a list of texts.",
+    False: "Prepare the data first, or pass a `datasets.Dataset` or a list of images or of arrays of audio.",
+}
+
+
+def _check_main(values: Tensor, spec: InputSpec) -> None:
+    """Raises a ValueError if the main input of a batch has no shape or type that a model of the task can read."""
+    if not spec.is_text:
+        if values.dim() < 2 or not values.numel() or not values.is_floating_point():
+            raise ValueError(
+                f"`{spec.main_input}` of a calibration batch must be floating-point numbers of a shape that begins "
+                f"with the number of samples, all 1 or above. Got {values.dtype} of the shape {tuple(values.shape)} "
+                f"instead. Pass what the {spec.modality.attribute} returns."
+            )
+        return
+    shape = "(batch, choices, tokens)" if spec.task == "multiple-choice" else "(batch, tokens)"
+    if values.dim() != shape.count(",") + 1 or not values.numel():
+        raise ValueError(
+            f"`{spec.main_input}` of a calibration batch for {spec.task} must have the shape {shape}, all 1 or above. "
+            f"Got {tuple(values.shape)} instead. For single samples, pass `datasets.Dataset.from_list(samples)`."
+        )
 
 
 def _to_tensor(name: str, values: Any) -> Tensor:
@@ -203,11 +250,13 @@ def _is_whole(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
-def _trim_padding(batch: Batch) -> Batch:
-    """Cuts off the trailing positions that are padding in every row.
+def _trim_padding(batch: Batch, spec: InputSpec) -> Batch:
+    """Cuts off the trailing positions of texts that are padding in every row.
 
     Leading padding stays, because the positions of the text would change without it.
     """
+    if not spec.is_text:
+        return batch
     mask = batch["attention_mask"]
     # An input of another shape per token cannot be cut along with the mask.
     if any(tensor.dim() >= mask.dim() and tensor.shape != mask.shape for tensor in batch.values()):
@@ -226,8 +275,8 @@ def for_model(batch: Batch, spec: InputSpec) -> Batch:
         ValueError: if an input is too long, or if a number has no row in the model's table of embeddings.
     """
     limits = [limit for limit in (spec.max_length, spec.max_positions) if limit is not None]
-    length = batch["input_ids"].shape[-1]
-    if limits and length > min(limits):
+    length = main_input(batch).shape[-1]
+    if spec.is_text and limits and length > min(limits):
         raise ValueError(
             f"The calibration data must be at most {min(limits)} tokens long, the limit of the model or `max_length`. "
             f"Got an input of {length} tokens. Tokenize with truncation=True, max_length={min(limits)}."
@@ -251,15 +300,8 @@ def _looked_up(name: str, numbers: Tensor, size: int | None, spec: InputSpec) ->
     if lowest >= 0 and (size is None or highest < size):
         return numbers
     advice = "Prepare the data with the tokenizer that the model was trained with."
-    if spec.processing_class is not None and size is not None and size < len(spec.processing_class):
-        advice += f" The one given has {len(spec.processing_class)} tokens: it is that of another model, or got more."
+    if spec.processing_class is not None and size is not None and size < len(spec.tokenizer):
+        advice += f" The one given has {len(spec.tokenizer)} tokens: it is that of another model, or got more."
     raise ValueError(
         f"`{name}` of the calibration data must be {allowed}. Got {lowest if lowest < 0 else highest}. {advice}"
     )
-
-
-def token_mask(batch: Batch) -> Tensor:
-    """Returns (rows, tokens) boolean, true at real tokens. All tokens are real where there is no attention mask."""
-    mask = batch.get("attention_mask")
-    mask = torch.ones_like(batch["input_ids"]) if mask is None else mask
-    return mask.reshape(-1, mask.shape[-1]).bool()

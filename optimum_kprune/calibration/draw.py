@@ -11,7 +11,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from .tokenize import Reading, Sample
+from .reading import Reading, contents
+from .spec import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def _digest(text: str) -> bytes:
 def draw_samples(tables: Iterable[Dataset], reading: Reading, seed: int) -> Iterator[Sample]:
     """Yields the samples of tables, one table after the other, in drawn order within each.
 
-    Rows are tokenized in chunks as samples are asked for, so that a small budget does not tokenize a large table.
+    Rows are prepared in chunks as samples are asked for, so that a small budget does not prepare a large table.
 
     Args:
         tables: tables with the same columns.
@@ -59,23 +60,15 @@ def draw_samples(tables: Iterable[Dataset], reading: Reading, seed: int) -> Iter
         ValueError: if the columns cannot be tokenized.
     """
     for table in tables:
-        # Without the format of the user: rows must come as lists, not as tensors or through transforms.
-        rows = table.with_format(None).select_columns(reading.columns)
+        rows = reading.opened(table).select_columns(reading.columns)
         if len(rows) > MOST_ROWS:
             logger.info("Of %d rows of calibration data, %d are chosen by their places first.", len(rows), MOST_ROWS)
             chosen = sorted(random.Random(seed).sample(range(len(rows)), MOST_ROWS))
             # In memory, because `select` would otherwise write the indices into the folder of the user's data.
             rows = rows.select(chosen, keep_in_memory=True)
-        order = drawn_order(_contents(rows.select_columns(reading.content), reading.content), seed)
+        order = drawn_order(contents(rows, reading.content, ROWS_PER_CHUNK), seed)
         for start in range(0, len(order), ROWS_PER_CHUNK):
             yield from reading.encode(rows[order[start : start + ROWS_PER_CHUNK]])
-
-
-def _contents(rows: Dataset, names: list[str]) -> Iterator[tuple]:
-    """Yields the values of the named columns, row by row."""
-    for start in range(0, len(rows), ROWS_PER_CHUNK):
-        columns = rows[start : start + ROWS_PER_CHUNK]
-        yield from zip(*(columns[name] for name in names), strict=True)
 
 
 @dataclass(frozen=True)

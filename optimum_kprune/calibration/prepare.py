@@ -9,27 +9,28 @@ from os import PathLike
 from typing import Any, TypeVar
 
 from datasets import Dataset
+from torch import Tensor
 
 from ..defaults import BATCH_SIZE, NUM_TOKENS
 from ..names import UNKNOWN, hub_name, publishable
 from ..progress import progress_bar
 from .batches import (
-    Batch,
     DataCollator,
     batch_tokens,
     default_collator,
     for_model,
     make_batches,
+    order_of,
     sample_tokens,
     to_tensors,
-    token_mask,
-    width_of,
 )
 from .draw import Draw, draw_samples, drawn_order
+from .media import content_of
+from .reading import Reading, reading_of
 from .source import read_split
+from .spec import Batch, InputSpec, Sample, main_input, real_entries, require_count, samples_in, token_mask
 from .summary import CalibrationSummary, summary_of
 from .tables import Given, given_as, peek
-from .tokenize import InputSpec, Reading, Sample, reading_of, require_count
 
 __all__ = [
     "Batch",
@@ -63,37 +64,39 @@ class CalibrationBatches:
         measured: number of batches on which knowledge is measured; they come first in `batches`.
         heldout: batches that take no part in the prune. The loss is measured on them.
         summary: description of the data; None for batches that were put together by hand.
+        mask: maps a batch to the mask of the real positions of its hidden states, (rows, positions) boolean.
     """
 
     batches: list[Batch]
     measured: int
     heldout: list[Batch] = field(default_factory=list)
     summary: CalibrationSummary | None = None
+    mask: Callable[[Batch], Tensor] = token_mask
 
     @property
     def samples(self) -> int:
         """Number of samples to calibrate on, |D|."""
-        return sum(len(batch["input_ids"]) for batch in self.batches)
+        return sum(map(samples_in, self.batches))
 
     @property
     def rows(self) -> int:
         """Number of rows of these samples; in multiple choice, a sample has several."""
-        return sum(len(token_mask(batch)) for batch in self.batches)
+        return sum(len(self.mask(batch)) for batch in self.batches)
 
     @property
     def tokens(self) -> int:
-        """Number of real tokens in these samples, N."""
-        return sum(int(token_mask(batch).sum()) for batch in self.batches)
+        """Number of real positions of the hidden states of these samples, N; of texts, the number of real tokens."""
+        return sum(int(self.mask(batch).sum()) for batch in self.batches)
 
     @property
     def mean_length(self) -> int:
-        """Mean number of real tokens of a row, rounded; at least 1."""
+        """Mean number of real positions of a row, rounded; at least 1."""
         return max(1, round(self.tokens / self.rows))
 
     @property
     def largest_batch(self) -> int:
         """Number of samples in the largest batch."""
-        return max(len(batch["input_ids"]) for batch in self.batches)
+        return max(map(samples_in, self.batches))
 
     def halved(self) -> "CalibrationBatches":
         """Returns the same samples in batches of half the size."""
@@ -167,7 +170,7 @@ def load_calibration_dataset(
             f"{type(dataset_name).__name__} instead. Leave them out, and pass the split itself."
         )
     data = read_split(dataset_name, dataset_config_name, dataset_split) if is_name else dataset_name
-    given = given_as(data, spec.task, spec.seed)
+    given = given_as(data, spec)
     samples, reading = _drawn(given, spec, num_tokens)
     arguments = publishable(
         dataset_name=hub_name(dataset_name) or UNKNOWN,
@@ -235,24 +238,24 @@ def prepare_batches(
     if not 0 <= heldout_share < 1:
         raise ValueError(f"`heldout_share` must be a share in [0, 1). Got {heldout_share!r} instead.")
     budget, draw = budget_of(calibration_dataset, num_tokens), Draw.of(calibration_dataset)
-    given = given_as(calibration_dataset, spec.task, spec.seed)
+    given = given_as(calibration_dataset, spec)
     columns = None
     if given.batches is not None:
         batches = _take_batches(given.batches, spec, budget)
-        first = {name: values[0].tolist() for name, values in batches[0].items()}
-        split = _split_batches(batches, measure_tokens, heldout_share)
+        first = {name: values[0].tolist() if spec.is_text else values[0] for name, values in batches[0].items()}
+        split = _split_batches(batches, spec, measure_tokens, heldout_share)
     else:
         samples, reading = _drawn(given, spec, budget if draw is None else None, data_collator is not None)
         first, columns = samples[0], reading.text_columns
         collate = default_collator(spec) if data_collator is None else data_collator
         make = partial(make_batches, spec=spec, collate=collate, batch_size=batch_size, keep_order=keep_order)
-        split = _split_samples(samples, make, measure_tokens, heldout_share, keep_order)
+        split = _split_samples(samples, spec, make, measure_tokens, heldout_share, keep_order)
     # `split` is kept for the summary, which needs the masks. A model need not take them.
     measured, others, heldout = ([for_model(batch, spec) for batch in part] for part in split)
     draw = draw or Draw(columns, _how(given, spec))
     summary = summary_of(split[0] + split[1], split[2], first, draw, spec)
     logger.info("%s", summary)
-    return CalibrationBatches(measured + others, len(measured), heldout, summary)
+    return CalibrationBatches(measured + others, len(measured), heldout, summary, spec.mask)
 
 
 def _how(given: Given, spec: InputSpec) -> str:
@@ -267,14 +270,14 @@ def _drawn(
 ) -> tuple[list[Sample], Reading]:
     """Draws samples from rows until the budget is reached. Returns the samples, and how the rows were read."""
     if given.tables is None:
-        raise ValueError("Batches cannot be drawn from again. Pass them to `prune` as they are, or pass rows of text.")
+        raise ValueError("Batches cannot be drawn from again. Pass them to `prune` as they are, or pass raw rows.")
     first, tables = peek(given.tables)
-    if given.are_texts:
+    if given.are_items:
         spec = replace(spec, text_columns=first.column_names)
     reading = reading_of(first, spec, with_labels)
-    samples = _take(draw_samples(tables, reading, spec.seed), sample_tokens, num_tokens)
-    # Columns of plain texts were named here: the summary must not show names that the user never gave.
-    return samples, replace(reading, text_columns=None) if given.are_texts else reading
+    samples = _take(draw_samples(tables, reading, spec.seed), partial(sample_tokens, spec=spec), num_tokens, spec)
+    # Columns of plain items were named here: the summary must not show names that the user never gave.
+    return samples, replace(reading, text_columns=None) if given.are_items else reading
 
 
 def _halves(batches: list[Batch]) -> list[Batch]:
@@ -286,25 +289,33 @@ def _halves(batches: list[Batch]) -> list[Batch]:
 def _take_batches(batches: Iterable[Any], spec: InputSpec, num_tokens: int | None) -> list[Batch]:
     """Takes batches until the budget is reached: drawn from a list, or as they come from an iterator."""
     tensors = (_without_padding_rows(to_tensors(batch, spec)) for batch in batches)
+    tokens_of = partial(batch_tokens, spec=spec)
     if not isinstance(batches, list):
-        return _take(tensors, batch_tokens, num_tokens)
+        return _take(tensors, tokens_of, num_tokens, spec)
     listed = list(tensors)
-    contents = (batch["input_ids"][batch["attention_mask"].bool()].tolist() for batch in listed)
-    order = iter(drawn_order(contents, spec.seed))
+    order = iter(drawn_order((_content(batch, spec) for batch in listed), spec.seed))
     # The seed decides which batches are taken; sorting puts these back into the order of the list.
-    return [listed[index] for index in sorted(_take(order, lambda index: batch_tokens(listed[index]), num_tokens))]
+    return [listed[index] for index in sorted(_take(order, lambda index: tokens_of(listed[index]), num_tokens, spec))]
+
+
+def _content(batch: Batch, spec: InputSpec) -> Any:
+    """Returns what tells a batch apart, as an object whose `repr` shows all of it."""
+    entries = main_input(batch)[real_entries(batch)]
+    return entries.tolist() if spec.is_text else content_of(entries.float().numpy())
 
 
 def _without_padding_rows(batch: Batch) -> Batch:
     """Leaves out the samples of a batch that are all padding, as rows of text without tokens are left out."""
-    real = batch["attention_mask"].flatten(1).any(dim=1)
+    real = real_entries(batch).flatten(1).any(dim=1)
     return batch if real.all() else {name: values[real] for name, values in batch.items()}
 
 
-def _take(items: Iterator[Item], tokens_of: Callable[[Item], int], num_tokens: int | None) -> list[Item]:
+def _take(
+    items: Iterator[Item], tokens_of: Callable[[Item], int], num_tokens: int | None, spec: InputSpec
+) -> list[Item]:
     """Takes items until they have `num_tokens` real tokens. Leaves out items that are all padding."""
-    taken, total = [], 0
-    with progress_bar(total=num_tokens, desc="Reading calibration data", unit=" tokens", leave=False) as progress:
+    taken, total, unit = [], 0, f"{spec.modality.position}s"
+    with progress_bar(total=num_tokens, desc="Reading calibration data", unit=f" {unit}", leave=False) as progress:
         for item in items:
             count = tokens_of(item)
             if count:
@@ -313,57 +324,62 @@ def _take(items: Iterator[Item], tokens_of: Callable[[Item], int], num_tokens: i
             progress.update(count)
             if num_tokens is not None and total >= num_tokens:
                 break
-    _check_total(total, num_tokens)
+    _check_total(total, num_tokens, unit)
     return taken
 
 
-def _check_total(total: int, num_tokens: int | None) -> None:
+def _check_total(total: int, num_tokens: int | None, unit: str) -> None:
     """Raises a ValueError if the data holds no tokens, and warns if it holds fewer than the budget."""
     if total == 0:
         raise ValueError(
-            "The calibration data must hold tokens. Got none: it has no rows, or only missing, blank or padded ones. "
+            f"The calibration data must hold {unit}. Got none: it has no rows, or only missing, blank or padded ones. "
             "Pass other data, or name other columns with `text_columns`."
         )
     if num_tokens is not None and total < num_tokens:
-        logger.warning("The calibration data holds %d tokens, less than the budget of %d.", total, num_tokens)
+        logger.warning("The calibration data holds %d %s, less than the budget of %d.", total, unit, num_tokens)
 
 
 def _split_samples(
     samples: list[Sample],
+    spec: InputSpec,
     make: Callable[[list[Sample]], list[Batch]],
     measure_tokens: int | None,
     heldout_share: float,
     keep_order: bool,
 ) -> Split:
     """Splits samples by their use, and makes batches of each part."""
-    fit, heldout = _hold_out(samples, heldout_share)
+    tokens_of = partial(sample_tokens, spec=spec)
+    fit, heldout = _hold_out(samples, tokens_of, heldout_share)
     if not keep_order:
         # Equally long samples are sorted by content: what `_spread` measures must not depend on the order of the data.
         for part in (fit, heldout):
-            part.sort(key=lambda sample: (width_of(sample), sample["input_ids"]))
-    measured, others = _spread(fit, sample_tokens, measure_tokens)
+            part.sort(key=lambda sample: order_of(sample, spec))
+    measured, others = _spread(fit, tokens_of, measure_tokens)
     return make(measured), make(others), make(heldout)
 
 
-def _split_batches(batches: list[Batch], measure_tokens: int | None, heldout_share: float) -> Split:
+def _split_batches(batches: list[Batch], spec: InputSpec, measure_tokens: int | None, heldout_share: float) -> Split:
     """Splits batches that are given by their use. Every n-th batch is held out."""
+    tokens_of = partial(batch_tokens, spec=spec)
     # Every n-th and not the last ones, because batches that are given may be sorted by length.
     every = math.ceil(1 / heldout_share) if heldout_share and len(batches) >= LEAST_FOR_HELDOUT else len(batches) + 1
     heldout = batches[every - 1 :: every]
-    if sum(len(batch["input_ids"]) for batch in heldout) < LEAST_HELDOUT:
-        return *_spread(batches, batch_tokens, measure_tokens), []
+    if sum(map(samples_in, heldout)) < LEAST_HELDOUT:
+        return *_spread(batches, tokens_of, measure_tokens), []
     fit = [batch for index, batch in enumerate(batches) if (index + 1) % every]
-    return *_spread(fit, batch_tokens, measure_tokens), heldout
+    return *_spread(fit, tokens_of, measure_tokens), heldout
 
 
-def _hold_out(samples: list[Sample], share: float) -> tuple[list[Sample], list[Sample]]:
+def _hold_out(
+    samples: list[Sample], tokens_of: Callable[[Sample], int], share: float
+) -> tuple[list[Sample], list[Sample]]:
     """Splits off the last samples with at most a share of the tokens. Returns the others and these.
 
     The samples are in drawn order, so that the last ones are as random as the first ones.
     """
-    left, fitted = share * sum(map(sample_tokens, samples)), len(samples)
+    left, fitted = share * sum(map(tokens_of, samples)), len(samples)
     for sample in reversed(samples if fitted >= LEAST_FOR_HELDOUT else []):
-        left -= sample_tokens(sample)
+        left -= tokens_of(sample)
         if left < 0:
             break
         fitted -= 1

@@ -8,10 +8,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, get_dataset_split_names, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from ..names import FILE_FORMATS, TEXT_FORMATS, looks_like_path
+from ..names import FILE_FORMATS, MEDIA_FORMATS, TEXT_FORMATS, looks_like_path
 from .columns import SEPARATORS
 
 logger = logging.getLogger(__name__)
@@ -53,10 +53,21 @@ def read_split(
 
 
 def default_split(dataset_name: Any) -> str:
-    """Returns the split to evaluate on: "validation", or "train" for files, which `datasets` reads as that split."""
+    """Returns the split to evaluate on: "validation", or "train" for files, which `datasets` reads as that split.
+
+    So it does with a folder of images or audio that is not divided into splits.
+    """
     is_name = isinstance(dataset_name, str | PathLike)
+    if is_name and _is_undivided_media(Path(dataset_name).expanduser()):
+        return "train"
     is_files = is_name and looks_like_path(str(dataset_name)) and not Path(dataset_name).is_dir()
     return "train" if is_files else "validation"
+
+
+def _is_undivided_media(folder: Path) -> bool:
+    """Returns whether a folder holds images or audio, and none of it in a folder that is named after a split."""
+    files = [path for path in folder.rglob("*") if _type_of(path) in MEDIA_FORMATS] if folder.is_dir() else []
+    return bool(files) and get_dataset_split_names(_format_of(files), data_dir=str(folder)) == ["train"]
 
 
 def _expand(path: Path) -> list[Path]:
@@ -136,6 +147,10 @@ def _read_folder(folder: Path, config_name: str | None, split: str) -> Dataset:
         return _load(str(folder), split, config_name)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in METADATA_FILES]
     data_files = [path for path in files if _type_of(path) in FILE_FORMATS]
+    media = [path for path in data_files if _type_of(path) in MEDIA_FORMATS]
+    if media:
+        # Files of text beside images or audio describe them.
+        return _load(_format_of(media), split, config_name, data_dir=str(folder))
     if not data_files:
         found = ", ".join(repr(path.name) for path in files[:5]) or "no files"
         raise ValueError(
@@ -165,10 +180,13 @@ def _load(
     config_name: str | None,
     files: Sequence[Path] = (),
     data_files: list[str] | None = None,
+    data_dir: str | None = None,
 ) -> Dataset:
     """Calls `datasets.load_dataset`. If it fails, raises an error that says which argument or file to change."""
-    shown = data_files or source
-    options = {"sep": _separator_of(files)} if files and _format_of(files) == "csv" else {}
+    shown = data_files or data_dir or source
+    options: dict[str, Any] = {} if data_dir is None else {"data_dir": data_dir}
+    if files and _format_of(files) == "csv":
+        options["sep"] = _separator_of(files)
     try:
         return load_dataset(source, config_name, data_files=data_files, split=split, **options)
     except (DatasetNotFoundError, ConnectionError) as error:

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
-from .batches import Batch, batch_tokens, rows_of
+import numpy as np
+
+from .batches import batch_tokens, rows_of
 from .draw import Draw
-from .tokenize import InputSpec, Sample
+from .spec import Batch, InputSpec, Sample, main_input, samples_in
 
 SHOWN_CHARACTERS = 200
 
@@ -15,13 +17,16 @@ class CalibrationSummary:
 
     Attributes:
         columns: the columns that hold the texts; None if they have no names, or the data was tokenized already.
-        first_sample: the beginning of the text of the first sample that was drawn; None without a tokenizer.
+        first_sample: the beginning of the text of the first sample that was drawn, or the shape of its main input;
+            None for texts without a tokenizer.
         samples: number of samples, without those that are held out.
-        tokens: number of real tokens in them.
+        tokens: number of real tokens in them; for images and audio, of real positions of the hidden states.
         heldout_samples: number of samples that are held out.
         heldout_tokens: number of real tokens in those.
         mean_length: mean number of real tokens in a row. A sample has one row, or one per choice.
         draw: how the samples were chosen, in words.
+        samples_are: what the samples are called.
+        tokens_are: what `tokens` counts.
     """
 
     columns: tuple[str, ...] | None
@@ -32,14 +37,18 @@ class CalibrationSummary:
     heldout_tokens: int
     mean_length: float
     draw: str
+    samples_are: str = "samples"
+    tokens_are: str = "tokens"
 
     def __str__(self) -> str:
         """Returns the summary as two lines of text."""
-        held_out = f"; {self.heldout_samples:,} samples, {self.heldout_tokens:,} tokens are held out"
+        sample, position = self.samples_are, self.tokens_are
+        of_each = "sequence" if sample == "samples" else sample.removesuffix("s")
+        held_out = f"; {self.heldout_samples:,} {sample}, {self.heldout_tokens:,} {position} are held out"
         columns = f"Columns: {', '.join(self.columns)}. " if self.columns else ""
         return (
-            f"Calibration data: {self.samples:,} samples, {self.tokens:,} tokens ({self.mean_length:.1f} per "
-            f"sequence){held_out if self.heldout_samples else ''}; {self.draw}.\n"
+            f"Calibration data: {self.samples:,} {sample}, {self.tokens:,} {position} ({self.mean_length:.1f} per "
+            f"{of_each}){held_out if self.heldout_samples else ''}; {self.draw}.\n"
             f"{columns}First sample: {self.first_sample or 'unknown without a tokenizer'}"
         )
 
@@ -56,29 +65,30 @@ def summary_of(
         draw: how the samples were drawn.
         spec: what the model reads; its tokenizer decodes the first sample.
     """
-    tokens = sum(map(batch_tokens, batches))
+    tokens, heldout_tokens = (sum(batch_tokens(batch, spec) for batch in part) for part in (batches, heldout))
+    rows = (main_input(batch).flatten(0, -2) if spec.is_text else main_input(batch) for batch in batches)
     return CalibrationSummary(
         columns=draw.columns,
         first_sample=_text_of(first, spec),
-        samples=_count(batches),
+        samples=sum(map(samples_in, batches)),
         tokens=tokens,
-        heldout_samples=_count(heldout),
-        heldout_tokens=sum(map(batch_tokens, heldout)),
-        mean_length=tokens / sum(len(batch["input_ids"].flatten(0, -2)) for batch in batches),
+        heldout_samples=sum(map(samples_in, heldout)),
+        heldout_tokens=heldout_tokens,
+        mean_length=tokens / sum(map(len, rows)),
         draw=draw.how,
+        samples_are=f"{spec.modality.sample}s",
+        tokens_are=f"{spec.modality.position}s",
     )
 
 
-def _count(batches: list[Batch]) -> int:
-    return sum(len(batch["input_ids"]) for batch in batches)
-
-
 def _text_of(sample: Sample, spec: InputSpec) -> str | None:
-    """Returns the beginning of the text of a sample, or of its first choice."""
+    """Returns the beginning of the text of a sample, or of its first choice; of media, the shape of the main input."""
+    if not spec.is_text:
+        return f"{spec.main_input} of {' x '.join(map(str, np.shape(sample[spec.main_input])))}"
     if spec.processing_class is None:
         return None
     ids = rows_of(sample["input_ids"])[0]
     mask = rows_of(sample.get("attention_mask", [True] * len(ids)))[0]
     real = [token for token, is_real in zip(ids, mask, strict=True) if is_real]
-    text = " ".join(str(spec.processing_class.decode(real)).split())
+    text = " ".join(str(spec.tokenizer.decode(real)).split())
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."

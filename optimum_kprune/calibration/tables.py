@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -11,6 +12,8 @@ import pyarrow
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from .columns import TEXT_COLUMNS
+from .media import table_of_items, undecoded_stream
+from .spec import InputSpec
 
 Item = TypeVar("Item")
 
@@ -26,23 +29,22 @@ class Given:
         source: what was given, in words.
         tables: the rows in one table, or the blocks of a stream as tables; None if batches were given.
         batches: the batches, in a list if the user gave a sequence of them; None if rows were given.
-        are_texts: whether plain texts were given, so that the columns are all text, in the order to read them.
+        are_items: whether texts, images or audio were given in a list, so that all columns are read, in their order.
     """
 
     source: str
     tables: Iterator[Dataset] | None = None
     batches: Iterable[Any] | None = None
-    are_texts: bool = False
+    are_items: bool = False
 
 
-def given_as(data: Any, task: str, seed: int) -> Given:
+def given_as(data: Any, spec: InputSpec) -> Given:
     """Returns calibration data as tables of rows, or as batches. Streams and iterators are read only as needed.
 
     Args:
         data: a data set or a stream of one; a data frame, an Arrow table or a dictionary of columns; texts or tuples
-            of texts; batches.
-        task: name of the task.
-        seed: seed of the order of the files of a stream.
+            of texts; images or arrays of audio; batches.
+        spec: what the model reads; its seed is that of the order of the files of a stream.
 
     Raises:
         ValueError: if `data` is none of these, or empty.
@@ -53,16 +55,20 @@ def given_as(data: Any, task: str, seed: int) -> Given:
     stream = f"a stream, {ROWS_PER_BLOCK:,} rows at a time"
     if isinstance(data, IterableDataset):
         # With a buffer of one, `shuffle` shuffles the order of the files only. Rows are drawn block by block later.
-        rows = iter(data.with_format(None).shuffle(seed=seed, buffer_size=1))
+        data = undecoded_stream(data)
+        rows = iter(data.with_format(None).shuffle(seed=spec.seed, buffer_size=1))
         return Given(stream, (Dataset.from_list(block, data.features) for block in _blocks(rows, ROWS_PER_BLOCK)))
-    first, items = _first_item(data)
+    first, items = _first_item(data, spec)
     is_at_hand = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    if isinstance(first, Mapping):
+    if isinstance(first, Mapping) and "array" not in first:
         source = f"a list of {len(data):,} batches" if is_at_hand else "batches"
         return Given(source, batches=list(items) if is_at_hand else items)
     blocks = _blocks(items, None if is_at_hand else ROWS_PER_BLOCK)
     source = f"{len(data):,} rows" if is_at_hand else stream
-    return Given(source, (dataset_from_texts(block, task) for block in blocks), are_texts=True)
+    table_from = partial(dataset_from_texts, task=spec.task)
+    if not spec.is_text:
+        table_from = partial(table_of_items, modality=spec.modality)
+    return Given(source, map(table_from, blocks), are_items=True)
 
 
 def peek(items: Iterable[Item]) -> tuple[Item, Iterator[Item]]:
@@ -125,8 +131,8 @@ def _table_errors_explained() -> Iterator[None]:
         ) from error
 
 
-def _first_item(data: Any) -> tuple[Any, Iterator[Any]]:
-    """Returns the first item of an iterable of texts or batches, and an iterator over all its items.
+def _first_item(data: Any, spec: InputSpec) -> tuple[Any, Iterator[Any]]:
+    """Returns the first item of an iterable of texts, images, audio or batches, and an iterator over all its items.
 
     Raises:
         ValueError: if `data` is something else, or empty.
@@ -144,7 +150,7 @@ def _first_item(data: Any) -> tuple[Any, Iterator[Any]]:
             f"of batches. Got {type(data).__name__} instead.{advice}"
         )
     first, items = peek(data)
-    if not isinstance(first, str | list | tuple | Mapping):
+    if spec.is_text and not isinstance(first, str | list | tuple | Mapping):
         raise ValueError(
             "The items of `calibration_dataset` must be texts, tuples of texts, or batches (mappings with "
             f"`input_ids`). Got {type(first).__name__} instead."

@@ -151,7 +151,8 @@ def get_adapter(model_type: str, config: Any = None) -> EncoderAdapter:
         raise ValueError(
             f"No adapter for the model type {model_type!r}. Supported are: {', '.join(supported_model_types())}. "
             "Describe where its sublayers are and register it with "
-            f"`optimum_kprune.register_adapter({model_type!r}, EncoderAdapter(...))`."
+            f"`optimum_kprune.register_adapter({model_type!r}, EncoderAdapter(...))`; `suggest_adapter(model)` may "
+            "find them."
         )
     fitting = [
         adapter

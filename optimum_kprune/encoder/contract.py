@@ -22,10 +22,10 @@ from .adapters import EncoderAdapter
 from .config_field import adapter_of, kprune_field
 from .conversion import dense_class_of
 from .custom_modules import find_encoder, with_encoder
-from .hooks import SublayerRecord, hooks, recorded, recorded_output, states_in
+from .hooks import SublayerRecord, hooks, recorded, recorded_output, recorded_states, states_in
 from .offloading import is_placed, own_weights, pruned_model_of, sharing_copy
 from .partial_forward import find_entries, run
-from .sublayers import Encoder, Place, Sublayer
+from .sublayers import BOTTOM, Encoder, Place, Sublayer
 from .unsharing import private_copy
 
 logger = logging.getLogger(__name__)
@@ -96,19 +96,56 @@ def require_contract(dense: Encoder, batch: Batch) -> None:
     _require_one_call(encoder, sublayers, batch)
     _require_residual_streams(encoder, sublayers, batch)
     encoder.entries = find_entries(encoder, batch)
+    trial = _Trial(dense, encoder, batch)
     # Units are changed below, for which weights must be in memory.
     if not is_placed(dense.model):
         for sublayer in sublayers:
-            _require_own_features(encoder, sublayer, batch)
+            _require_own_features(trial, sublayer)
     for sublayer in sublayers:
         if not sublayer.least_units:
             told = f"without the units of a whole sublayer, {sublayer.name}"
-            _require_shrunk_is_masked(dense, encoder, {sublayer.place: []}, batch, told, sublayer)
+            _require_shrunk_is_masked(trial, {sublayer.place: []}, told, sublayer)
     for told, kept in _trials(sublayers):
-        _require_shrunk_is_masked(dense, encoder, kept, batch, told)
+        _require_shrunk_is_masked(trial, kept, told)
     half = _half(sublayers)
     if not is_placed(dense.model):
         _require_saved_is_shrunk(dense, half, batch)
+
+
+class _Trial:
+    """A model that is tried on a batch, from the block of a sublayer on where it can be entered there.
+
+    Args:
+        dense: the model.
+        encoder: its private copy, with its entries.
+        batch: the inputs.
+    """
+
+    def __init__(self, dense: Encoder, encoder: Encoder, batch: Batch) -> None:
+        self.dense, self.encoder, self.batch = dense, encoder, batch
+        starts = [place for place in encoder.entries.modules if not place.position]
+        with ExitStack() as stack:
+            states = {place: stack.enter_context(recorded_states(encoder, place, stop=False)) for place in starts}
+            run(encoder, batch)
+        self._states = {place: found[0] for place, found in states.items()}
+
+    def run(self, encoder: Encoder, layer: int) -> Any:
+        """Runs a model like this one from a block on, or from the last one below that it can be entered at."""
+        place = max((start for start in self._states if start.layer <= layer), default=BOTTOM)
+        return run(encoder, self.batch, place, self._states.get(place))
+
+    def features(self, sublayer: Sublayer) -> Tensor:
+        """Returns the features of a sublayer, (rows, tokens, features)."""
+        with recorded(sublayer, until="features") as record:
+            self.run(self.encoder, sublayer.layer)
+        return record.features
+
+    def states_after(self, encoder: Encoder, alone: Sublayer | None) -> Tensor:
+        """Returns the hidden states after the block of a sublayer, or after the last block; (rows, tokens, d)."""
+        layer = len(encoder.blocks) - 1 if alone is None else alone.layer
+        with recorded_output(encoder.blocks[layer], stop=alone is not None) as outputs:
+            self.run(encoder, 0 if alone is None else alone.layer)
+        return outputs[0]
 
 
 def _trials(sublayers: list[Sublayer]) -> Iterator[tuple[str, Kept]]:
@@ -205,13 +242,13 @@ def _require_residual_streams(encoder: Encoder, sublayers: list[Sublayer], batch
             )
 
 
-def _require_own_features(encoder: Encoder, sublayer: Sublayer, batch: Batch) -> None:
+def _require_own_features(trial: _Trial, sublayer: Sublayer) -> None:
     """Checks that the rows of a unit change the features of that unit and of no other.
 
     Every second unit is changed. A single neuron may be dead on a small batch, so that some must change, and not all.
     """
     changed = list(range(0, sublayer.units, 2))
-    before = _features(encoder, sublayer, batch)
+    before = trial.features(sublayer)
     with ExitStack() as stack:
         for name, parts in sublayer.adapter.inputs.items():
             module = sublayer.block.get_submodule(name)
@@ -221,7 +258,7 @@ def _require_own_features(encoder: Encoder, sublayer: Sublayer, batch: Batch) ->
                 rows[:, changed] = rows[:, changed] * 1.5 + 0.5 * values.abs().mean()
                 stack.callback(module._parameters.__setitem__, own, parameter)
                 module._parameters[own] = nn.Parameter(values, requires_grad=False)
-        after = _features(encoder, sublayer, batch)
+        after = trial.features(sublayer)
     before, after = (each.unflatten(-1, (sublayer.units, sublayer.unit_size)) for each in (before, after))
     kept = [unit for unit in range(sublayer.units) if unit not in changed]
     if not _is_close(after[..., kept, :], before[..., kept, :]) or torch.equal(after, before):
@@ -234,34 +271,21 @@ def _require_own_features(encoder: Encoder, sublayer: Sublayer, batch: Batch) ->
         )
 
 
-def _features(encoder: Encoder, sublayer: Sublayer, batch: Batch) -> Tensor:
-    """Returns the features of a sublayer, (rows, tokens, features)."""
-    with recorded(sublayer, until="features") as record:
-        run(encoder, batch)
-    return record.features
-
-
-def _require_shrunk_is_masked(
-    dense: Encoder, encoder: Encoder, kept: Kept, batch: Batch, told: str, alone: Sublayer | None = None
-) -> None:
+def _require_shrunk_is_masked(trial: _Trial, kept: Kept, told: str, alone: Sublayer | None = None) -> None:
     """Checks that a model without units gives what it gives with their features set to zero.
 
     Args:
-        dense: the model.
-        encoder: its private copy, which is masked.
+        trial: the model.
         kept: the units that sublayers keep.
-        batch: the inputs.
         told: what is left of the model, in words.
         alone: the sublayer, if it is one. Then the states after its block are compared, and else those after all.
     """
-    shrunk = _shrunk(dense, encoder, kept)
-    block = -1 if alone is None else alone.layer
+    encoder = trial.encoder
+    shrunk = _shrunk(trial.dense, encoder, kept)
     with _masked(encoder, kept):
-        expected = _last_states(encoder, batch, block)
+        expected = trial.states_after(encoder, alone)
     try:
-        found = _last_states(shrunk, batch, block)
-        if alone is None:
-            run(shrunk, batch)
+        found = trial.states_after(shrunk, alone)
     # Whatever fails is the model's own code, which does not expect what is left.
     except Exception as error:
         raise ValueError(
@@ -321,9 +345,9 @@ def _require_saved_is_shrunk(dense: Encoder, kept: Kept, batch: Batch) -> None:
         )
 
 
-def _last_states(encoder: Encoder, batch: Batch, block: int = -1) -> Tensor:
-    """Returns the hidden states after a block, (rows, tokens, d)."""
-    with recorded_output(encoder.blocks[block], stop=True) as outputs:
+def _last_states(encoder: Encoder, batch: Batch) -> Tensor:
+    """Returns the hidden states after the last block, (rows, tokens, d)."""
+    with recorded_output(encoder.blocks[-1], stop=True) as outputs:
         run(encoder, batch)
     return outputs[0]
 

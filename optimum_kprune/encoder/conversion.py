@@ -73,7 +73,8 @@ def pruned_class(dense: type) -> Any:
     if getattr(transformers, own.__name__, own) is not own:
         raise ValueError(
             f"The class {own.__module__}.{own.__qualname__} must have a name of its own, or a saved model would "
-            "be loaded as that of transformers. Rename it."
+            "be loaded as that of transformers. Rename it; or if it is remote code, load the checkpoint without "
+            "`trust_remote_code`, as the class that transformers has."
         )
     if not issubclass(own, PretrainedConfig):
         require_no_generation(own)

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from ..algorithm.divergence import MASKED_LOGIT, Prediction, at_least_float32
 from ..modeling_kprune import auto_classes, is_of_transformers
 from .conversion import dense_class_of
-from .tasks import TASKS, Task, from_logits, from_span, get_task, task_of
+from .tasks import TASKS, Task, from_logits, from_span, get_task, one_position, task_of
 
 # Maps the outputs of `forward` to one tensor of logits, to a dictionary or list of them, or to a prediction.
 PredictionFunction = Callable[[Any], Any]
@@ -39,17 +39,30 @@ def choose_task(model: nn.Module, name: str | None = None, prediction: Predictio
         )
     if prediction is None and is_of_transformers(dense_class_of(type(model))):
         task = task_of(model)  # type: ignore[arg-type]
-        if name is not None and get_task(name) != task:
+        if name is not None and get_task(name, model.main_input_name) != task:  # type: ignore[arg-type]
             raise ValueError(
                 f"`task` must fit the model: a {type(model).__name__} is for {task.name!r}. Got {name!r} instead. "
                 "Leave `task` out, or load the checkpoint with the Auto class of the task."
             )
         return task
-    known = _task_of_bases(type(model)) if name is None else get_task(name)
+    main_input: Any = getattr(model, "main_input_name", None)
+    known = _task_of_bases(type(model)) if name is None else get_task(name, main_input)
     embedding = TASKS["feature-extraction"]
-    if prediction is None and known == embedding:
-        return replace(embedding, predict=_predict_embedding)
+    if prediction is None and known is not None and known.auto_class == embedding.auto_class:
+        return replace(known, predict=partial(_predict_embedding, known))
     return replace(known or embedding, predict=partial(_predict, prediction))
+
+
+def task_of_tower(task: Task) -> Task:
+    """Returns a task as it is for one tower of a model: its pooled embeddings are preserved, if it has them."""
+    return replace(task, predict=partial(_predict_pooled, task))
+
+
+def _predict_pooled(task: Task, outputs: Any, config: Any, mask: Tensor) -> Prediction:
+    pooled = getattr(outputs, "pooler_output", None)
+    if pooled is None:
+        return task.predict(outputs, config, mask)
+    return one_position(nn.functional.normalize(at_least_float32(pooled), dim=-1), "gaussian")
 
 
 def _task_of_bases(model_class: type) -> Task | None:
@@ -57,7 +70,7 @@ def _task_of_bases(model_class: type) -> Task | None:
     for base in model_class.__mro__:
         known = auto_classes(getattr(base, "config_class", None) or PreTrainedConfig)
         for task in TASKS.values():
-            if base in known.get(task.auto_class, ()):
+            if base in known.get(task.auto_class, ()) and getattr(base, "main_input_name", None) in task.reads:
                 return task
     return None
 
@@ -68,13 +81,12 @@ def _predict(function: PredictionFunction | None, outputs: Any, config: Any, mas
     return _prediction_of(found, config, mask)
 
 
-def _predict_embedding(outputs: Any, config: Any, mask: Tensor) -> Prediction:
-    """Returns the mean of the last hidden states, which must be among the outputs."""
+def _predict_embedding(task: Task, outputs: Any, config: Any, mask: Tensor) -> Prediction:
+    """Returns the embeddings that a task makes of the last hidden states, which must be among the outputs."""
     named = _named(outputs)
     if "last_hidden_state" not in named:
-        raise _nothing_found("`last_hidden_state`, of which the embedding is the mean", outputs)
-    embedding = TASKS["feature-extraction"]
-    return embedding.predict(SimpleNamespace(last_hidden_state=named["last_hidden_state"]), config, mask)
+        raise _nothing_found("`last_hidden_state`, of which embeddings are made", outputs)
+    return task.predict(SimpleNamespace(last_hidden_state=named["last_hidden_state"]), config, mask)
 
 
 def _logits_in(outputs: Any) -> Any:

@@ -11,10 +11,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from ..calibration.tokenize import InputSpec
+from ..calibration.modality import ProcessingClass
+from ..calibration.spec import InputSpec
+from ..kprune_map import blocks_of
 from ..modeling_kprune import is_of_transformers
 from .adapters import supported_model_types
 from .config_field import adapter_of
@@ -36,11 +38,12 @@ def find_encoder(model: Any, name: str | None = None) -> str:
         ValueError: if there is no encoder, or several and no name.
     """
     _require_module(model)
-    if isinstance(model, PreTrainedModel) and not name:
-        require_no_generation(type(model))
+    chosen: Any = dict(model.named_modules()).get(name or "")
+    if isinstance(chosen, PreTrainedModel):
+        require_no_generation(type(chosen))
     found = _encoders_in(model)
     if name is not None:
-        if name not in dict(model.named_modules()) or not _is_encoder(model.get_submodule(name)):
+        if chosen is None or not _is_encoder(chosen):
             raise ValueError(
                 "`encoder` must name a submodule that is an encoder of transformers which can be pruned. Got "
                 f"{name!r} instead. In this {type(model).__name__} there are: {', '.join(map(repr, found)) or 'none'}."
@@ -120,9 +123,10 @@ def _is_encoder(module: nn.Module) -> bool:
     is_named = getattr(base, "base_model_prefix", None) == module.base_model_prefix
     if not is_named and not is_of_transformers(dense_class_of(type(module))):
         return False
+    adapter = adapter_of(module)
     try:
-        base.get_submodule(adapter_of(module).blocks)
-    except AttributeError:
+        blocks_of(module, adapter.blocks)
+    except ValueError:
         return False
     return True
 
@@ -136,6 +140,11 @@ def _nothing_to_prune(model: nn.Module) -> ValueError:
             f"{type(model).__name__} without any."
         )
     require_no_generation(type(inner))
+    if inner.config.model_type not in supported_model_types():
+        # Imported here, because suggestions are verified by what imports this module.
+        from .suggestion import unknown_type
+
+        return unknown_type(inner)
     blocks = adapter_of(inner).blocks
     return ValueError(
         f"The {type(inner).__name__} has no module {blocks!r}, where the blocks of a model of the type "
@@ -151,18 +160,30 @@ def input_names(model: nn.Module, encoder: PreTrainedModel) -> list[str]:
 
 
 def input_spec(
-    model: nn.Module, encoder: Any, task: str, processing_class: PreTrainedTokenizerBase | None, **reading: Any
+    model: nn.Module, encoder: Any, task: str, processing_class: ProcessingClass | None, **reading: Any
 ) -> InputSpec:
     """Returns what a model reads that is an encoder or holds one. `reading` has more fields of `InputSpec`."""
     return InputSpec(
         task=task,
         processing_class=processing_class,
         max_positions=max_positions(encoder),
-        vocab_size=getattr(encoder.get_input_embeddings(), "num_embeddings", None),
+        vocab_size=_rows_of_embeddings(encoder),
         type_vocab_size=getattr(encoder.config, "type_vocab_size", None),
         model_inputs=input_names(model, encoder),
+        main_input=encoder.main_input_name,
+        image_channels=getattr(encoder.config, "num_channels", None),
+        dtype=encoder.dtype,
         **reading,
     )
+
+
+def _rows_of_embeddings(encoder: Any) -> int | None:
+    """Returns the number of tokens that a model knows; None for one that reads no tokens."""
+    try:
+        return getattr(encoder.get_input_embeddings(), "num_embeddings", None)
+    # Some models of audio have no such method of their own.
+    except NotImplementedError:
+        return None
 
 
 def with_encoder(host: nn.Module, name: str, encoder: PreTrainedModel) -> nn.Module:
@@ -269,7 +290,8 @@ def how_to_load(model: nn.Module, name: str, source: str) -> str | None:
         source: the folder or repository that it will be loaded from.
     """
     own = dense_class_of(type(model))
-    auto_map = {} if name else model.config.auto_map
+    config: Any = getattr(model, "config", None)
+    auto_map = {} if name else config.auto_map
     by_auto = [auto for auto, made in auto_map.items() if made.rpartition(".")[2] == f"KPrune{own.__name__}"]
     if by_auto and not is_of_transformers(own):
         return (

@@ -1,4 +1,4 @@
-"""Loads the model to prune, with the head of its task, and its tokenizer."""
+"""Loads the model to prune, with the head of its task, and what prepares its input, such as its tokenizer."""
 
 import logging
 from collections.abc import Iterator
@@ -10,15 +10,27 @@ from pickle import UnpicklingError
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 from transformers.utils import has_file
 
+from ..calibration.modality import MODALITIES, TEXT, Modality, ProcessingClass
 from ..modeling_kprune import auto_classes, weights_of_encoder
 from .conversion import require_no_generation
-from .tasks import Task, get_task, task_of_class
+from .tasks import Task, get_task, main_input_of, task_of_class
 
 logger = logging.getLogger(__name__)
 
+# A masked-language model has a head, too, but it is not fine-tuned: any task may start from it.
+FINE_TUNED_HEADS = (
+    "ForSequenceClassification",
+    "ForQuestionAnswering",
+    "ForTokenClassification",
+    "ForMultipleChoice",
+    "ForImageClassification",
+    "ForVideoClassification",
+    "ForAudioClassification",
+    "ForCTC",
+)
 # Arguments that say where files come from, and whether to run code that lies there; the tokenizer and the config need
 # them as well as the model.
 PLACE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -53,7 +65,7 @@ def load_model(path: str | PathLike, task: str | None, **model_kwargs: Any) -> P
     with _loading_errors_explained(f"No model could be loaded from {str(path)!r}."):
         config = AutoConfig.from_pretrained(path, **source)
     chosen = _choose_task(path, config, task)
-    if chosen.name == "feature-extraction":
+    if chosen.auto_class == "AutoModel":
         _warn_of_pipeline(path, source)
     loader = _loader_of(config, chosen)
     with _loading_errors_explained(
@@ -101,37 +113,62 @@ def _loading_errors_explained(sentence: str) -> Iterator[None]:
         raise OSError(f"{sentence} {' '.join(told.split())}") from error
 
 
-def load_processing_class(path: str | PathLike, **model_kwargs: Any) -> PreTrainedTokenizerBase | None:
-    """Loads the tokenizer of a checkpoint. If there is none, warns and returns None.
+def load_processing_class(
+    path: str | PathLike, main_input: str = "input_ids", **model_kwargs: Any
+) -> ProcessingClass | None:
+    """Loads what prepares the input of a checkpoint: its tokenizer, image processor or feature extractor.
+
+    A processor of audio or images is loaded whole if a tokenizer belongs to it. If there is none, warns and returns
+    None.
+
+    Args:
+        path: local folder or name on the Hub.
+        main_input: the main input of its model.
+        model_kwargs: arguments of `from_pretrained`; those that say where files come from are used.
 
     Raises:
-        ValueError: if there is a tokenizer, but it cannot be loaded or used.
+        ValueError: if there is one, but it cannot be loaded or used.
     """
     source = {name: model_kwargs[name] for name in SOURCE_ARGUMENTS if name in model_kwargs}
+    modality = MODALITIES.get(main_input, TEXT)
+    has_tokenizer = any(_has_file(path, name, source) for name in TEXT.files)
+    is_whole = modality is not TEXT and has_tokenizer
+    auto_class = AutoProcessor if is_whole else getattr(transformers, modality.auto_class)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **source)
+        loaded = auto_class.from_pretrained(path, **source)
     # For broken files, the library tokenizers raises `Exception` itself, and transformers errors of any type.
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
     else:
-        # Where files are missing, transformers makes a tokenizer with an empty vocabulary.
-        if len(tokenizer) <= len(tokenizer.all_special_ids):
-            reason = "its vocabulary is empty"
-        elif not isinstance(tokenizer.model_max_length, int | float):
-            reason = f"its `model_max_length` must be a number, and is {tokenizer.model_max_length!r}"
-        else:
-            return tokenizer
-    reason = " ".join(reason.split())
-    if any(_has_file(path, name, source) for name in ("tokenizer.json", "tokenizer_config.json")):
+        reason = _unusable(loaded, modality)
+        if not reason:
+            return loaded
+    name, reason = modality.attribute.replace("_", " "), " ".join(reason.split())
+    if any(_has_file(path, name, source) for name in modality.files):
         raise ValueError(
-            f"The tokenizer of {str(path)!r} could not be loaded ({reason}). Mend or remove its files, or pass "
+            f"The {name} of {str(path)!r} could not be loaded ({reason}). Mend or remove its files, or pass "
             "`processing_class=...`."
         )
     logger.warning(
-        f"No tokenizer could be loaded from {str(path)!r} ({reason}). Pass `processing_class=...` to calibrate on "
-        "text and to save the tokenizer with the pruned model."
+        f"No {name} could be loaded from {str(path)!r} ({reason}). Pass `processing_class=...` to calibrate on "
+        f"{modality.data} and to save the {name} with the pruned model."
     )
     return None
+
+
+def _unusable(loaded: Any, modality: Modality) -> str:
+    """Returns why what was loaded cannot prepare input; "" if it can."""
+    part = modality.part_of(loaded)
+    if part is None:
+        return f"the files are those of a {type(loaded).__name__}"
+    if modality is not TEXT:
+        return ""
+    # Where files are missing, transformers makes a tokenizer with an empty vocabulary.
+    if len(part) <= len(part.all_special_ids):
+        return "its vocabulary is empty"
+    if not isinstance(part.model_max_length, int | float):
+        return f"its `model_max_length` must be a number, and is {part.model_max_length!r}"
+    return ""
 
 
 def _has_file(path: str | PathLike, name: str, source: dict[str, Any]) -> bool:
@@ -164,21 +201,22 @@ def _choose_task(path: str | PathLike, config: Any, name: str | None) -> Task:
             f"{architectures!r}."
         )
     architecture: Any = architectures[0]
-    if architecture is not None and name != "feature-extraction":
+    main_input = main_input_of(type(config))
+    task = None if name is None else get_task(name, main_input)
+    is_encoder_alone = task is not None and task.auto_class == "AutoModel"
+    if architecture is not None and not is_encoder_alone:
         _require_known(path, config, architecture)
-    if name is None:
+    if task is None:
         if architecture is None:
             raise ValueError(
                 f"The config of {str(path)!r} does not say which task the model is for. Pass `task`, for example "
                 "task='text-classification'."
             )
         return task_of_class(architecture, type(config))
-    task = get_task(name)
-    # A masked-language model has a head, too, but it is not fine-tuned: any task may start from it.
-    heads = ("ForSequenceClassification", "ForQuestionAnswering", "ForTokenClassification", "ForMultipleChoice")
-    has_other_head = any(architecture.endswith(head) for head in heads) if architecture else False
-    own = task_of_class(architecture, type(config)) if has_other_head else task
-    if task.name != "feature-extraction" and task != own:
+    if architecture is None or is_encoder_alone or not architecture.endswith(FINE_TUNED_HEADS):
+        return task
+    own = task_of_class(architecture, type(config))
+    if task != own:
         raise ValueError(
             f"The checkpoint {str(path)!r} was fine-tuned as {architecture}, for {own.name!r}. Got task={name!r}. "
             "Leave `task` out, or choose a checkpoint that was fine-tuned for it."
@@ -192,10 +230,8 @@ def _loader_of(config: Any, task: Task) -> Any:
     Where an encoder-decoder model has a class for the encoder alone, `AutoModel` would load the decoder too.
     """
     encoders = auto_classes(type(config)).get(task.auto_class, ())
-    if task.name != "feature-extraction" or len(encoders) < 2:
-        return getattr(transformers, task.auto_class)
-    named = [encoder for encoder in encoders if encoder.__name__ in (config.architectures or ())]
-    return [*named, *encoders][0]
+    has_several = task.auto_class == "AutoModel" and len(encoders) > 1
+    return encoders[0] if has_several else getattr(transformers, task.auto_class)
 
 
 def _require_known(path: str | PathLike, config: Any, architecture: str) -> None:

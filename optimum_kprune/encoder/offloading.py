@@ -81,7 +81,8 @@ def sharing_copy(model: nn.Module) -> nn.Module:
     placed = [module for module in model.modules() if hasattr(module, "_hf_hook")]
     shared |= {id(buffer): buffer for module in placed for buffer in module.buffers(recurse=False)}
     copied = deepcopy(model, shared).eval().requires_grad_(False)
-    for config in [module.config for module in copied.modules() if hasattr(module, "config")]:
+    configs: list[Any] = [module.config for module in copied.modules() if hasattr(module, "config")]
+    for config in configs:
         if getattr(config, "use_cache", False):
             # No token comes after those that are there.
             config.use_cache = False

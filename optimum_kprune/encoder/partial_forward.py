@@ -23,7 +23,7 @@ def run(encoder: Encoder, batch: dict[str, Tensor], place: Place = BOTTOM, hidde
     """Runs a model from a place on. Returns its outputs, or None if a recording hook stopped the forward pass."""
     with entered_at(encoder, place, hidden):
         try:
-            return encoder.model(**batch, **encoder.options)
+            return encoder.running(**batch, **encoder.options)
         except Stop:
             return None
 

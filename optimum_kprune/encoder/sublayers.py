@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from ..algorithm.cost import unit_flops
 from ..algorithm.tuning import Projection
 from ..kprune_map import blocks_of, head_dimension, heads_per_unit, tensor_in
+from ..modeling_kprune import is_of_transformers
 from .adapters import EncoderAdapter, SublayerAdapter
 from .offloading import execution_device
 
@@ -159,6 +160,7 @@ class Encoder:
     Attributes:
         model: the model, with its head.
         pretrained: the transformers model in it, or the model itself.
+        running: what is run on the inputs: the model; or, of several towers in a model of transformers, the one alone.
         options: arguments of its forward besides the inputs.
         blocks: its blocks, bottom to top.
         entries: the places at which it can be entered; see `partial_forward.find_entries`.
@@ -176,7 +178,9 @@ class Encoder:
         self.name = name
         self.entries = entries or Entries()
         self.front_shapes: dict[Any, Any] = {}
-        self.options = {"return_dict": True} if _takes_return_dict(model) else {}
+        # The whole would need the inputs of its other towers, and compares samples with one another.
+        self.running: nn.Module = pretrained if name and is_of_transformers(type(model)) else model
+        self.options = {"return_dict": True} if _takes_return_dict(self.running) else {}
         self.device = execution_device(pretrained)
         self.blocks = blocks_of(pretrained, adapter.blocks)
 
@@ -232,7 +236,7 @@ def max_positions(model: PreTrainedModel) -> int | None:
     """Returns the longest input of a model, in tokens; None if its config does not say."""
     positions: Any = getattr(model.config, "max_position_embeddings", None)
     # XLNet writes -1 for no limit.
-    if not isinstance(positions, int) or positions < 1:
+    if positions in (None, -1):
         return None
     embedding = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     # The RoBERTa family starts counting positions after the index of padding, which costs rows of the table.

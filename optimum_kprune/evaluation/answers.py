@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import EvalPrediction
 
-from ..calibration.tokenize import InputSpec
+from ..calibration.spec import InputSpec
 
 # In tokens; the limit of the scripts of transformers for SQuAD.
 LONGEST_ANSWER = 30

@@ -26,20 +26,23 @@ from transformers import (
 )
 
 from ..calibration.columns import find_text_columns
+from ..calibration.media import undecoded
+from ..calibration.modality import IMAGE
 from ..calibration.source import default_split, read_split
+from ..calibration.spec import InputSpec
 from ..calibration.tables import table_of
-from ..calibration.tokenize import InputSpec
 from ..defaults import BATCH_SIZE
 from ..encoder.offloading import is_placed
 from ..progress import bars_are_off
 from .answers import encode_answers
-from .metrics import IGNORED, ComputeMetrics, metric_named, usual_metrics
+from .labels import as_loss_takes, classes_of, label_column_of, numbered
+from .media import batch_of_media, prepared_media
+from .metrics import CLASSIFICATION, IGNORED, ComputeMetrics, metric_named, usual_metrics
 
 logger = logging.getLogger(__name__)
 
 Figures = dict[str, float]
 
-LABEL_COLUMNS = ("label", "labels", "answers", "ner_tags", "tags", "score")
 # What a Trainer reports that says nothing about quality.
 NO_FIGURES = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch")
 
@@ -79,9 +82,10 @@ def evaluation_of(
     """Returns a function that evaluates a model on labelled data. The data is tokenized and checked right away.
 
     Args:
-        dataset: tokenized rows, as a Trainer reads them; or rows with texts and labels. Labels are class numbers or
-            names, one float, a list of floats for several labels, one tag per word, or the answers of SQuAD.
-        spec: how texts are tokenized.
+        dataset: processed rows, as a Trainer reads them; or rows with texts, images or audio, and labels. Labels are
+            class numbers or names, one float, a list of floats for several labels, one tag per word, or the answers
+            of SQuAD.
+        spec: how the rows are prepared.
         model_config: config of the model, which names the classes.
         label_column: column of the labels; None finds it.
         metric: name of a metric; None computes all usual ones of the task.
@@ -99,40 +103,54 @@ def evaluation_of(
 
 
 def _labelled_rows(dataset: Dataset, spec: InputSpec, model_config: Any, label_column: str | None) -> Dataset:
-    """Returns tokenized rows with labels. Rows that are tokenized already are returned unchanged."""
-    if "input_ids" in dataset.column_names:
+    """Returns processed rows with labels. Rows that are processed already are returned unchanged."""
+    if spec.main_input in dataset.column_names:
         return dataset
-    encode = _ENCODERS.get(spec.task)
-    if encode is None:
+    if spec.task not in (_ENCODERS if spec.is_text else CLASSIFICATION):
         raise ValueError(
-            f"Rows of text cannot be evaluated on for {spec.task}: what their labels are depends on the use. Pass "
-            "tokenized rows with labels and `compute_metrics`, or a function that takes a model and returns figures; "
-            "for a head of your own, name its task: `KPruner(model, task='text-classification')`."
+            f"Rows of {spec.modality.data} cannot be evaluated on for {spec.task}: what their labels are depends on "
+            "the use. Pass processed rows with labels and `compute_metrics`, or a function that takes a model and "
+            "returns figures; for a head of your own, name its task: `KPruner(model, task='text-classification')`."
         )
-    column = _label_column(dataset, label_column)
-    names = find_text_columns(dataset.features, spec.task, spec.text_columns)
-    is_regression = spec.task == "text-classification" and model_config.num_labels == 1
+    column = label_column_of(dataset, label_column)
+    is_regression = spec.task in CLASSIFICATION and model_config.num_labels == 1
     # The label of a choice is its number, and a config does not say how many choices there are.
-    classes = {} if is_regression or spec.task == "multiple-choice" else _classes(model_config)
+    classes = {} if is_regression or spec.task == "multiple-choice" else classes_of(model_config)
     # Data sets write -1 where a class is not known (test splits of GLUE); in a regression it is a value.
     missing = (None,) if is_regression else (None, -1)
-    known = dataset.filter(lambda row: row[column] not in missing and all(row[name] for name in names))
+    names, encoded = (_texts if spec.is_text else prepared_media)(dataset, spec, column, classes)
+    # Texts are read as they come; of images and audio, the bytes.
+    rows = dataset if spec.is_text else undecoded(dataset).with_format(None)
+    known = rows.filter(lambda row: row[column] not in missing and all(row[name] for name in names))
     if not len(known):
-        raise ValueError(f"The evaluation data must have texts and labels. Its column {column!r} holds no label.")
+        data = "texts" if spec.is_text else spec.modality.data
+        raise ValueError(f"The evaluation data must have {data} and labels. Its column {column!r} holds no label.")
     if len(known) < len(dataset):
-        left_out = len(dataset) - len(known)
-        logger.warning(f"{left_out:,} of {len(dataset):,} rows lack a label or a text, and are not evaluated on.")
-    # Renamed, because `map` keeps the type of a column that keeps its name: class names would need to stay strings.
-    known = known.rename_column(column, f"given {column}")
-    return known.map(
-        lambda rows, indices: encode(
-            spec, [rows[name] for name in names], _numbered(rows[f"given {column}"], classes), indices
-        ),
-        batched=True,
-        with_indices=True,
-        remove_columns=known.column_names,
-        desc="Tokenizing evaluation data",
-    )
+        left_out, data = len(dataset) - len(known), "a text" if spec.is_text else spec.modality.data
+        logger.warning(f"{left_out:,} of {len(dataset):,} rows lack a label or {data}, and are not evaluated on.")
+    return encoded(known)
+
+
+def _texts(
+    dataset: Dataset, spec: InputSpec, column: str, classes: Mapping[str, int]
+) -> tuple[Sequence[str], Callable[[Dataset], Dataset]]:
+    """Returns the columns of the texts, and a function that tokenizes rows."""
+    names, encode = find_text_columns(dataset.features, spec.task, spec.text_columns), _ENCODERS[spec.task]
+
+    def encoded(known: Dataset) -> Dataset:
+        # Renamed, because `map` keeps the type of a column that keeps its name: names of classes stay strings.
+        known = known.rename_column(column, f"given {column}")
+        return known.map(
+            lambda rows, indices: encode(
+                spec, [rows[name] for name in names], numbered(rows[f"given {column}"], classes), indices
+            ),
+            batched=True,
+            with_indices=True,
+            remove_columns=known.column_names,
+            desc="Tokenizing evaluation data",
+        )
+
+    return names, encoded
 
 
 def evaluate_model(
@@ -142,7 +160,10 @@ def evaluate_model(
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
             folder,
-            per_device_eval_batch_size=batch_size,
+            # Recordings that padding could not be told from are evaluated on one by one.
+            per_device_eval_batch_size=batch_size if spec.pads or spec.modality is IMAGE else 1,
+            # The columns that rows are prepared from are none that a model reads.
+            remove_unused_columns=spec.is_text,
             report_to="none",
             use_cpu=next(model.parameters()).device.type == "cpu",
             disable_tqdm=bars_are_off(),
@@ -205,56 +226,23 @@ def pairs_of(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> dict[str, t
     return {name: (before[name], after[name]) for name in before if name in after}
 
 
-def _label_column(dataset: Dataset, name: str | None) -> str:
-    """Returns the given column of labels if it exists, or finds one by its usual names."""
-    found = [column for column in (LABEL_COLUMNS if name is None else (name,)) if column in dataset.column_names]
-    if not found:
-        raise ValueError(
-            f"The evaluation data must have a column of labels{'' if name is None else f' {name!r}'}. Got the columns "
-            f"{', '.join(map(repr, dataset.column_names))}. Name it: label_column=..."
-        )
-    return found[0]
-
-
-def _classes(model_config: Any) -> dict[str, int]:
-    return {name: index for index, name in (getattr(model_config, "id2label", None) or {}).items()}
-
-
-def _numbered(labels: list[Any], classes: Mapping[str, int]) -> list[Any]:
-    """Replaces names of classes by their numbers."""
-    return [_number(label, classes) for label in labels]
-
-
-def _number(label: Any, classes: Mapping[str, int]) -> Any:
-    """Returns the number of one class, or of each class in a list; raises a ValueError if the model lacks it."""
-    if isinstance(label, list):
-        return [_number(part, classes) for part in label]
-    if classes and type(label) is int and label != IGNORED and not 0 <= label < len(classes):
-        raise ValueError(f"The labels must be numbers of classes, 0 or above and below {len(classes)}. Got {label}.")
-    if not isinstance(label, str):
-        return label
-    if label not in classes:
-        raise ValueError(f"The labels must be those of the model: {', '.join(map(repr, classes))}. Got {label!r}.")
-    return classes[label]
-
-
 def _collator(spec: InputSpec) -> Any:
+    if not spec.is_text:
+        return partial(batch_of_media, spec)
     if spec.processing_class is None:
         return None
-    kinds = {
+    kinds: dict[str, Any] = {
         "token-classification": DataCollatorForTokenClassification,
         "multiple-choice": DataCollatorForMultipleChoice,
     }
-    return kinds.get(spec.task, DataCollatorWithPadding)(spec.processing_class)
+    return kinds.get(spec.task, DataCollatorWithPadding)(spec.tokenizer)
 
 
 def _encode_texts(
     spec: InputSpec, columns: Sequence[list[str]], labels: list[Any], indices: list[int]
 ) -> dict[str, Any]:
     texts = spec.tokenizer(*columns, truncation=True, max_length=spec.cut_length)
-    # With several labels per sample the loss is a binary cross-entropy, which needs floats.
-    several = labels and isinstance(labels[0], list)
-    return {**texts, "labels": [list(map(float, row)) for row in labels] if several else labels}
+    return {**texts, "labels": as_loss_takes(labels)}
 
 
 def _encode_words(

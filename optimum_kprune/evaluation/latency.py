@@ -1,15 +1,18 @@
 """Measures how long a forward pass of a model takes, and says on which machine."""
 
+import inspect
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.benchmark import Timer
 from transformers import PreTrainedModel
 
+from ..calibration.spec import Batch, main_input
 from ..encoder.offloading import execution_device, sharing_copy
 from ..encoder.sublayers import max_positions
 
@@ -17,11 +20,10 @@ from ..encoder.sublayers import max_positions
 TURNS = 5
 
 
-@torch.inference_mode()
 def latencies(
     models: Sequence[Any], shape: tuple[int, ...], device: torch.device, seconds: float = 0.5
 ) -> tuple[float, ...]:
-    """Returns the median time of a forward pass of every model, in milliseconds.
+    """Returns the median time of a forward pass of every model on texts, in milliseconds.
 
     Args:
         models: models in evaluation mode that take `input_ids` and `attention_mask` and have a config.
@@ -32,7 +34,12 @@ def latencies(
     # Any token but padding, because models like RoBERTa give padding no position of its own.
     token = next(index for index in range(3) if index != models[0].config.pad_token_id)
     input_ids = torch.full(shape, token, device=device)
-    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    return latencies_on(models, {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}, seconds)
+
+
+@torch.inference_mode()
+def latencies_on(models: Sequence[Any], inputs: Mapping[str, Tensor], seconds: float = 0.5) -> tuple[float, ...]:
+    """Returns the median time of a forward pass of every model on inputs that lie on its device, in milliseconds."""
     # The timer synchronises accelerators, but runs on one thread unless it is told otherwise.
     timers = [
         Timer("model(**inputs)", globals={"model": model, "inputs": inputs}, num_threads=torch.get_num_threads())
@@ -42,15 +49,24 @@ def latencies(
     return tuple(1000 * statistics.median(taken) for taken in zip(*turns, strict=True))
 
 
-def compared_latency(dense: PreTrainedModel, pruned: PreTrainedModel, task: str) -> tuple[str, tuple[float, float]]:
+def compared_latency(
+    dense: PreTrainedModel, pruned: PreTrainedModel, task: str, sample: Batch
+) -> tuple[str, tuple[float, float]]:
     """Returns what was run, in words, and the milliseconds of the dense and of the pruned model.
 
-    Runs one sample of 128 tokens, or of as many as the model can read. Runs copies in evaluation mode that share the
-    weights, so that the models themselves are not touched.
+    Runs one text of 128 tokens, or of as many as the model can read; of images and audio, a sample of the calibration
+    data. Runs copies in evaluation mode that share the weights, so that the models themselves are not touched.
     """
+    models, device = [sharing_copy(dense), sharing_copy(pruned)], execution_device(dense)
+    if dense.main_input_name != "input_ids":
+        read = inspect.signature(dense.forward).parameters
+        inputs = {name: values.to(device) for name, values in sample.items() if name in read}
+        before, after = latencies_on(models, inputs)
+        sizes = " x ".join(map(str, main_input(sample).shape[1:]))
+        return f"batch 1, {dense.main_input_name} of {sizes}", (before, after)
     tokens = min(128, max_positions(dense) or 128)
     shape = (1, 2, tokens) if task == "multiple-choice" else (1, tokens)
-    before, after = latencies([sharing_copy(dense), sharing_copy(pruned)], shape, execution_device(dense))
+    before, after = latencies(models, shape, device)
     return f"batch 1, {tokens} tokens", (before, after)
 
 

@@ -14,6 +14,9 @@ from .answers import answer_scores
 # The label that losses of torch skip.
 IGNORED = -100
 
+# The tasks with one label, value or set of labels per sample.
+CLASSIFICATION = ("text-classification", "image-classification", "audio-classification")
+
 ComputeMetrics = Callable[[EvalPrediction], dict[str, float]]
 
 
@@ -40,9 +43,9 @@ def usual_metrics(task: str, config: Any, rows: Dataset) -> Usual:
     Raises:
         ValueError: if the task has no usual figures, or the rows do not hold the answers.
     """
-    if task == "text-classification" and config.num_labels == 1:
+    if task in CLASSIFICATION and config.num_labels == 1:
         return Usual(("pearson", "spearman"), _correlations)
-    if task in ("text-classification", "token-classification", "multiple-choice"):
+    if task in (*CLASSIFICATION, "token-classification", "multiple-choice"):
         return Usual(("accuracy",), _accuracy)
     if task == "question-answering":
         if "places" not in rows.column_names:

@@ -5,12 +5,16 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import Trainer
 
+from ..calibration.modality import ProcessingClass
 from ..calibration.source import default_split
-from ..calibration.tokenize import InputSpec
+from ..calibration.spec import InputSpec
 from ..defaults import BATCH_SIZE
+from ..encoder.adapters import EncoderAdapter
 from ..encoder.custom_modules import input_spec
+from ..encoder.positions import Positions
+from ..encoder.sublayers import Encoder
 from ..encoder.tasks import Task
 from ..names import hub_name
 from ..trainer import evaluate_like
@@ -23,9 +27,11 @@ class EvaluationMixin:
 
     teacher: Any
     model: Any
-    processing_class: PreTrainedTokenizerBase | None
+    adapter: EncoderAdapter
+    processing_class: ProcessingClass | None
     task: Task
     trainer: Trainer | None
+    _encoder: Callable[[nn.Module], Encoder]
     _encoder_name: str
     # Fields of `CardFacts` with the last evaluation, for the model card.
     _figures: dict[str, Any]
@@ -126,4 +132,8 @@ class EvaluationMixin:
         return self.teacher.get_submodule(self._encoder_name)
 
     def _input_spec(self, seed: int, **reading: Any) -> InputSpec:
-        return input_spec(self.teacher, self._dense, self.task.name, self.processing_class, seed=seed, **reading)
+        running = self._encoder(self.teacher).running
+        positions = Positions(self.teacher, self.adapter, self._encoder_name)
+        return input_spec(
+            running, self._dense, self.task.name, self.processing_class, seed=seed, positions=positions, **reading
+        )

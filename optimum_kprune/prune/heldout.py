@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..algorithm.divergence import Prediction, agreement, divergence
-from ..calibration.batches import Batch, token_mask
+from ..calibration.prepare import CalibrationBatches
+from ..calibration.spec import Batch
 from ..distributed import gather, share
 from ..encoder.partial_forward import run
 from ..encoder.sublayers import Encoder
@@ -16,19 +17,21 @@ from ..result import HeldoutQuality
 
 
 @torch.no_grad()
-def heldout_quality(dense: Encoder, pruned: Encoder, heldout: list[Batch], task: Task) -> HeldoutQuality | None:
+def heldout_quality(
+    dense: Encoder, pruned: Encoder, calibration: CalibrationBatches, task: Task
+) -> HeldoutQuality | None:
     """Measures what a prune lost; returns None if no data was held out.
 
     Args:
         dense: the model before the prune.
         pruned: the model after it. Both must be in evaluation mode.
-        heldout: the batches that were held out; every process measures its share of them.
+        calibration: the calibration data; every process measures its share of the batches that were held out.
         task: what the models predict.
     """
-    if not heldout:
+    if not calibration.heldout:
         return None
     # Values of every sample are gathered, not sums: a correlation and a standard error need all of them at once.
-    measured = [_compared(dense, pruned, batch, task) for batch in share(heldout)]
+    measured = [_compared(dense, pruned, batch, calibration.mask(batch), task) for batch in share(calibration.heldout)]
     found = [batch for batches in gather(measured) for batch in batches]
     measure = found[0].measure
     closeness, lost, outputs = (torch.cat(values) for values in zip(*(batch.values for batch in found), strict=True))
@@ -56,9 +59,9 @@ class _Compared(NamedTuple):
     values: tuple[Tensor, Tensor, Tensor]
 
 
-def _compared(dense: Encoder, pruned: Encoder, batch: Batch, task: Task) -> _Compared:
+def _compared(dense: Encoder, pruned: Encoder, batch: Batch, mask: Tensor, task: Task) -> _Compared:
     """Compares the predictions of both models on a batch; the values are in float64 on the CPU, to be gathered."""
-    teacher, student = (_prediction(encoder, batch, task) for encoder in (dense, pruned))
+    teacher, student = (_prediction(encoder, batch, mask, task) for encoder in (dense, pruned))
     measure = "agreement"
     if teacher.family == "gaussian":
         # One number per sample: the cosine of two numbers would only tell whether their signs are equal.
@@ -70,9 +73,8 @@ def _compared(dense: Encoder, pruned: Encoder, batch: Batch, task: Task) -> _Com
     return _Compared(measure, (closeness, lost.clamp_min(0), outputs))
 
 
-def _prediction(encoder: Encoder, batch: Batch, task: Task) -> Prediction:
-    batch = encoder.to_device(batch)
-    return task.predict(run(encoder, batch), encoder.config, token_mask(batch))
+def _prediction(encoder: Encoder, batch: Batch, mask: Tensor, task: Task) -> Prediction:
+    return task.predict(run(encoder, encoder.to_device(batch)), encoder.config, mask.to(encoder.device))
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..calibration.batches import Batch
+from ..calibration.spec import Batch
 from ..encoder.hooks import SublayerRecord, recorded, recorded_input, recorded_states
 from ..encoder.partial_forward import run
 from ..encoder.sublayers import BOTTOM, Encoder, Place, Sublayer
@@ -19,7 +19,7 @@ class Step:
     Attributes:
         index: number of the batch.
         batch: model inputs on the device of the model.
-        mask: (rows, tokens) boolean, true at real tokens, on that device.
+        mask: (rows, positions) boolean, true at real positions of the hidden states, on that device.
         is_padded: whether the batch has padding.
     """
 

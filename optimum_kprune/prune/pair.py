@@ -5,8 +5,8 @@ from itertools import islice
 
 from torch import Tensor
 
-from ..calibration.batches import Batch, token_mask
 from ..calibration.prepare import CalibrationBatches
+from ..calibration.spec import Batch
 from ..distributed import share
 from ..encoder.sublayers import Encoder, Sublayer
 from .hidden_states import HiddenStates, Step
@@ -38,6 +38,7 @@ class Pair:
     ) -> None:
         store = store or StateStore()
         self._batches: Sequence[Batch] = share(calibration.batches)
+        self._mask = calibration.mask
         # `share` takes every n-th batch, so that this process's share of the first batches comes first in its own.
         self.measured = len(share(calibration.batches[: calibration.measured]))
         self.teacher = HiddenStates(teacher, store.states(len(self._batches)))
@@ -54,7 +55,7 @@ class Pair:
         """Yields this process's calibration batches."""
         encoder = self.teacher.encoder
         for index, batch in enumerate(self._batches):
-            mask = token_mask(batch)
+            mask = self._mask(batch)
             # Asked before the mask is moved: on an accelerator, Python would wait for the answer.
             is_padded = not bool(mask.all())
             yield Step(index, encoder.to_device(batch), mask.to(encoder.device), is_padded)

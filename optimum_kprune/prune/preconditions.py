@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calibration.batches import Batch, token_mask
 from ..calibration.prepare import CalibrationBatches
+from ..calibration.spec import Batch, main_input
 from ..configuration import KPruneConfig
 from ..encoder.conversion import pruned_class
 from ..encoder.hooks import hooks, recorded_output, states_in
@@ -113,29 +113,29 @@ def _type_name(value: object) -> str:
     return f"{kind} of {value.dtype}" if isinstance(value, Tensor) else kind
 
 
-def require_comparable(encoder: Encoder, task: Task, batches: list[Batch]) -> None:
+def require_comparable(encoder: Encoder, task: Task, calibration: CalibrationBatches) -> None:
     """Checks that predictions of a model can be compared, by running it on a sample of the shortest and longest batch.
 
     Args:
         encoder: a student, whose own weights take no gradient.
         task: what is to be preserved.
-        batches: the calibration data.
+        calibration: the calibration data.
 
     Raises:
         ValueError: if the model does not run its encoder once over all tokens; if its prediction does not depend on
             the last hidden states; or if it gives one value per token without a dimension of its own.
     """
     shapes: dict[int, tuple[int, ...]] = {}
-    for batch in (min(batches, key=_width), max(batches, key=_width)):
-        sample = encoder.to_device({name: values[:1] for name, values in batch.items()})
-        mask = token_mask(sample)
+    for batch in (min(calibration.batches, key=_width), max(calibration.batches, key=_width)):
+        first = {name: values[:1] for name, values in batch.items()}
+        sample, mask = encoder.to_device(first), calibration.mask(first).to(encoder.device)
         with torch.enable_grad(), recorded_output(encoder.blocks[0]) as states, _leaving_a_leaf(encoder.blocks[-1]):
             prediction = task.predict(run(encoder, sample), encoder.config, mask)
         seen = [tuple(state.shape[:2]) for state in states]
         if seen != [tuple(mask.shape)]:
             raise ValueError(
-                "The forward of the model must run its encoder once, on the rows and tokens of `input_ids`. Got "
-                f"{tuple(mask.shape)} rows and tokens, and the encoder was run on "
+                "The forward of the model must run its encoder once, on the rows and tokens of "
+                f"`{next(iter(batch))}`. Got {tuple(mask.shape)} rows and tokens, and the encoder was run on "
                 f"{' and '.join(map(str, seen)) or 'nothing'}. Prune the encoder in a module with such a forward."
             )
         # No weight takes a gradient: one can only come from the leaf after the last block.
@@ -169,7 +169,7 @@ def _leaving_a_leaf(block: nn.Module) -> Iterator[None]:
 
 
 def _width(batch: Batch) -> int:
-    return batch["input_ids"].shape[-1]
+    return main_input(batch).shape[-1]
 
 
 def require_finite_weights(model: nn.Module) -> None:
@@ -212,12 +212,13 @@ def warn_if_decoder_stays(encoder: Encoder) -> None:
 def warn_if_few_tokens(encoder: Encoder, calibration: CalibrationBatches) -> None:
     """Warns if there are few calibration tokens for the number of features that the widest sublayer fits."""
     widest, tokens = max(sublayer.features for sublayer in encoder.sublayers()), calibration.tokens
+    unit = calibration.summary.tokens_are if calibration.summary else "tokens"
     if tokens >= TOKENS_PER_FEATURE * widest:
         return
     consequence = "the fit is loose: more text makes a better model"
     if tokens < widest:
         consequence = "nothing but the pull towards the model's own weights determines the fit: expect a poor model"
     logger.warning(
-        f"The calibration data has {tokens:,} tokens, but the widest sublayer has {widest:,} features to "
-        f"fit, so that {consequence}. Use more calibration data: {TOKENS_PER_FEATURE * widest:,} tokens or more."
+        f"The calibration data has {tokens:,} {unit}, but the widest sublayer has {widest:,} features to "
+        f"fit, so that {consequence}. Use more calibration data: {TOKENS_PER_FEATURE * widest:,} {unit} or more."
     )

@@ -12,6 +12,7 @@ from ..algorithm.divergence import Prediction, curvature_probe, divergence
 from ..algorithm.knowledge import Importance, UnitStatistics
 from ..algorithm.signs import draw_signs
 from ..algorithm.tuning import LeastSquares
+from ..calibration.spec import main_input, real_entries, samples_in
 from ..configuration import KPruneConfig
 from ..distributed import add_up
 from ..encoder.hooks import observed_units
@@ -44,7 +45,7 @@ def measure_knowledge(predictions: Predictions, sublayers: list[Sublayer], confi
     for step in pair.measured_steps():
         # Outside of the contexts below: the teacher takes no gradient, and runs in its own precision.
         teacher = predictions.of_teacher(step)
-        seen += torch.tensor([len(step.batch["input_ids"]), int(step.mask.sum())], device=student.device)
+        seen += torch.tensor([samples_in(step.batch), int(step.mask.sum())], device=student.device)
         with (
             torch.enable_grad(),
             _summed(statistics, sublayers, step),
@@ -83,7 +84,7 @@ def _summed(statistics: list[UnitStatistics], sublayers: list[Sublayer], step: S
         sublayers: the sublayers.
         step: the batch.
     """
-    samples = len(step.batch["input_ids"])
+    samples = samples_in(step.batch)
 
     def add_features(index: int, features: Tensor) -> None:
         statistics[index].add_features(step.real(features))
@@ -100,7 +101,7 @@ def _probe(teacher: Prediction, student: Prediction, step: Step, config: KPruneC
     """Returns what is differentiated by the masks, (samples,): K_pred as published, or the probe of its curvature."""
     if config.knowledge == "divergence":
         return divergence(teacher, student, config.temperature)
-    signs = draw_signs(teacher, step.batch["input_ids"], step.mask, config.seed)
+    signs = draw_signs(teacher, main_input(step.batch), real_entries(step.batch), config.seed)
     return curvature_probe(teacher, student, config.temperature, signs)
 
 

@@ -12,8 +12,8 @@ import transformers
 from torch import Tensor, nn
 
 from .. import __version__
-from ..calibration.batches import token_mask
 from ..calibration.prepare import CalibrationBatches
+from ..calibration.spec import main_input
 from ..configuration import KPruneConfig
 from ..distributed import require_same, world_size
 from ..encoder.config_field import kprune_field
@@ -142,7 +142,7 @@ class Sweep:
         pair.clear()
         self._first_scores = scores.first
         # Measured before the pruned model is made, which takes apart a student that accelerate placed.
-        heldout = heldout_quality(self._teacher, pair.student.encoder, self._calibration.heldout, self._task)
+        heldout = heldout_quality(self._teacher, pair.student.encoder, self._calibration, self._task)
         model = self._pruned_model(pair.student.encoder, sublayers, config)
         seconds = time.perf_counter() - started
         result = KPruneResult(
@@ -171,14 +171,15 @@ class Sweep:
             self._predictions.pair.restart(student)
             return self._predictions
         task = with_published_targets(self._task) if config.published_targets else self._task
-        require_comparable(student, task, self._calibration.batches)
-        shortest = min(self._calibration.batches, key=lambda batch: batch["input_ids"].shape[-1])
+        require_comparable(student, task, self._calibration)
+        shortest = min(self._calibration.batches, key=lambda batch: main_input(batch).shape[-1])
         require_contract_once(self._dense, shortest)
         # Where a model can be entered depends on how it is built, which one sample shows.
-        sample = self._teacher.to_device({name: values[:1] for name, values in self._calibration.batches[0].items()})
+        first = {name: values[:1] for name, values in self._calibration.batches[0].items()}
+        sample, mask = self._teacher.to_device(first), self._calibration.mask(first).to(self._teacher.device)
         self._teacher.entries = student.entries = find_entries(self._teacher, sample)
         pair = Pair(self._teacher, student, self._calibration, self._store)
-        self._predictions = Predictions(pair, task, _reads_below(self._teacher, task, sample), self._store)
+        self._predictions = Predictions(pair, task, _reads_below(self._teacher, task, sample, mask), self._store)
         warn_if_few_tokens(self._teacher, self._calibration)
         warn_if_decoder_stays(self._teacher)
         return self._predictions
@@ -237,7 +238,6 @@ def _parameters_of(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _reads_below(teacher: Encoder, task: Task, sample: dict[str, Tensor]) -> bool:
+def _reads_below(teacher: Encoder, task: Task, sample: dict[str, Tensor], mask: Tensor) -> bool:
     """Whether the head reads other hidden states than those after the last block."""
-    mask = token_mask(sample)
     return reads_below(teacher, sample, lambda outputs: task.predict(outputs, teacher.config, mask).values)

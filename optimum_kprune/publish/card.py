@@ -13,10 +13,11 @@ import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import ProcessorMixin
 from transformers.pipelines import SUPPORTED_TASKS
 
 from .. import __version__
+from ..calibration.modality import MODALITIES, TEXT, Modality, ProcessingClass
 from ..configuration import KPruneConfig
 from ..encoder.custom_modules import how_to_load
 from ..encoder.sublayers import has_decoder
@@ -101,7 +102,7 @@ class Publication:
         teacher: the dense model.
         model: the pruned model.
         encoder: the name of the submodule that is the transformers model, in both; "" for the models themselves.
-        processing_class: the tokenizer to save with the pruned model, or None.
+        processing_class: what prepares the input, to save with the pruned model; or None.
         task: the task of both models.
         config: the settings of the prune.
         result: what was kept.
@@ -114,7 +115,7 @@ class Publication:
     teacher: nn.Module
     model: nn.Module
     encoder: str
-    processing_class: PreTrainedTokenizerBase | None
+    processing_class: ProcessingClass | None
     task: Task
     config: KPruneConfig
     result: KPruneResult
@@ -140,7 +141,8 @@ def model_card(prune: Publication, repo_id: str | None = None) -> ModelCard:
         prune: what is saved or uploaded.
         repo_id: the repository that the model is loaded from; None leaves a path to fill in.
     """
-    source, tokenizer, place = prune.dense.config._name_or_path, prune.processing_class, repo_id or NO_PLACE
+    source, processor, place = prune.dense.config._name_or_path, prune.processing_class, repo_id or NO_PLACE
+    modality = MODALITIES[prune.dense.main_input_name]
     told: dict[str, Any] = {
         "prune": prune,
         "name": hub_name(source) or type(prune.dense).__name__,
@@ -151,10 +153,16 @@ def model_card(prune: Publication, repo_id: str | None = None) -> ModelCard:
         "before": "dense" if getattr(prune.dense.config, "kprune", None) is None else "pruned before",
         "auto_class": _auto_class_of(prune),
         "has_decoder": has_decoder(prune.pruned),
-        "tokenizer_class": None if tokenizer is None else type(tokenizer).__name__,
+        "tokenizer_class": type(processor).__name__,
         # AutoTokenizer asks to run the code of the model, whose config it reads. A class of transformers does not.
-        "has_plain_tokenizer": hasattr(transformers, type(tokenizer).__name__),
-        "has_pipeline": tokenizer is not None and prune.task.name in SUPPORTED_TASKS,
+        "has_plain_tokenizer": modality is TEXT and hasattr(transformers, type(processor).__name__),
+        "processor": "tokenizer" if modality is TEXT else "processor",
+        "auto_processor": _processor_class_of(processor, modality),
+        # There is no pipeline for features of audio: that of features reads texts.
+        "has_pipeline": processor is not None
+        and prune.task.name in SUPPORTED_TASKS
+        and (modality is TEXT or prune.task.name != "feature-extraction"),
+        "tokens": f"{modality.position}s",
         "bytes": [_bytes_of(model) for model in (prune.teacher, prune.model)],
         "dtypes": [str(model.dtype).removeprefix("torch.") for model in (prune.dense, prune.pruned)],
         "dtype_on_disk": dtype_on_disk(source),
@@ -167,6 +175,13 @@ def model_card(prune: Publication, repo_id: str | None = None) -> ModelCard:
     }
     shown: dict[str, Any] = {**told, "bar": _bar, "unknown": UNKNOWN, "marks": (BEGIN, END)}
     return ModelCard.from_template(_metadata(told, repo_id), template_path=str(TEMPLATE), **shown)
+
+
+def _processor_class_of(processor: ProcessingClass | None, modality: Modality) -> str | None:
+    """Returns the name of the Auto class that loads what prepares the input; None without it."""
+    if processor is None:
+        return None
+    return "AutoProcessor" if isinstance(processor, ProcessorMixin) else modality.auto_class
 
 
 def merge_cards(existing: ModelCard, fresh: ModelCard) -> ModelCard:

@@ -1,4 +1,4 @@
-"""Saves a prune as a folder or a repository: weights, tokenizer, settings, report and model card."""
+"""Saves a prune as a folder or a repository: weights, tokenizer or processor, settings, report and model card."""
 
 import logging
 import tempfile
@@ -7,8 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
-
+from ..calibration.modality import ProcessingClass
+from ..calibration.spec import Batch
 from ..configuration import KPruneConfig
 from ..distributed import in_main
 from ..encoder.custom_modules import how_to_load, save_head
@@ -30,7 +30,7 @@ class SavingMixin:
 
     teacher: Any
     model: Any
-    processing_class: PreTrainedTokenizerBase | None
+    processing_class: ProcessingClass | None
     task: Task
     config: KPruneConfig | None
     result: KPruneResult | None
@@ -38,6 +38,8 @@ class SavingMixin:
     _arguments: dict[str, dict[str, Any]]
     _pipeline: Any
     _figures: dict[str, Any]
+    # The first sample that the last prune was calibrated on.
+    _sample: Batch
 
     @property
     def sentence_transformer(self) -> "SentenceTransformer":
@@ -67,7 +69,7 @@ class SavingMixin:
         overwrite: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Saves the pruned model, its tokenizer, the settings, a report of what was kept and a model card.
+        """Saves the pruned model, what prepares its input, the settings, a report of what was kept and a model card.
 
         Args:
             save_directory: a new or empty folder; it appears whole or not at all.
@@ -130,7 +132,7 @@ class SavingMixin:
         facts = (facts or CardFacts()).with_evaluation(CardFacts(**self._figures))
         if measure_latency:
             dense, pruned = (model.get_submodule(self._encoder_name) for model in (self.teacher, self.model))
-            name, taken = compared_latency(dense, pruned, self.task.name)
+            name, taken = compared_latency(dense, pruned, self.task.name, self._sample)
             # Only the transformers model inside is timed: a module of one's own may need other inputs.
             name += ", encoder alone" if self._encoder_name else ""
             facts = replace(facts, latency={name: taken}, machine=machine_of(dense))

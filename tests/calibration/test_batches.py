@@ -136,7 +136,7 @@ def test_multiple_choice_with_the_collator_of_training(tokenizer):
 
 def test_texts_need_a_tokenizer_and_tokenized_data_something_to_pad_with():
     spec = InputSpec("text-classification")
-    with pytest.raises(ValueError, match=r"Got None instead. Pass processing_class=..., or tokenized data"):
+    with pytest.raises(ValueError, match=r"Got None instead. Pass processing_class=..., or processed data"):
         batches_of(["w1"], spec)
     ragged = Dataset.from_dict({"input_ids": [[1, 2], [1]]})
     with pytest.raises(ValueError, match=r"Pass processing_class=... or data_collator=..."):

@@ -164,11 +164,11 @@ def test_hub_names_go_to_the_hub(raw, spec, monkeypatch):
         ("./absent", FileNotFoundError, "does not exist"),
         ("a/b/c", FileNotFoundError, "does not exist"),
         ("*.feather", FileNotFoundError, "does not exist"),
-        ("table.xlsx", ValueError, r"types .csv, .tsv, .* .parquet, .arrow .*also as .gz\). Got 'table.xlsx'"),
+        ("table.xlsx", ValueError, r"types .csv, .tsv, .* .parquet, .arrow, .*also as .gz\). Got 'table.xlsx'"),
         ("*", ValueError, "of the types"),
         (["some.csv", "some.txt"], ValueError, "must all have one format .* Got csv, text"),
         ("mixed", ValueError, "must all have one format"),
-        ("strange", ValueError, r"'strange' must hold files .* Got 'picture.png'"),
+        ("strange", ValueError, r"'strange' must hold files .* Got 'notes.docx'"),
         ("empty", ValueError, "'empty' must hold files .* Got no files"),
         ("table.parquet.gz", ValueError, "Got 'table.parquet.gz' instead. Convert it"),
         ("header.csv", ValueError, "split 'train' of .*header.csv.* could not be read: it has no rows"),
@@ -199,7 +199,7 @@ def test_sources_that_cannot_be_read(name, error, message, tmp_path, spec, monke
         "table.parquet.gz": "?",
     }
     more = {"blank.txt": "\n\n", "mixed/a.csv": "text\nw1\n", "mixed/a.txt": "w1\n"}
-    for path, content in {**contents, **more, "strange/picture.png": "?"}.items():
+    for path, content in {**contents, **more, "strange/notes.docx": "?"}.items():
         (tmp_path / path).write_text(content)
     for suffix in SUFFIXES:
         (tmp_path / f"empty.{suffix}").touch()

@@ -136,7 +136,10 @@ def test_preprocess_function_must_return_inputs(tokenizer):
     ("arguments", "message"),
     [
         ({"task": "translation"}, "`task` must be one of text-classification, .* Got 'translation'"),
-        ({"processing_class": object()}, "images and speech are not supported. Got object"),
+        (
+            {"processing_class": object()},
+            "must be a tokenizer, or a processor that holds one: the model reads `input_ids`. Got object",
+        ),
         ({"text_columns": "text"}, r"Pass text_columns=\['text'\]"),
         ({"model_inputs": ["pixel_values"]}, "must read `input_ids`.* Got a model that reads pixel_values"),
         ({"max_length": 0}, "`max_length` must be a whole number, 1 or above"),

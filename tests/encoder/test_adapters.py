@@ -78,11 +78,10 @@ def test_an_unsupported_model_is_refused_with_the_way_out():
     with pytest.raises(ValueError) as caught:
         KPruner(tiny_model("data2vec-text"))
     message = str(caught.value)
-    assert (
-        "'data2vec-text'" in message
-        and ", ".join(supported_model_types()) in message
-        and "register_adapter" in message
-    )
+    assert "'data2vec-text'" in message and "--list_models" in message and "register_adapter" in message
+    with pytest.raises(ValueError) as caught:
+        get_adapter("data2vec-text")
+    assert ", ".join(supported_model_types()) in str(caught.value) and "suggest_adapter" in str(caught.value)
 
 
 def test_an_adapter_can_be_registered_from_outside(own_adapters, tmp_path):

@@ -4,6 +4,8 @@ import pytest
 import torch
 from prunes import prune
 from tiny import FAMILIES, save_tiny, tiny_model
+from transformers import Qwen3ForCausalLM, Qwen3Model, T5EncoderModel, T5ForConditionalGeneration
+from zoo import build, config_of
 
 from optimum_kprune import KPruner
 
@@ -81,3 +83,21 @@ def test_a_folder_with_adapters_alone_is_told(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(OSError, match=r"adapters of PEFT alone.*merge_and_unload\(\)"):
         KPruner.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "model_class", "body_class"),
+    [("qwen3", Qwen3ForCausalLM, Qwen3Model), ("t5", T5ForConditionalGeneration, T5EncoderModel)],
+)
+def test_of_a_checkpoint_that_generates_the_body_can_be_pruned(name, model_class, body_class, tmp_path):
+    model_class(config_of(name)).save_pretrained(tmp_path)
+    assert type(KPruner.from_pretrained(tmp_path, task="feature-extraction").teacher) is body_class
+    # Told before weights are read.
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=rf"A {model_class.__name__} generates text.*task='feature-extraction'"):
+        KPruner.from_pretrained(tmp_path)
+
+
+def test_an_encoder_beside_its_decoder_is_loaded_alone(tmp_path):
+    build("t5", head="ForTextEncoding").save_pretrained(tmp_path)
+    assert type(KPruner.from_pretrained(tmp_path).teacher) is T5EncoderModel

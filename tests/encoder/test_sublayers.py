@@ -3,8 +3,11 @@
 import pytest
 import torch
 from tiny import pad, samples_for
+from transformers import XLNetConfig, XLNetModel
+from zoo import build
 
 from optimum_kprune.encoder.hooks import first_input, hooks
+from optimum_kprune.encoder.sublayers import has_decoder, max_positions
 
 
 def record_inputs(encoder, batch):
@@ -55,3 +58,26 @@ def test_the_rows_of_a_unit_change_the_features_of_that_unit_and_no_others(unit,
 
 def features_of(encoder, sublayer, batch):
     return next(given for module, given, _ in record_inputs(encoder, batch) if module is sublayer.output)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("bert", 40), ("roberta", 38), ("mpnet", 38), ("xlm-roberta-xl", 38), ("bart", 40), ("qwen3", 40), ("t5", None)],
+)
+def test_the_longest_input_is_what_the_table_of_positions_has_rows_for(name, expected):
+    """The RoBERTa family counts from the row after that of padding, which is 1."""
+    assert max_positions(build(name, head="ForTextEncoding" if name == "t5" else "")) == expected
+
+
+def test_a_config_may_say_that_there_is_no_limit():
+    model = XLNetModel(XLNetConfig(vocab_size=20, d_model=8, n_layer=1, n_head=2, d_inner=8))
+    assert model.config.max_position_embeddings == -1 and max_positions(model) is None
+
+
+def test_only_what_follows_the_encoder_is_a_decoder():
+    heads = {"bart": "ForSequenceClassification", "bert": "ForMaskedLM", "whisper": "ForAudioClassification"}
+    assert {name: has_decoder(build(name, head)) for name, head in heads.items()} == {
+        "bart": True,
+        "bert": False,
+        "whisper": False,
+    }

@@ -5,10 +5,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny import HEADS, same_state, save_tiny, tiny_model
-from transformers import BertForNextSentencePrediction, BertLMHeadModel
+from transformers import (
+    BertForNextSentencePrediction,
+    BertGenerationConfig,
+    BertLMHeadModel,
+    CLIPTextConfig,
+    DINOv3ViTConfig,
+    MT5Config,
+)
+from zoo import build
 
 from optimum_kprune import KPruner
-from optimum_kprune.encoder.tasks import from_logits
+from optimum_kprune.encoder.conversion import pruned_class
+from optimum_kprune.encoder.tasks import from_logits, task_of_class
 
 
 @pytest.mark.parametrize("head", sorted(HEADS))
@@ -46,6 +55,25 @@ def test_a_wrong_task_for_the_head_is_refused(tmp_path):
 def test_a_head_without_a_task_is_refused(model_class, said):
     with pytest.raises(ValueError, match=rf"{model_class.__name__}.*{said}"):
         KPruner(model_class(tiny_model().config))
+
+
+@pytest.mark.parametrize(
+    ("class_name", "config_class"),
+    [
+        ("BertGenerationEncoder", BertGenerationConfig),
+        ("CLIPTextModel", CLIPTextConfig),
+        ("DINOv3ViTModel", DINOv3ViTConfig),
+        ("MT5EncoderModel", MT5Config),
+    ],
+)
+def test_an_encoder_without_a_head_is_known_by_the_auto_class_that_loads_it(class_name, config_class):
+    assert task_of_class(class_name, config_class).name == "feature-extraction"
+    assert task_of_class(f"KPrune{class_name}", pruned_class(config_class)).name == "feature-extraction"
+
+
+def test_a_decoder_that_needs_inputs_of_its_own_is_refused():
+    with pytest.raises(ValueError, match=r"A T5Model has a decoder.*T5EncoderModel, with `AutoModelForTextEncoding`"):
+        KPruner(build("t5", head=""))
 
 
 def test_the_tokens_of_every_sample_count_as_one():

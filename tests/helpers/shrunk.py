@@ -3,15 +3,18 @@
 import copy
 
 import torch
-from tiny import FAMILIES, assert_same_outputs, outputs_of
+from tiny import FAMILIES, assert_same_outputs, encoder_of, outputs_of
 from transformers import AutoConfig
 from transformers.models.auto import modeling_auto
 
 from optimum_kprune.encoder.adapters import get_adapter
+from optimum_kprune.encoder.config_field import kprune_field as field_of
 from optimum_kprune.encoder.conversion import pruned_model_from
 from optimum_kprune.encoder.registration import register_auto_classes
+from optimum_kprune.encoder.unsharing import private_copy
 from optimum_kprune.kprune_map import format_units
 from optimum_kprune.kprune_shrink import shrink_sublayer
+from optimum_kprune.result import SublayerResult
 
 HEADS = ["", "ForSequenceClassification", "ForQuestionAnswering", "ForTokenClassification"]
 HEADS += ["ForMaskedLM", "ForMultipleChoice"]
@@ -88,3 +91,15 @@ def assert_same(first, second, tolerance=0.0):
 
 def load(folder, head="ForSequenceClassification", **options):
     return getattr(modeling_auto, f"AutoModel{head}").from_pretrained(folder, **options)
+
+
+def shrunk_by_half(model):
+    """A model of any family without every second unit, without a prune."""
+    dense = encoder_of(model)
+    copied = private_copy(dense)
+    results = []
+    for sublayer in copied.sublayers():
+        kept = list(range(0, sublayer.units, 2))
+        results.append(SublayerResult(sublayer.layer, sublayer.adapter.kind, kept, sublayer.units, 0, 0, 0, 0, 0))
+        shrink_sublayer(sublayer.block, sublayer.adapter.to_dict(), kept, sublayer.units)
+    return pruned_model_from(copied.pretrained, field_of(model, dense.adapter, results))

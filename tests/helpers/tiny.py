@@ -14,6 +14,7 @@ from optimum_kprune.encoder.hooks import evaluating
 from optimum_kprune.encoder.partial_forward import find_entries
 from optimum_kprune.encoder.sublayers import Encoder
 from optimum_kprune.encoder.tasks import task_of
+from optimum_kprune.encoder.unsharing import private_copy
 from optimum_kprune.kprune_map import parse_units
 from optimum_kprune.prune.loop import SublayerPruner
 from optimum_kprune.prune.pair import Pair
@@ -167,7 +168,16 @@ def same_state(first, second):
 
 def masked_dense(dense, pruned):
     """The dense model with the pruned one's projections, and output projections zero where units were removed."""
-    masked = copy.deepcopy(dense)
+    masked = copy.deepcopy(private_copy(encoder_of(dense)).model)
+    for module in masked.modules():
+        # Blocks that ran several times still share theirs.
+        module._parameters.update(
+            {
+                name: torch.nn.Parameter(values.clone())
+                for name, values in module._parameters.items()
+                if values is not None
+            }
+        )
     kept = [parse_units(entry["kept"], entry["total"]) for entry in pruned.config.kprune["kept"]]
     for target, source, units in zip(sublayers_of(masked), sublayers_of(pruned), kept, strict=True):
         columns = [unit * target.unit_size + column for unit in units for column in range(target.unit_size)]

@@ -29,7 +29,14 @@ AUDIO = dict(SIZES, vocab_size=len(VOCABULARY), conv_dim=(16, 16), conv_stride=(
 AUDIO |= dict(num_feat_extract_layers=2, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2)
 AUDIO |= dict(num_codevector_groups=2, codevector_dim=16, proj_codevector_dim=16, mask_time_prob=0.0, layerdrop=0.0)
 PRE_NORM = dict(AUDIO, do_stable_layer_norm=True, feat_extract_norm="layer")
-SPEECH = dict(SIZES, feature_projection_input_dim=16, conv_depthwise_kernel_size=3, mask_time_prob=0.0, layerdrop=0.0)
+SPEECH = dict(
+    SIZES,
+    vocab_size=len(VOCABULARY),
+    feature_projection_input_dim=16,
+    conv_depthwise_kernel_size=3,
+    mask_time_prob=0.0,
+    layerdrop=0.0,
+)
 SPECTROGRAM = dict(SIZES, patch_size=4, max_length=24, num_mel_bins=8, frequency_stride=4, time_stride=4)
 WHISPER = dict(BART, **TOKENS, num_mel_bins=8, max_source_positions=20, max_target_positions=20)
 WHISPER |= dict(decoder_start_token_id=0, classifier_proj_size=16)

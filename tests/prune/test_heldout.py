@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from optimum_kprune import KPruneConfig, KPruner, pruner
 from optimum_kprune.algorithm.divergence import Prediction, agreement
+from optimum_kprune.calibration.prepare import CalibrationBatches
 from optimum_kprune.encoder.tasks import task_of
 from optimum_kprune.prune import sweep
 from optimum_kprune.prune.heldout import heldout_quality
@@ -40,7 +41,7 @@ def pair(head, family="bert"):
 
 
 def quality_of(one, other, batches):
-    return heldout_quality(encoder_of(one), encoder_of(other), batches, task_of(one))
+    return heldout_quality(encoder_of(one), encoder_of(other), CalibrationBatches([], 0, batches), task_of(one))
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -163,7 +164,7 @@ def test_a_tenth_of_the_data_is_held_out_by_default(data, caplog):
 def test_what_is_measured_is_what_the_saved_model_predicts_on_what_was_held_out(monkeypatch):
     seen = []
     measure = sweep.heldout_quality
-    monkeypatch.setattr(sweep, "heldout_quality", lambda *args: seen.append(args[2]) or measure(*args))
+    monkeypatch.setattr(sweep, "heldout_quality", lambda *args: seen.append(args[2].heldout) or measure(*args))
     one = prune(TEXTS)
     (heldout,) = seen
     assert quality_of(one.teacher.eval(), one.model, heldout) == one.result.heldout

@@ -6,7 +6,7 @@ import pytest
 import torch
 from own_models import Around, Host, StandIn, of_peft, replaced
 from prunes import prune, settings, untouchable
-from tiny import HIDDEN, NEURONS, PAD, batches_of, ragged_samples, tiny_model
+from tiny import HIDDEN, NEURONS, PAD, batches_of, ragged_samples, same_state, tiny_model
 from torch import nn
 from transformers import (
     BertLMHeadModel,
@@ -17,6 +17,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from zoo import build
 
 from optimum_kprune import KPruneCallback, KPruner
 
@@ -154,6 +155,14 @@ def test_decoders_are_refused_with_the_reason(tmp_path):
         model.save_pretrained(folder)
         with pytest.raises(ValueError, match=r"decoder.*K-prune is for encoders"):
             KPruner.from_pretrained(folder)
+
+
+def test_a_decoder_that_stays_is_told_of(tmp_path, caplog):
+    pruner = prune(build("bart"), batches_of(SAMPLES))
+    assert "A BartForSequenceClassification has a decoder, which stays as it is" in caplog.text
+    pruner.save_pretrained(tmp_path / "out")
+    assert "Embeddings, decoder, pooler and head stay as they are" in (tmp_path / "out" / "README.md").read_text()
+    assert same_state(pruner.model.base_model.decoder, build("bart").base_model.decoder)
 
 
 def test_what_is_no_model_is_told_what_to_do():

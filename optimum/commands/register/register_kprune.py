@@ -3,7 +3,7 @@
 import signal
 import sys
 import threading
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +16,19 @@ EXAMPLES = """examples:
   optimum-cli kprune --model my-classifier --dataset texts.csv --text_columns title body \\
       --eval_dataset labelled.csv --label_column topic my-classifier-k50
   optimum-cli kprune --model my-classifier --eval_dataset labelled.csv --update_card my-classifier-k50
+  optimum-cli kprune --list_models
 """
+
+
+class ListModels(Action):
+    """Writes the table of supported models and ends, whatever else is given, as `--help` does."""
+
+    def __call__(self, parser: ArgumentParser, *_: Any) -> None:
+        """Does what the class says."""
+        from optimum_kprune.model_list import model_list
+
+        sys.stdout.write(model_list())
+        parser.exit()
 
 
 class KPruneCommand(BaseOptimumCLICommand):
@@ -47,11 +59,13 @@ class KPruneCommand(BaseOptimumCLICommand):
         required = parser.add_argument_group("Required arguments")
         model = "Local folder or Hub name of the fine-tuned model, or of a pipeline of sentence-transformers."
         required.add_argument("--model", required=True, help=model)
-        dataset = "Calibration data without labels: a Hub name, a folder, or a file or pattern of files."
+        dataset = "Calibration data without labels: a Hub name, a folder (also of images), files or a pattern."
         required.add_argument("--dataset", help=f"{dataset} Not for --update_card.")
         output = required.add_argument("output_dir", metavar="OUTPUT_DIR", help="Folder for the pruned model.")
         # Not required by the parser, which may take it for the last of --text_columns; `cli.run` takes it back.
         output.required = False
+        listed = "List the model types that can be pruned, with checkpoints, and exit."
+        parser.add_argument("--list_models", action=ListModels, nargs=0, help=listed)
         _add_model(parser.add_argument_group("Model"))
         _add_data(parser.add_argument_group("Calibration data"))
         _add_prune(parser.add_argument_group("Pruning"))
@@ -66,9 +80,11 @@ class KPruneCommand(BaseOptimumCLICommand):
 
 
 def _add_model(group: Any) -> None:
-    tasks = "as in pipelines, such as text-classification or sentiment-analysis (default: that of the checkpoint)"
+    tasks = "as in pipelines, such as text-classification or image-classification (default: that of the checkpoint)"
     group.add_argument("--task", help=f"Task, {tasks}.")
-    group.add_argument("--tokenizer", help="Folder or Hub name of the tokenizer (default: that of the model).")
+    group.add_argument(
+        "--tokenizer", help="Folder or Hub name of the tokenizer or processor (default: that of the model)."
+    )
     group.add_argument("--revision", help="Branch, tag or commit of the model on the Hub (default: main).")
     dtypes = ["float32", "bfloat16", "float16", "float64"]
     group.add_argument("--dtype", choices=dtypes, help="Type of the weights (default: that of the config).")
@@ -79,11 +95,12 @@ def _add_model(group: Any) -> None:
 def _add_data(group: Any) -> None:
     group.add_argument("--dataset_config", help="Configuration of the data set.")
     group.add_argument("--dataset_split", default="train", help="Split of the data set (default: train).")
-    columns = "Columns of the texts, in the order in which the model reads them (default: found by their names)."
+    columns = "Columns of texts, in the order in which the model reads them, or of images or audio (default: found)."
     group.add_argument("--text_columns", nargs="+", metavar="COLUMN", help=columns)
     length = "Tokens at which texts are cut (default: the longest input of the model, at most 512)."
     group.add_argument("--max_length", type=int, help=length)
-    group.add_argument("--num_tokens", type=int, help="Budget of calibration tokens (default: 100000).")
+    tokens = "Budget of calibration tokens; of images and audio, of positions of the hidden states (default: 100000)."
+    group.add_argument("--num_tokens", type=int, help=tokens)
     group.add_argument("--batch_size", type=int, help="Most samples in a batch (default: 32).")
 
 

@@ -1,0 +1,52 @@
+"""Shrunk models of every kind of structure leave PyTorch: torch.export and ONNX Runtime give what PyTorch gives."""
+
+import pytest
+import torch
+from family_models import shrunk
+from transformers.exporters import ExportedModel, OnnxConfig, OnnxExporter
+from zoo import batch_of, build
+
+pytestmark = pytest.mark.slow
+
+STRUCTURES = {
+    "repeated blocks": "albert",
+    "interleaved projections and biases of heads": "deberta",
+    "inputs that read positions": "deberta-v2/v3",
+    "groups of heads": "qwen3",
+    "scales by norms": "gemma3_text",
+    "fused projections": "modernbert",
+    "arguments": "mpnet",
+    "two arguments": "layoutlmv3",
+    "what the first block hands on": "t5/gated",
+    "tables in every block": "umt5",
+    "feed-forward alone": "fnet",
+    "images": "vit",
+    "images with a table that blocks share": "beit/shared bias",
+    "stages": "swin",
+    "audio": "wav2vec2",
+    "audio with three sublayers in a block": "wav2vec2-bert",
+}
+every_structure = pytest.mark.parametrize("name", STRUCTURES.values(), ids=STRUCTURES)
+
+
+@torch.no_grad()
+def assert_same_outputs(run, model, name):
+    for seed in (0, 1):
+        batch = batch_of(name, seed=seed)
+        expected, outputs = model(**batch), run(**batch)
+        assert list(outputs) == list(expected)
+        for key, value in expected.items():
+            torch.testing.assert_close(outputs[key], value, rtol=1e-3, atol=1e-4 * value.abs().max().item())
+
+
+@every_structure
+def test_torch_export_gives_what_the_model_gives(name):
+    model = shrunk(build(name))
+    assert_same_outputs(torch.export.export(model, (), batch_of(name)).module(), model, name)
+
+
+@every_structure
+def test_onnx_runtime_gives_what_pytorch_gives(name, tmp_path):
+    model = shrunk(build(name))
+    OnnxExporter().export(model, batch_of(name), OnnxConfig()).save_pretrained(tmp_path)
+    assert_same_outputs(ExportedModel.from_pretrained(tmp_path), model, name)
