@@ -38,11 +38,11 @@ def draw_digits(count: int, seed: Seed, validation: bool = False) -> Labelled:
     data = load_digits()
     order = np.random.default_rng(VALIDATION_SEED).permutation(len(data.target))
     if validation:
-        chosen, reach = order[:DIGITS_HELD_OUT][:count], 0.0
+        chosen, reach = order[:DIGITS_HELD_OUT][:count], 0
     else:
-        chosen, reach = generator.choice(order[DIGITS_HELD_OUT:], count), 1.0
-    moves = generator.uniform(-reach, reach, (len(chosen), 2))
-    images = [shift(data.images[index] * 255 / 16, move, order=1) for index, move in zip(chosen, moves, strict=True)]
+        chosen, reach = generator.choice(order[DIGITS_HELD_OUT:], count), 1
+    moves = generator.integers(-reach, reach + 1, (len(chosen), 2))
+    images = [shift(data.images[index] * 255 / 16, move, order=0) for index, move in zip(chosen, moves, strict=True)]
     return [Image.fromarray(image.astype(np.uint8)).convert("RGB") for image in images], data.target[chosen]
 
 

@@ -82,6 +82,7 @@ class Family:
         options: of its config.
         draw: draws rows and their labels, by their number and a seed; None for sentences.
         processor: makes the processor of the rows; None for sentences, which are read by the teacher's tokenizer.
+        query_scale: what the teacher's queries are multiplied with.
         steps: of training.
         learning_rate: the highest of the schedule.
     """
@@ -91,6 +92,7 @@ class Family:
     options: dict[str, Any]
     draw: Callable[..., Labelled] | None = None
     processor: Callable[[], Any] | None = None
+    query_scale: float = 1.0
     steps: int = 400
     learning_rate: float = 5e-4
 
@@ -122,7 +124,8 @@ FAMILIES = {
     "modernbert": texts("modernbert", TEXT | {"local_attention": 16, "classifier_pooling": "mean"}),
     "albert": texts("albert", TEXT | {"embedding_size": 384}),
     # T5's class for sequences has a decoder. Here the mean over the logits of all tokens is that of the sentence.
-    "t5": Family(AutoModelForTokenClassification, "t5", T5),
+    # Its attention does not divide by the root of the size of a head.
+    "t5": Family(AutoModelForTokenClassification, "t5", T5, query_scale=T5["d_kv"] ** -0.5),
 }
 
 
@@ -186,7 +189,7 @@ def train_on_labels(family: Family, steps: int, args: argparse.Namespace) -> tup
 
 
 @torch.no_grad()
-def take_over(model: PreTrainedModel, teacher: PreTrainedModel) -> None:
+def take_over(model: PreTrainedModel, teacher: PreTrainedModel, query_scale: float = 1.0) -> None:
     """Begins a model with the word embeddings and projections of its teacher, and with all else of the same name.
 
     The blocks of the model begin as blocks of the teacher, at equal steps. What has another shape stays random.
@@ -203,6 +206,8 @@ def take_over(model: PreTrainedModel, teacher: PreTrainedModel) -> None:
         source = teachers.sublayer(Place(layers[sublayer.layer], sublayer.place.position))
         copy_weights(sublayer.inputs, source.inputs)
         copy_weights([sublayer.output], [source.output])
+        if sublayer.adapter.kind == "attention":
+            sublayer.inputs[0].weight.mul_(query_scale)
 
 
 def weights(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -230,7 +235,7 @@ def train_on_teacher(family: Family, steps: int, args: argparse.Namespace) -> tu
     ids |= {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
     sizes = {"vocab_size": teacher.config.vocab_size, "num_labels": teacher.config.num_labels}
     model = make_model(family, ids | sizes)
-    take_over(model, teacher)
+    take_over(model, teacher, family.query_scale)
     model.get_input_embeddings().requires_grad_(False)
     sentences, _ = read_sentences(args.dataset, "train")
     losses = teacher_losses(model, tokenizer, teacher, sentences, steps, args.seed)

@@ -112,7 +112,7 @@ def test_fused_projections_begin_as_those_of_the_teacher_one_below_the_other(tex
         assert torch.equal(model.model.layers[ours].attn.Wo.weight, attention.output.dense.weight)
 
 
-@pytest.mark.parametrize("family", ["vit", "wav2vec2", "t5"])
+@pytest.mark.parametrize("family", ["vit", "wav2vec2", "ast", "t5"])
 def test_families_are_trained_reproducibly_and_pruned_once(tmp_path, capsys, monkeypatch, text, family):
     folders = [tmp_path / name / family for name in ("models", "again")]
     for folder in folders:
