@@ -35,9 +35,10 @@ class KPruneConfig(BaseConfig):
             removed heads.
         gradient (`str`, defaults to `"sample"`): `"sample"` squares the gradient of every sample, so that batching
             does not matter; `"batch"` squares the gradient of the mean over a batch, as the authors' program does.
-        num_tokens (`int`, *optional*, defaults to 100 000): budget of calibration tokens, padding not counted.
-            `None` uses all calibration data. What `get_calibration_dataset` returned is always used whole, and the
-            budget that it was drawn with becomes this setting.
+        num_tokens (`int`, *optional*, defaults to 100 000): budget of calibration tokens, padding not counted; for
+            images and audio, of positions of the hidden states. `None` uses all calibration data. What
+            `get_calibration_dataset` returned is always used whole, and the budget that it was drawn with becomes this
+            setting.
         heldout_share (`float`, defaults to 0.1): share of the calibration tokens that is held out of the prune. How
             close the pruned model is to the dense one is measured on it afterwards. With 0, nothing is measured.
         measure_tokens (`int`, *optional*, defaults to 10 000): number of calibration tokens on which knowledge is

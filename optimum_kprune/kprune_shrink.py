@@ -168,6 +168,8 @@ def shrink_sublayer(block: nn.Module, sublayer: dict[str, Any], kept: list[int],
     if kept:
         _keep(block, sublayer, kept, total)
     else:
+        # Tensors that the bypass does not replace are still read: of each, one entry stays, whatever was left before.
+        _keep_tensors(block, sublayer, [0], total)
         _bypass(block, sublayer)
     modules = dict(block.named_modules())
     for count, unit in sublayer["counts"].items():
@@ -181,15 +183,20 @@ def _keep(block: nn.Module, sublayer: dict[str, Any], kept: list[int], total: in
     for name, parts in sublayer["inputs"].items():
         _keep_units(block.get_submodule(name), 0, parts, kept, total)
     _keep_units(block.get_submodule(sublayer["output"]), 1, 1, kept, total)
+    _keep_tensors(block, sublayer, kept, total)
+    bypass = block.get_submodule(sublayer["bypass"])
+    for name, dim in sublayer.get("arguments", {}).items():
+        bypass.register_forward_pre_hook(KeptUnits(bypass, name, dim, kept), with_kwargs=True)
+
+
+def _keep_tensors(block: nn.Module, sublayer: dict[str, Any], kept: list[int], total: int) -> None:
+    """Keeps units in the tensors of a sublayer that are of no projection, in place."""
     modules = dict(block.named_modules())
     for name, dim in sublayer.get("tensors", {}).items():
         tensor = tensor_in(modules, name)
         if tensor is not None:
             owner, _, attribute = name.rpartition(".")
             _put_tensor(modules[owner], attribute, _kept_of(tensor, dim % tensor.dim(), 1, kept, total))
-    bypass = block.get_submodule(sublayer["bypass"])
-    for name, dim in sublayer.get("arguments", {}).items():
-        bypass.register_forward_pre_hook(KeptUnits(bypass, name, dim, kept), with_kwargs=True)
 
 
 def _keep_units(linear: Any, dim: int, parts: int, kept: list[int], total: int) -> None:

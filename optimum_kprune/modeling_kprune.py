@@ -266,7 +266,12 @@ def auto_classes(config_class: Any) -> dict[str, tuple[Any, ...]]:
     found = {name: auto._model_mapping.get(config_class, None) or () for name, auto in _autos().items()}
     classes = {name: models if isinstance(models, tuple) else (models,) for name, models in found.items()}
     classes["AutoModel"] = tuple(dict.fromkeys([*classes["AutoModelForTextEncoding"], *classes["AutoModel"]]))
-    loaded = {name: tuple(made for made in models if _is_encoder(made)) for name, models in classes.items()}
+    # An Auto class can map a config to a class for another config, which is made from it.
+    own = {
+        name: [made for made in models if issubclass(config_class, made.config_class)]
+        for name, models in classes.items()
+    }
+    loaded = {name: tuple(made for made in models if _is_encoder(made)) for name, models in own.items()}
     return {name: models for name, models in loaded.items() if models}
 
 

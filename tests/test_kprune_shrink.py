@@ -111,6 +111,16 @@ def test_a_block_that_is_shrunk_twice_keeps_the_units_of_both():
     assert torch.equal(block.attn(hidden, bias)[0], once.attn(hidden, bias)[0])
 
 
+@pytest.mark.parametrize("steps", [[([], 4)], [([1, 2], 4), ([], 2)]])
+def test_a_tensor_outside_of_the_bypass_keeps_an_entry_when_no_unit_is_left(steps):
+    """As many after one prune as after two, or what is saved would not load."""
+    block = biased_block()
+    block.register_buffer("outside", torch.rand(5, 4))
+    for kept, total in steps:
+        shrink_sublayer(block, BIASED | {"tensors": {"outside": 1}}, kept, total)
+    assert block.outside.shape == (5, 1)
+
+
 def test_a_bypass_returns_as_many_items_as_the_module_did():
     block = biased_block()
     shrink_sublayer(block, BIASED, [], 4)

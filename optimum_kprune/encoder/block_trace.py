@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from .hooks import Stop, evaluating, first_input, hooks
 
@@ -116,9 +117,11 @@ def _differentiable(block: nn.Module) -> Iterator[None]:
 
 
 def named_tensors(block: nn.Module) -> dict[str, Tensor]:
-    """Returns the parameters and buffers of a block that hold numbers with a point, by name."""
-    named = chain(block.named_parameters(), block.named_buffers())
-    return {name: tensor for name, tensor in named if tensor.is_floating_point()}
+    """Returns the parameters and buffers of a block that can have gradients, by name."""
+    # Nothing can be traced back to the running statistics of norms.
+    norms = [name for name, module in block.named_modules() if isinstance(module, _NormBase)]
+    buffers = ((name, buffer) for name, buffer in block.named_buffers() if name.rpartition(".")[0] not in norms)
+    return {name: tensor for name, tensor in chain(block.named_parameters(), buffers) if tensor.is_floating_point()}
 
 
 class Reach:

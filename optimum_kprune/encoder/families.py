@@ -76,7 +76,6 @@ def families() -> list[Family]:
 
 _ENCODER_ONLY = "The encoder; the decoder stays as it is."
 _NO_GENERATION = "As an encoder, for embeddings or classification; a prune cannot keep what generates text."
-_FFN_ONLY = "Feed-forward sublayers only."
 
 
 def _family(
@@ -108,9 +107,14 @@ _TEXT = [
         note="Loaded with `attention_type='original_full'`.",
     ),
     _text("camembert", "almanach/camembert-base", BERT),
-    _text("canine", "google/canine-s google/canine-c", BERT, note="The deep stack; those of characters stay."),
+    _text(
+        "canine",
+        "google/canine-s google/canine-c",
+        BERT,
+        note="The deep stack; the two that read and write characters stay.",
+    ),
     _text("clip_text_model", "openai/clip-vit-base-patch32", CLIP),
-    _text("convbert", "YituTech/conv-bert-base", BERT_FFN, note=_FFN_ONLY),
+    _text("convbert", "YituTech/conv-bert-base", BERT_FFN, note="Heads stay: convolutions tie them to one another."),
     _text("deberta", "microsoft/deberta-base", DEBERTA),
     _text(
         "deberta-v2",
@@ -127,12 +131,17 @@ _TEXT = [
     _text("ernie", "nghuyong/ernie-3.0-base-zh", BERT),
     _text("esm", "facebook/esm2_t12_35M_UR50D", ESM),
     _text("eurobert", "EuroBERT/EuroBERT-210m", LLAMA),
-    _text("fnet", "google/fnet-base", BERT_FFN, note=_FFN_ONLY),
-    _text("gte", "Alibaba-NLP/gte-base-en-v1.5 Alibaba-NLP/gte-multilingual-base", GTE),
-    _text("jina_embeddings_v3", "jinaai/jina-embeddings-v3", JINA_V3),
+    _text("fnet", "google/fnet-base", BERT_FFN, note="It has no heads."),
+    _text("gte", "alibaba-nlp-community/gte-multilingual-base", GTE),
+    _text("jina_embeddings_v3", "jinaai/jina-embeddings-v3-hf", JINA_V3),
     _text("layoutlm", "microsoft/layoutlm-base-uncased", BERT),
     _text("layoutlmv3", "microsoft/layoutlmv3-base", LAYOUTLMV3),
-    _text("longformer", "allenai/longformer-base-4096", BERT_FFN, note=_FFN_ONLY),
+    _text(
+        "longformer",
+        "allenai/longformer-base-4096",
+        BERT_FFN,
+        note="Heads stay: global attention has its own projections.",
+    ),
     _text("luke", "studio-ousia/luke-base", LUKE, note="On text without entities."),
     _text("megatron-bert", "nvidia/megatron-bert-uncased-345m", MEGATRON_BERT),
     _text(
@@ -141,7 +150,7 @@ _TEXT = [
         MODERNBERT,
     ),
     _text("mpnet", "sentence-transformers/all-mpnet-base-v2 microsoft/mpnet-base", MPNET),
-    _text("mra", "uw-madison/mra-base-512-4", BERT_FFN, note=_FFN_ONLY),
+    _text("mra", "uw-madison/mra-base-512-4", BERT_FFN, note="Heads stay: without a CUDA kernel they give nothing."),
     _text("mt5", "google/mt5-base", T5, T5_GATED, note=_ENCODER_ONLY),
     _text("nomic_bert", "nomic-ai/nomic-embed-text-v1.5", GTE),
     _text("nystromformer", "uw-madison/nystromformer-512", NYSTROMFORMER),
@@ -170,6 +179,7 @@ _DECODERS = [
     _text("gemma3_text", "google/embeddinggemma-300m", GEMMA3, note=_NO_GENERATION),
     _text("llama", "meta-llama/Llama-3.2-1B", LLAMA, note=_NO_GENERATION),
     _text("mistral", "intfloat/e5-mistral-7b-instruct", LLAMA, note=_NO_GENERATION),
+    _text("qwen2", "Alibaba-NLP/gte-Qwen2-1.5B-instruct", LLAMA, note=_NO_GENERATION),
     _text("qwen3", "Qwen/Qwen3-Embedding-0.6B", LLAMA, note=_NO_GENERATION),
 ]
 _IMAGES = [
@@ -180,7 +190,7 @@ _IMAGES = [
     _image("dinov2_with_registers", "facebook/dinov2-with-registers-base", DINOV2, DINOV2_GATED),
     _image("dinov3_vit", "facebook/dinov3-vits16-pretrain-lvd1689m", DINOV3, DINOV3_GATED),
     _image("siglip_vision_model", "google/siglip-base-patch16-224", CLIP, note="The head that pools stays."),
-    _image("swin", "microsoft/swin-tiny-patch4-window7-224", SWIN, note=_FFN_ONLY),
+    _image("swin", "microsoft/swin-tiny-patch4-window7-224", SWIN, note="Heads stay: windows reorder the tokens."),
     _family("video", "videomae", "MCG-NJU/videomae-base", VIDEOMAE),
     _image("vit", "google/vit-base-patch16-224 facebook/deit-base-patch16-224", VIT),
 ]
@@ -189,6 +199,12 @@ _AUDIO = [
     _audio("hubert", "facebook/hubert-base-ls960 facebook/hubert-large-ls960-ft", WAV2VEC2, WAV2VEC2_PRE_NORM),
     _audio("wav2vec2", "facebook/wav2vec2-base facebook/wav2vec2-large-960h-lv60-self", WAV2VEC2, WAV2VEC2_PRE_NORM),
     _audio("wav2vec2-bert", "facebook/w2v-bert-2.0", WAV2VEC2_BERT, WAV2VEC2_BERT_ROTARY),
-    _audio("wavlm", "microsoft/wavlm-base-plus microsoft/wavlm-large", WAVLM, WAVLM_PRE_NORM, note=_FFN_ONLY),
+    _audio(
+        "wavlm",
+        "microsoft/wavlm-base-plus microsoft/wavlm-large",
+        WAVLM,
+        WAVLM_PRE_NORM,
+        note="Heads stay: the blocks hand on a bias of all.",
+    ),
     _audio("whisper", "openai/whisper-base", WHISPER, note=_ENCODER_ONLY),
 ]

@@ -5,10 +5,9 @@ import inspect
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..calibration.spec import Batch, main_input, samples_in, token_mask
-from .adapters import EncoderAdapter
 from .hooks import recorded_input
 from .offloading import sharing_copy
 from .partial_forward import run
@@ -24,13 +23,11 @@ class Positions:
     How many positions the hidden states have is seen in a run of one sample up to the first block, once per shape.
 
     Args:
-        model: the model. It is not changed.
-        adapter: where its blocks are.
-        name: the submodule that is its encoder; "" for the model itself.
+        encoder: the model. It is not changed.
     """
 
-    def __init__(self, model: nn.Module, adapter: EncoderAdapter, name: str = "") -> None:
-        self._model, self._adapter, self._name = model, adapter, name
+    def __init__(self, encoder: Encoder) -> None:
+        self._given = encoder
         self._shapes: dict[Any, tuple[int, int] | None] = {}
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -52,7 +49,7 @@ class Positions:
             return torch.ones(samples_in(batch) * rows, positions, dtype=torch.bool, device=device)
         mask = token_mask(batch)
         # A forward of one's own may run its encoder on anything: what belongs to what is not known.
-        if mask.shape[1] == positions or self._name:
+        if mask.shape[1] == positions or self._given.running is not self._given.pretrained:
             return mask
         # What is added beside texts, such as the patches of a page, is real; what is added to texts alone is padding.
         has_more = any(name != "attention_mask" and values.is_floating_point() for name, values in batch.items())
@@ -61,7 +58,7 @@ class Positions:
     @functools.cached_property
     def _encoder(self) -> Encoder:
         """A copy that shares the weights, in evaluation mode."""
-        return Encoder(sharing_copy(self._model), self._adapter, self._name)
+        return Encoder(sharing_copy(self._given.model), self._given.adapter, self._given.name)
 
     @torch.no_grad()
     def _seen(self, batch: Batch) -> tuple[int, int] | None:

@@ -44,7 +44,12 @@ def suggest_adapter(model: PreTrainedModel, batch: Batch | None = None) -> Encod
     _require_runs(model, inputs)
     refusals: dict[str, str] = {}
     for name, blocks in _stacks(model):
-        found = _found_in(model, inputs, name, blocks)
+        try:
+            found = _found_in(model, inputs, name, blocks)
+        # Autograd cannot go back through everything, such as what a model computes in place.
+        except RuntimeError as error:
+            refusals[name] = f"it cannot be looked at: {error}"
+            continue
         adapter = _verified(model, inputs, found, refusals)
         if adapter is not None:
             for left_out, reason in refusals.items():

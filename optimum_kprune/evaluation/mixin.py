@@ -11,7 +11,6 @@ from ..calibration.modality import ProcessingClass
 from ..calibration.source import default_split
 from ..calibration.spec import InputSpec
 from ..defaults import BATCH_SIZE
-from ..encoder.adapters import EncoderAdapter
 from ..encoder.custom_modules import input_spec
 from ..encoder.positions import Positions
 from ..encoder.sublayers import Encoder
@@ -27,7 +26,6 @@ class EvaluationMixin:
 
     teacher: Any
     model: Any
-    adapter: EncoderAdapter
     processing_class: ProcessingClass | None
     task: Task
     trainer: Trainer | None
@@ -132,8 +130,6 @@ class EvaluationMixin:
         return self.teacher.get_submodule(self._encoder_name)
 
     def _input_spec(self, seed: int, **reading: Any) -> InputSpec:
-        running = self._encoder(self.teacher).running
-        positions = Positions(self.teacher, self.adapter, self._encoder_name)
-        return input_spec(
-            running, self._dense, self.task.name, self.processing_class, seed=seed, positions=positions, **reading
-        )
+        encoder = self._encoder(self.teacher)
+        reading["positions"] = Positions(encoder)
+        return input_spec(encoder.running, self._dense, self.task.name, self.processing_class, seed=seed, **reading)

@@ -101,11 +101,12 @@ class HiddenStates:
     def input_of(self, step: Step, sublayer: Sublayer) -> Tensor:
         """Returns what the input projections of a sublayer read, (rows, tokens, d).
 
-        The model is run only if that is not what is held: in a pre-norm model the projections read a norm's output.
+        The model is run only if that is not what is held: in a pre-norm model the projections read a norm's output,
+        and at the start of a block, something that is not pruned may come before the first sublayer.
         """
         hidden = self._held[step.index]
         # The module that the residual stream enters is an input projection itself: no norm lies between.
-        reads_stream = sublayer.adapter.residual in sublayer.adapter.inputs
+        reads_stream = sublayer.adapter.residual in sublayer.adapter.inputs and sublayer.place.position
         if hidden is not None and self._places[step.index] == sublayer.place and reads_stream:
             return hidden
         # All input projections that are corrected read the same.

@@ -5,7 +5,7 @@ import torch
 from tiny import pad, ragged_samples, tiny_model
 from torch import nn
 
-from optimum_kprune.encoder.block_trace import Division, Reach, traced
+from optimum_kprune.encoder.block_trace import Division, Reach, named_tensors, traced
 
 BATCH = pad(ragged_samples(2))
 UNITS, SIZE = 4, 2
@@ -49,6 +49,12 @@ def test_the_model_is_left_as_it_was(model):
         pass
     assert model.training and not any(parameter.requires_grad for parameter in model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_running_statistics_of_a_norm_are_no_tensors_of_units():
+    block = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    block.register_buffer("slopes", torch.ones(2))
+    assert set(named_tensors(block)) == {"0.weight", "0.bias", "1.weight", "1.bias", "slopes"}
 
 
 def values(*shape, seed=0):

@@ -2,15 +2,14 @@
 
 import pytest
 import torch
+from tiny import encoder_of
 from zoo import batch_of, build
 
-from optimum_kprune.encoder.config_field import adapter_of
 from optimum_kprune.encoder.positions import Positions
 
 
 def positions_of(name, **options):
-    model = build(name, **options)
-    return Positions(model, adapter_of(model)), batch_of(name)
+    return Positions(encoder_of(build(name, **options))), batch_of(name)
 
 
 @pytest.mark.parametrize(("name", "count"), [("vit", 17), ("deit", 18), ("audio-spectrogram-transformer", 14)])
@@ -72,7 +71,7 @@ def test_patches_beside_words_are_real():
 def test_a_model_is_run_once_per_shape_and_not_changed():
     model = build("vit").train()
     runs = []
-    positions = Positions(model, adapter_of(model))
+    positions = Positions(encoder_of(model))
     model.vit.embeddings.register_forward_hook(lambda *_: runs.append(1))
     for _ in range(2):
         positions(batch_of("vit"))

@@ -11,6 +11,7 @@ from zoo import config_of
 from optimum_kprune.encoder.adapters import supported_model_types
 from optimum_kprune.encoder.conversion import pruned_class
 from optimum_kprune.encoder.registration import register_auto_classes
+from optimum_kprune.modeling_kprune import auto_classes
 
 
 def test_unknown_model_type_is_refused():
@@ -58,3 +59,10 @@ def test_a_type_is_registered_when_it_is_asked_for():
     assert type(config).__name__ == "KPruneRoCBertConfig" and config.hidden_size == 16
     """
     subprocess.run([sys.executable, "-c", inspect.cleandoc(code)], check=True)
+
+
+def test_a_class_for_another_config_is_left_out():
+    """In transformers, `AutoModelForDecision` makes a class of another config from that of Qwen2."""
+    config_class = type(AutoConfig.for_model("qwen2"))
+    classes = [made for models in auto_classes(config_class).values() for made in models]
+    assert len(classes) >= 4 and {made.config_class for made in classes} == {config_class}

@@ -125,6 +125,18 @@ class Flat(Own):
         return nn.Sequential(nn.Linear(HIDDEN, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN))
 
 
+class InPlace(Own):
+    """Blocks that gradients cannot go back through."""
+
+    def make_block(self):
+        return InPlaceBlock()
+
+
+class InPlaceBlock(OwnBlock):
+    def forward(self, states):
+        return states + self.down(torch.tanh(self.up(states)).mul_(2))
+
+
 def own_model(model_class):
     torch.manual_seed(0)
     options = dict(hidden_size=HIDDEN, num_attention_heads=HEAD_COUNT, vocab_size=100)
@@ -149,6 +161,11 @@ def test_where_nothing_is_found_the_error_says_what_was_looked_at():
     with pytest.raises(ValueError, match=r"Stacks: 'stack' \(2 Sequential\)\. No such linear layers") as caught:
         suggest_adapter(own_model(Flat))
     assert "custom_models.md" in str(caught.value)
+
+
+def test_blocks_that_cannot_be_looked_at_are_named():
+    with pytest.raises(ValueError, match=r"Refused: stack: it cannot be looked at: .*inplace operation"):
+        suggest_adapter(own_model(InPlace))
 
 
 def test_a_block_that_runs_several_times_is_refused_with_the_reason():

@@ -10,14 +10,16 @@ from transformers import (
     BertGenerationConfig,
     BertLMHeadModel,
     CLIPTextConfig,
+    DeiTConfig,
     DINOv3ViTConfig,
     MT5Config,
+    Wav2Vec2Config,
 )
 from zoo import build
 
 from optimum_kprune import KPruner
 from optimum_kprune.encoder.conversion import pruned_class
-from optimum_kprune.encoder.tasks import from_logits, task_of_class
+from optimum_kprune.encoder.tasks import from_logits, get_task, task_of_class
 
 
 @pytest.mark.parametrize("head", sorted(HEADS))
@@ -58,17 +60,35 @@ def test_a_head_without_a_task_is_refused(model_class, said):
 
 
 @pytest.mark.parametrize(
-    ("class_name", "config_class"),
+    ("class_name", "config_class", "task"),
     [
-        ("BertGenerationEncoder", BertGenerationConfig),
-        ("CLIPTextModel", CLIPTextConfig),
-        ("DINOv3ViTModel", DINOv3ViTConfig),
-        ("MT5EncoderModel", MT5Config),
+        ("BertGenerationEncoder", BertGenerationConfig, "feature-extraction"),
+        ("CLIPTextModel", CLIPTextConfig, "feature-extraction"),
+        ("DINOv3ViTModel", DINOv3ViTConfig, "image-feature-extraction"),
+        ("MT5EncoderModel", MT5Config, "feature-extraction"),
+        ("Wav2Vec2Model", Wav2Vec2Config, "feature-extraction"),
+        ("Wav2Vec2ForSequenceClassification", Wav2Vec2Config, "audio-classification"),
+        ("DeiTForImageClassificationWithTeacher", DeiTConfig, "image-classification"),
     ],
 )
-def test_an_encoder_without_a_head_is_known_by_the_auto_class_that_loads_it(class_name, config_class):
-    assert task_of_class(class_name, config_class).name == "feature-extraction"
-    assert task_of_class(f"KPrune{class_name}", pruned_class(config_class)).name == "feature-extraction"
+def test_a_class_is_known_by_the_auto_class_that_loads_it(class_name, config_class, task):
+    assert task_of_class(class_name, config_class).name == task
+    assert task_of_class(f"KPrune{class_name}", pruned_class(config_class)).name == task
+
+
+def test_a_name_of_a_task_is_that_of_what_the_model_reads():
+    assert get_task("feature-extraction", "pixel_values").name == "image-feature-extraction"
+    with pytest.raises(ValueError, match=r"one of image-classification, .* reads `pixel_values`\. Got 'fill-mask'"):
+        get_task("fill-mask", "pixel_values")
+
+
+def test_a_head_that_predicts_for_words_alone_is_weighted_by_their_mask():
+    """The first positions are those of the words; more predictions than positions belong to nothing that is known."""
+    mask = torch.tensor([[1, 1, 0, 1, 1]]).bool()
+    plain = SimpleNamespace(problem_type=None)
+    assert from_logits(torch.randn(1, 3, 2), plain, mask).weights.tolist() == [[0.5, 0.5, 0.0]]
+    with pytest.raises(ValueError, match=r"Got 6 predictions, and hidden states of 5 positions"):
+        from_logits(torch.randn(1, 6, 2), plain, mask)
 
 
 def test_a_decoder_that_needs_inputs_of_its_own_is_refused():

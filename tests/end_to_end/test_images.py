@@ -82,7 +82,7 @@ def test_from_a_folder_by_the_command_line_to_a_pipeline(place, command, capsys,
         " positions of local files",
     ):
         assert told in card.text
-    assert "okenizer" not in card.text and "okens" not in card.text
+    assert "okenizer" not in card.text and " tokens" not in card.text
     ((name, *_),) = cells(card, "latency")
     assert name == "latency, batch 1, pixel_values of 3 x 16 x 16"
     picture = pictures(1)[0].convert("RGB")

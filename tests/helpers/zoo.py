@@ -113,6 +113,7 @@ TEXTS = {
     "mt5/gated": Entry(dict(T5, **GATED), head="ForTextEncoding"),
     "nomic_bert": Entry(TEXT),
     "nystromformer": Entry(dict(TEXT, num_landmarks=4, segment_means_seq_len=4, conv_kernel_size=3)),
+    "qwen2": Entry(GROUPED, head=""),
     "qwen3": Entry(GROUPED, head=""),
     "rembert": Entry(dict(TEXT, input_embedding_size=16, output_embedding_size=24)),
     "roberta": Entry(TEXT),

@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+import zoo
 from prunes import prune
 from tiny import FAMILIES, LAYERS, batches_of, pair_of, ragged_samples, samples_for, teacher_and_student, tiny_model
 
-from optimum_kprune.encoder.hooks import hooks, recorded
+from optimum_kprune.encoder.hooks import hooks, recorded, recorded_input
+from optimum_kprune.encoder.partial_forward import run
 from optimum_kprune.encoder.sublayers import BOTTOM
 
 SAMPLES = ragged_samples(36)
@@ -109,3 +111,17 @@ def test_the_input_of_a_sublayer_is_at_hand_or_recorded(family):
         for pairs in zip(*inputs, strict=True):
             for states in zip(*pairs, strict=True):
                 torch.testing.assert_close(*states, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["convbert", "fnet", "longformer", "vit"])
+def test_what_enters_a_block_is_not_taken_for_what_its_first_sublayer_reads(name):
+    """Where heads are not pruned, attention comes before the first sublayer."""
+    teacher, batch = zoo.build(name), zoo.batch_of(name)
+    pair = pair_of(teacher, copy.deepcopy(teacher), [batch])
+    for target in pair.targets:
+        pair.advance(target)
+        (step,) = pair.steps()
+        with recorded_input(target.corrected_inputs[0]) as expected:
+            run(pair.teacher.encoder, batch)
+        assert torch.equal(pair.teacher.input_of(step, target), expected[0])
