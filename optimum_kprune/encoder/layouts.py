@@ -201,6 +201,7 @@ WHISPER = EncoderAdapter(
         replace(_BART_ATTENTION, residual="self_attn_layer_norm"),
         ffn("fc1", "fc2", residual="final_layer_norm"),
     ),
+    front=("encoder.conv1", "encoder.conv2"),
 )
 CLIP = EncoderAdapter(
     "encoder.layers",
