@@ -23,7 +23,7 @@ KINDS = ("attention", "ffn")
 REGISTERED: dict[str, list[dict[str, Any]]] = {}
 
 _MAP: dict[str, Any] = {"adapter": dict, "kept": list}
-_OPTIONAL: dict[str, Any] = {"format": int, "settings": dict, "checksum": str}
+_OPTIONAL: dict[str, Any] = {"format": int, "settings": dict, "checksum": str, "output_bias": bool}
 _ADAPTER: dict[str, Any] = {"blocks": str, "sublayers": list}
 _SUBLAYER: dict[str, Any] = {"kind": str, "inputs": dict, "output": str, "residual": str, "bypass": str}
 _SUBLAYER |= {"returns_tuple": (bool, int), "counts": dict}
@@ -230,7 +230,7 @@ def check_form(kprune: Any) -> None:
     given = sorted(map(str, kprune)) if isinstance(kprune, dict) else kprune
     whole = isinstance(kprune, dict) and _MAP.keys() <= kprune.keys() <= {*_MAP, *_OPTIONAL}
     with told_of_map():
-        rule = "have `adapter` and `kept`, and may have `format`, `settings` and `checksum`"
+        rule = f"have `adapter` and `kept`, and may have {', '.join(_OPTIONAL)}"
         _require(whole, "kprune", rule, given)
         _check_fields(kprune, "kprune", _MAP, _OPTIONAL)
         _require(kprune.get("format", 1) > 0, "kprune.format", "be 1 or more", kprune.get("format"))
