@@ -20,7 +20,8 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from optimum_kprune import KPruneConfig, KPruner, KPruneResult
-from optimum_kprune.calibration.prepare import Batch, InputSpec, prepare_batches
+from optimum_kprune.calibration.prepare import prepare_batches
+from optimum_kprune.calibration.spec import Batch, InputSpec
 from optimum_kprune.encoder.config_field import adapter_of
 from optimum_kprune.encoder.sublayers import Encoder
 from optimum_kprune.prune.stopwatch import now

@@ -3,7 +3,8 @@
 A config can come from anybody. So whatever it names is looked up among the submodules of a block, and its type is
 checked. `getattr` and `setattr` along a name from a file would reach classes, and so every model of the process.
 
-`modeling_kprune` imports this file, and both are saved with every pruned model. This one needs nothing but torch.
+`modeling_kprune` and `kprune_shrink` import this file, and all three are saved with every pruned model. This one needs
+nothing but torch.
 """
 
 import hashlib
@@ -312,9 +313,9 @@ def _check_sublayer(
         _require(left == 0 and bypass, f"output of {where}", "have no features", left)
         return
     _require(sublayer["residual"] in modules, f"residual of {where}", "name a submodule", sublayer["residual"])
-    width = _require_linear(modules, output, f"output of {where}", count * unit_size, None).out_features
+    width = _require_linear(modules, output, f"output of {where}", count * unit_size).out_features
     for name, parts in sublayer["inputs"].items():
-        rows = _require_linear(modules, name, f"input of {where}", width, None).out_features
+        rows = _require_linear(modules, name, f"input of {where}", width).out_features
         rule = f"have rows that {parts} x {count} units share equally"
         _require(rows and rows % (parts * count) == 0, f"input of {where}", rule, rows, f"{name!r} with ")
         inside = not bypass or (f"{name}.".startswith(f"{bypass}.") and name != output)
@@ -356,8 +357,8 @@ def _check_counts(modules: dict[str, nn.Module], sublayer: dict[str, Any], where
         _require(is_right, f"count {reprlib.repr(name)} of {where}", rule, count)
 
 
-def _require_linear(modules: dict[str, nn.Module], name: str, where: str, columns: int, rows: int | None) -> nn.Linear:
-    """Returns a submodule; raises a ValueError if it is not linear or has other numbers of columns and rows."""
+def _require_linear(modules: dict[str, nn.Module], name: str, where: str, columns: int) -> nn.Linear:
+    """Returns a submodule; raises a ValueError if it is not linear or has another number of columns."""
     module = modules.get(name)
     kind = type(module)
     told = "not there" if module is None else f"a {kind.__module__}.{kind.__qualname__}"
@@ -365,9 +366,8 @@ def _require_linear(modules: dict[str, nn.Module], name: str, where: str, column
         raise ValueError(
             f"The {where} must name an nn.Linear in its block. Got {reprlib.repr(name)}, which is {told}."
         )
-    fits = module.in_features == columns and rows in (None, module.out_features)
     shape = (module.out_features, module.in_features)
-    _require(fits, where, f"have {columns} columns and {rows or 'any number of'} rows", shape, f"{name!r} of shape ")
+    _require(module.in_features == columns, where, f"have {columns} columns", shape, f"{name!r} of shape ")
     return module
 
 

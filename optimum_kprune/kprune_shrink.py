@@ -6,7 +6,6 @@ A copy of this file is saved with every pruned model, beside those of `modeling_
 import copy
 import inspect
 import reprlib
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -94,7 +93,7 @@ class Dropped:
 
 def _position_of(module: nn.Module, argument: str) -> int:
     """Returns the position of an argument of the forward of a module."""
-    return list(inspect.signature(type(module).forward).parameters).index(argument) - 1
+    return _arguments_of(module).index(argument) - 1
 
 
 def _with_argument(args: tuple[Any, ...], kwargs: dict[str, Any], name: str, position: int, change: Any) -> Any:
@@ -133,8 +132,9 @@ def give_each_block_its_own(blocks: list[nn.Module], handed_on: dict[str, str]) 
             module.register_forward_pre_hook(Dropped(module, argument), with_kwargs=True)
 
 
-def _arguments_of(module: Any) -> Iterable[str]:
-    return inspect.signature(type(module).forward).parameters
+def _arguments_of(module: Any) -> list[str]:
+    """Returns the names of the arguments of the forward of a module; `self` is the first."""
+    return list(inspect.signature(type(module).forward).parameters)
 
 
 def shrink_sublayer(block: nn.Module, sublayer: dict[str, Any], kept: list[int], total: int) -> None:

@@ -272,7 +272,7 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
                 prepared), a stream, a data frame, texts or pairs of texts, images, or arrays of audio, from which
                 samples are drawn by the seed; or an iterable of batches. Labels are not used. None takes the train
                 data of the trainer.
-            data_collator: makes a batch of a list of tokenized samples. None takes the trainer's collator with the
+            data_collator: makes a batch of a list of prepared samples. None takes the trainer's collator with the
                 trainer's data, and else pads with the tokenizer.
             batch_size: most samples in a batch. It does not affect the result, except with `gradient="batch"`.
             save_directory: folder to save the pruned model in, new or empty.

@@ -44,7 +44,7 @@ def tokenizer():
 
 @pytest.fixture
 def spec(tokenizer):
-    from optimum_kprune.calibration.prepare import InputSpec
+    from optimum_kprune.calibration.spec import InputSpec
 
     return InputSpec("text-classification", tokenizer)
 

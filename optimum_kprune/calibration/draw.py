@@ -57,7 +57,7 @@ def draw_samples(tables: Iterable[Dataset], reading: Reading, seed: int) -> Iter
         seed: seed of the draw.
 
     Raises:
-        ValueError: if the columns cannot be tokenized.
+        ValueError: if the columns cannot be prepared.
     """
     for table in tables:
         rows = reading.opened(table).select_columns(reading.columns)

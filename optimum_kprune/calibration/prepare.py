@@ -32,17 +32,6 @@ from .spec import Batch, InputSpec, Sample, main_input, real_entries, require_co
 from .summary import CalibrationSummary, summary_of
 from .tables import Given, given_as, peek
 
-__all__ = [
-    "Batch",
-    "CalibrationBatches",
-    "CalibrationSummary",
-    "InputSpec",
-    "budget_of",
-    "drawn_with",
-    "load_calibration_dataset",
-    "prepare_batches",
-]
-
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
@@ -143,18 +132,19 @@ def load_calibration_dataset(
     dataset_config_name: str | None = None,
     dataset_split: str = "train",
 ) -> Dataset:
-    """Draws samples from a data set and tokenizes them. The draw depends on `spec.seed` and the texts alone.
+    """Draws samples from a data set and prepares them. The draw depends on `spec.seed` and on what they hold alone.
 
     Args:
         dataset_name: a name on the Hugging Face Hub; a local folder of files, or one written by `save_to_disk`; a
             file, a glob pattern or a list of files; or a loaded data set, in the forms that `prepare_batches` takes.
-        spec: what the model reads, and how texts are tokenized.
-        num_tokens: budget of real tokens. The sample that reaches it is the last one. `None` takes all samples.
+        spec: what the model reads, and how raw data is prepared for it.
+        num_tokens: budget of real tokens, of media of real positions. The sample that reaches it is the last one.
+            `None` takes all samples.
         dataset_config_name: configuration of the data set.
         dataset_split: split of the data set. Files form the split "train".
 
     Returns:
-        The tokenized samples, without labels, and without padding unless `spec.preprocess_function` pads.
+        The prepared samples, without labels, and without padding unless `spec.preprocess_function` pads.
         `prepare_batches` uses all of them.
 
     Raises:
@@ -208,26 +198,27 @@ def prepare_batches(
     as they come.
 
     Args:
-        calibration_dataset: a data set, raw or tokenized (with `input_ids`); a data frame, an Arrow table or a
-            dictionary of columns; a stream (`IterableDataset`), from which blocks of rows are drawn; texts; pairs of
-            texts; (prompt, choice, choice, ...) for multiple choice; lists of words for token classification; or an
-            iterable of batches, which are mappings of tensors, arrays or lists of shape (batch, tokens).
-        spec: what the model reads, and how texts are tokenized.
+        calibration_dataset: a data set, raw or processed (with the main input of the model, such as `input_ids`); a
+            data frame, an Arrow table or a dictionary of columns; a stream (`IterableDataset`), from which blocks of
+            rows are drawn; texts; pairs of texts; (prompt, choice, choice, ...) for multiple choice; lists of words
+            for token classification; images; arrays of audio; or an iterable of batches, which are mappings of
+            tensors, arrays or lists that begin with a dimension of samples.
+        spec: what the model reads, and how raw data is prepared for it.
         num_tokens: budget of real tokens, held-out ones included. The sample (or batch) that reaches it is the last
             one. `None` takes all; a stream must then have an end.
         measure_tokens: number of real tokens on which knowledge is measured, spread evenly over the lengths. `None`
             measures on all.
         batch_size: most samples in a batch. Long samples fill a batch earlier.
-        data_collator: makes a batch from a list of samples. It gets the label columns of tokenized data too, as in
-            training. `None` pads with the tokenizer.
+        data_collator: makes a batch from a list of samples. It gets the label columns of processed data too, as in
+            training. `None` pads with what prepares the data.
         keep_order: whether to leave the samples in the order of the draw, in batches of `batch_size`.
         heldout_share: largest share of the tokens to hold out, in [0, 1): the last samples of the draw, or every n-th
             of the batches that are given. Nothing is held out of fewer than ten samples (or batches), or if fewer than
             three samples would be held out.
 
     Returns:
-        Batches of CPU tensors: `input_ids`, `attention_mask` if the model takes it, and the other columns that the
-        model reads, but no labels. The shape is (batch, tokens), or (batch, choices, tokens) for multiple choice.
+        Batches of CPU tensors: the main input, and the other columns that the model reads, but no labels. The shape of
+        texts is (batch, tokens), or (batch, choices, tokens) for multiple choice.
 
     Raises:
         ValueError: if the data or an argument cannot be used; the message says why and what to do.

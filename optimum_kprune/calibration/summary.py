@@ -16,7 +16,7 @@ class CalibrationSummary:
     """The data that a prune calibrates on.
 
     Attributes:
-        columns: the columns that hold the texts; None if they have no names, or the data was tokenized already.
+        columns: the columns that hold the texts, images or audio; None if they have no names, or were prepared before.
         first_sample: the beginning of the text of the first sample that was drawn, or the shape of its main input;
             None for texts without a tokenizer.
         samples: number of samples, without those that are held out.

@@ -1,7 +1,7 @@
 """Where the prunable sublayers of an encoder live: the form of an adapter, and the table of them by model type.
 
 An adapter is plain data. It is also written into the config of a pruned model, from which the saved folder can be
-rebuilt. To support another architecture, register another row.
+rebuilt. To support another architecture, register another adapter.
 """
 
 from dataclasses import MISSING, dataclass, field, fields

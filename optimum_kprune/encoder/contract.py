@@ -109,9 +109,8 @@ def require_contract(dense: Encoder, batch: Batch) -> None:
             _require_shrunk_is_masked(trial, {sublayer.place: []}, told, sublayer)
     for told, kept in _trials(sublayers):
         _require_shrunk_is_masked(trial, kept, told)
-    half = _half(sublayers)
     if not is_placed(dense.model):
-        _require_saved_is_shrunk(dense, half, batch)
+        _require_saved_is_shrunk(trial, _half(sublayers))
 
 
 class _Trial:
@@ -143,7 +142,10 @@ class _Trial:
         return record.features
 
     def states_after(self, encoder: Encoder, alone: Sublayer | None) -> Tensor:
-        """Returns the hidden states after the block of a sublayer, or after the last block; (rows, tokens, d)."""
+        """Returns the hidden states after the block of a sublayer, (rows, tokens, d).
+
+        Without a sublayer, returns those after the last block, and runs the head, too, which may fail.
+        """
         layer = len(encoder.blocks) - 1 if alone is None else alone.layer
         with recorded_output(encoder.blocks[layer], stop=alone is not None) as outputs:
             self.run(encoder, 0 if alone is None else alone.layer)
@@ -283,7 +285,7 @@ def _require_shrunk_is_masked(trial: _Trial, kept: Kept, told: str, alone: Subla
         alone: the sublayer, if it is one. Then the states after its block are compared, and else those after all.
     """
     encoder = trial.encoder
-    shrunk = _shrunk(trial.dense, encoder, kept)
+    shrunk = _shrunk(trial, kept)
     with _masked(encoder, kept):
         expected = trial.states_after(encoder, alone)
     try:
@@ -303,14 +305,14 @@ def _require_shrunk_is_masked(trial: _Trial, kept: Kept, told: str, alone: Subla
         )
 
 
-def _shrunk(dense: Encoder, encoder: Encoder, kept: Kept) -> Encoder:
-    """Returns a copy of a model that has lost all units but those that are kept, and can be entered like `encoder`."""
-    copied = private_copy(dense)
+def _shrunk(trial: _Trial, kept: Kept) -> Encoder:
+    """Returns a copy of a model that has lost all units but those that are kept, and can be entered like it."""
+    copied = private_copy(trial.dense)
     for place, units in kept.items():
         target = copied.sublayer(place)
         with own_weights(target.block):
             shrink_sublayer(target.block, target.adapter.to_dict(), units, target.units)
-    return Encoder(copied.model, copied.adapter, copied.name, encoder.entries)
+    return Encoder(copied.model, copied.adapter, copied.name, trial.encoder.entries)
 
 
 @contextmanager
@@ -330,14 +332,13 @@ def _masked(encoder: Encoder, kept: Kept) -> Iterator[None]:
         yield
 
 
-def _require_saved_is_shrunk(dense: Encoder, kept: Kept, batch: Batch) -> None:
+def _require_saved_is_shrunk(trial: _Trial, kept: Kept) -> None:
     """Checks that the pruned class of a model builds what was pruned."""
-    shrunk = _shrunk(dense, private_copy(dense), kept)
+    dense, batch, shrunk = trial.dense, trial.batch, _shrunk(trial, kept)
     expected = _last_states(shrunk, batch)
-    every = private_copy(dense).sublayers()
     results = [
         SublayerResult(each.layer, each.adapter.kind, kept.get(each.place, []), each.units, 0, 0, 0, 0, 0)
-        for each in every
+        for each in trial.encoder.sublayers()
     ]
     kprune = kprune_field(dense.pretrained, dense.adapter, results)
     built = with_encoder(dense.model, dense.name, pruned_model_of(shrunk.pretrained, kprune))

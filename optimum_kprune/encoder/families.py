@@ -57,7 +57,7 @@ class Family:
     Attributes:
         model_type: as in `config.model_type`.
         modality: what its models read.
-        adapters: where the sublayers are: one row, or one for each way in which such models are built.
+        adapters: where the sublayers are: one adapter, or one for each way in which such models are built.
         checkpoints: names on the Hub of models of this type that are often used.
         note: what is left as it is, or what a model must have; "" if nothing.
     """
@@ -70,7 +70,7 @@ class Family:
 
 
 def families() -> list[Family]:
-    """Returns the families that come with the library, in a stable order: text, images, audio."""
+    """Returns the families that come with the library, in a stable order: text, images and videos, audio."""
     return [*_TEXT, *_DECODERS, *_IMAGES, *_AUDIO]
 
 

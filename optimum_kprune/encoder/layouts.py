@@ -9,7 +9,7 @@ from .adapters import EncoderAdapter, SublayerAdapter
 def attention(
     module: str, inputs: str, output: str, residual: str = "", units: str = "", features: str = "", **more: Any
 ) -> SublayerAdapter:
-    """Returns a row of an attention sublayer.
+    """Returns the adapter of an attention sublayer.
 
     Args:
         module: the module that computes the heads, which returns a tuple, and can be taken out.
@@ -27,7 +27,7 @@ def attention(
 
 
 def ffn(inputs: str, output: str, residual: str = "", **more: Any) -> SublayerAdapter:
-    """Returns a row of a feed-forward sublayer.
+    """Returns the adapter of a feed-forward sublayer.
 
     Args:
         inputs: names of the input projections, separated by spaces. The module that holds them can be taken out; if

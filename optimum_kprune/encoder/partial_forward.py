@@ -161,9 +161,7 @@ def _skipping(
     # A single 0 in the shape of the hidden states, which takes no memory.
     nothing = hidden.new_zeros(()).expand_as(hidden)
     # The bypass would compute the units, and the output projection would add its bias.
-    replacements = [
-        (block.get_submodule(adapter.output), _returning(nothing)),
-    ]
+    replacements = [(block.get_submodule(adapter.output), _returning(nothing))]
     if adapter.bypass:
         items = tuple_items(adapter.returns_tuple)
         value = (nothing, *[None] * (items - 1)) if items else nothing
@@ -174,20 +172,22 @@ def _skipping(
 def _front_skipped(encoder: Encoder) -> list[tuple[nn.Module, Forward]]:
     """Returns the modules of the front with forward methods that return zeros in the shapes of their outputs."""
     base = encoder.pretrained.base_model
-    return [(module, _once(module, encoder.front_shapes)) for module in map(base.get_submodule, encoder.adapter.front)]
+    return [
+        (module, _once(module, encoder.front_outputs)) for module in map(base.get_submodule, encoder.adapter.front)
+    ]
 
 
-def _once(module: Any, shapes: dict[Any, Any]) -> Forward:
-    """Returns a forward method that runs a module once for inputs of a shape, and then returns zeros in its place."""
+def _once(module: Any, outputs: dict[Any, Any]) -> Forward:
+    """Returns a forward method that returns zeros. It runs the module once per shape of inputs, to see theirs."""
     own = module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Tensor:
         key = id(module), *(value.shape for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        if key not in shapes:
+        if key not in outputs:
             output = own(*args, **kwargs)
             # A single 0 in the shape of the output, which takes no memory.
-            shapes[key] = output.new_zeros(()).expand_as(output)
-        return shapes[key]
+            outputs[key] = output.new_zeros(()).expand_as(output)
+        return outputs[key]
 
     return forward
 

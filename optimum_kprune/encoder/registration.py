@@ -23,8 +23,10 @@ def register_adapter(model_type: str, adapter: EncoderAdapter) -> None:
     if not isinstance(model_type, str) or not model_type:
         raise ValueError(f"`model_type` must be the `config.model_type` of the encoders. Got {model_type!r}.")
     sublayers = getattr(adapter, "sublayers", None)
-    rows = isinstance(sublayers, tuple | list) and all(isinstance(row, SublayerAdapter) for row in sublayers)
-    if not isinstance(adapter, EncoderAdapter) or not rows:
+    are_sublayers = isinstance(sublayers, tuple | list) and all(
+        isinstance(each, SublayerAdapter) for each in sublayers
+    )
+    if not isinstance(adapter, EncoderAdapter) or not are_sublayers:
         raise ValueError(f"`adapter` must be an EncoderAdapter with a tuple of SublayerAdapter. Got {adapter!r}.")
     check_adapter_form(adapter.to_dict())
     add_adapter(model_type, adapter)

@@ -95,12 +95,12 @@ class Sublayer:
 
     @property
     def inputs(self) -> list[Any]:
-        """The input projections, which all read the same hidden states."""
+        """The input projections."""
         return [self.block.get_submodule(name) for name in self.adapter.inputs]
 
     @property
     def corrected_inputs(self) -> list[Any]:
-        """The input projections that read these hidden states and nothing else."""
+        """The input projections that read the same hidden states, and nothing else."""
         names = [name for name in self.adapter.inputs if name not in self.adapter.uncorrected]
         return [self.block.get_submodule(name) for name in names]
 
@@ -164,7 +164,7 @@ class Encoder:
         options: arguments of its forward besides the inputs.
         blocks: its blocks, bottom to top.
         entries: the places at which it can be entered; see `partial_forward.find_entries`.
-        front_shapes: the shapes of what the modules before the blocks return, by what they read.
+        front_outputs: zeros in the shapes of what the modules of the front return, by module and shapes of its inputs.
         device: the device on which the model reads its inputs.
     """
 
@@ -177,7 +177,7 @@ class Encoder:
         self.adapter = adapter
         self.name = name
         self.entries = entries or Entries()
-        self.front_shapes: dict[Any, Any] = {}
+        self.front_outputs: dict[Any, Any] = {}
         # The whole would need the inputs of its other towers, and compares samples with one another.
         self.running: nn.Module = pretrained if name and is_of_transformers(type(model)) else model
         self.options = {"return_dict": True} if _takes_return_dict(self.running) else {}

@@ -61,8 +61,8 @@ def suggest_adapter(model: PreTrainedModel, batch: Batch | None = None) -> Encod
 def adapter_code(model_type: str, adapter: EncoderAdapter) -> str:
     """Returns the lines of Python that register an adapter."""
     sublayers = ",\n".join(_call(sublayer, " " * 12) for sublayer in adapter.sublayers)
-    row = _call(adapter, " " * 4, sublayers=f"(\n{sublayers},\n{' ' * 8})")
-    return f'register_adapter(\n    "{model_type}",\n{row},\n)'
+    call = _call(adapter, " " * 4, sublayers=f"(\n{sublayers},\n{' ' * 8})")
+    return f'register_adapter(\n    "{model_type}",\n{call},\n)'
 
 
 def unknown_type(model: PreTrainedModel) -> ValueError:
@@ -97,14 +97,14 @@ def _require_runs(model: PreTrainedModel, batch: Batch) -> None:
         ) from error
 
 
-def _call(row: Any, indent: str, **written: str) -> str:
-    """Returns the call that makes a row of an adapter, without what is left at its default."""
-    kept = row.to_dict()
-    values = {item.name: getattr(row, item.name) for item in fields(row) if kept.get(item.name) or _is_needed(item)}
-    # Names have no quotes in them.
-    texts = {name: written.get(name, repr(value).replace("'", '"')) for name, value in values.items()}
+def _call(adapter: Any, indent: str, **written: str) -> str:
+    """Returns the call that makes an adapter, or that of a sublayer, without what is left at its default."""
+    told = adapter.to_dict()
+    names = [item.name for item in fields(adapter) if told.get(item.name) or _is_needed(item)]
+    # Names of modules have no quotes in them.
+    texts = {name: written.get(name, repr(getattr(adapter, name)).replace("'", '"')) for name in names}
     lines = [f"{indent}    {name}={text},\n" for name, text in texts.items()]
-    return f"{indent}{type(row).__name__}(\n{''.join(lines)}{indent})"
+    return f"{indent}{type(adapter).__name__}(\n{''.join(lines)}{indent})"
 
 
 def _is_needed(item: Any) -> bool:

@@ -142,7 +142,8 @@ def _image_embedding(outputs: Any, config: Any, mask: Tensor) -> Prediction:
     return Prediction(values, values.new_full(values.shape[:2], 0.5), "gaussian")
 
 
-TEXT, IMAGE, AUDIO = ("input_ids",), ("pixel_values",), ("input_values", "input_features")
+# The main inputs of models of each modality.
+OF_TEXT, OF_IMAGES, OF_AUDIO = ("input_ids",), ("pixel_values",), ("input_values", "input_features")
 TASKS = {
     task.name: task
     for task in (
@@ -151,24 +152,26 @@ TASKS = {
         Task("token-classification", "AutoModelForTokenClassification", ("ForTokenClassification",), _tokens),
         Task("fill-mask", "AutoModelForMaskedLM", ("ForMaskedLM",), _tokens),
         Task("multiple-choice", "AutoModelForMultipleChoice", ("ForMultipleChoice",), _choices),
-        Task("feature-extraction", "AutoModel", ("Model",), _embedding, TEXT + AUDIO),
+        Task("feature-extraction", "AutoModel", ("Model",), _embedding, OF_TEXT + OF_AUDIO),
         Task(
             "image-classification",
             "AutoModelForImageClassification",
             ("ForImageClassification", "ForImageClassificationWithTeacher"),
             _classes,
-            IMAGE,
+            OF_IMAGES,
         ),
-        Task("image-feature-extraction", "AutoModel", ("Model",), _image_embedding, IMAGE),
-        Task("video-classification", "AutoModelForVideoClassification", ("ForVideoClassification",), _classes, IMAGE),
+        Task("image-feature-extraction", "AutoModel", ("Model",), _image_embedding, OF_IMAGES),
+        Task(
+            "video-classification", "AutoModelForVideoClassification", ("ForVideoClassification",), _classes, OF_IMAGES
+        ),
         Task(
             "audio-classification",
             "AutoModelForAudioClassification",
             ("ForAudioClassification", "ForSequenceClassification"),
             _classes,
-            AUDIO,
+            OF_AUDIO,
         ),
-        Task("automatic-speech-recognition", "AutoModelForCTC", ("ForCTC",), _tokens, AUDIO),
+        Task("automatic-speech-recognition", "AutoModelForCTC", ("ForCTC",), _tokens, OF_AUDIO),
     )
 }
 

@@ -79,7 +79,7 @@ def evaluation_of(
     compute_metrics: ComputeMetrics | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Callable[[nn.Module], Figures]:
-    """Returns a function that evaluates a model on labelled data. The data is tokenized and checked right away.
+    """Returns a function that evaluates a model on labelled data. The data is prepared and checked right away.
 
     Args:
         dataset: processed rows, as a Trainer reads them; or rows with texts, images or audio, and labels. Labels are

@@ -98,14 +98,15 @@ class EvaluationMixin:
         """Returns a function that evaluates a model on labelled data. The data is read and checked right away.
 
         Args:
-            dataset: rows with texts and labels, or tokenized rows with labels, in a data set, a data frame or a
-                dictionary of columns; or the name, folder or file of such rows, as in `get_calibration_dataset`.
+            dataset: rows with texts, images or audio, and labels, or processed rows with labels, in a data set, a data
+                frame or a dictionary of columns; or the name, folder or file of such rows, as in
+                `get_calibration_dataset`.
             metric: name of one of the usual figures of the task (accuracy; pearson, spearman; exact_match, f1), or a
                 metric of the library `evaluate` by name or path; None computes all usual ones.
             compute_metrics: function that computes the figures instead, as a Trainer takes it.
             dataset_config_name: configuration of a data set that is given by name.
             dataset_split: split of that data set. None takes "validation", or all rows of files.
-            text_columns: columns of the texts; None finds them.
+            text_columns: columns of the texts, or the column of images or audio; None finds them.
             label_column: column of the labels; None finds it.
             max_length: tokens at which texts are cut, or contexts of questions are divided; None takes the limit of
                 the model, at most 512.

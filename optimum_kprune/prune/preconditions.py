@@ -215,7 +215,7 @@ def warn_if_few_tokens(encoder: Encoder, calibration: CalibrationBatches) -> Non
     unit = calibration.summary.tokens_are if calibration.summary else "tokens"
     if tokens >= TOKENS_PER_FEATURE * widest:
         return
-    consequence = "the fit is loose: more text makes a better model"
+    consequence = "the fit is loose: more data makes a better model"
     if tokens < widest:
         consequence = "nothing but the pull towards the model's own weights determines the fit: expect a poor model"
     logger.warning(

@@ -8,7 +8,7 @@ from drawn import many
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_kprune.algorithm.search import round_selection, select_units
+from optimum_kprune.algorithm.search import round_selection, select_units, with_reserved
 
 
 def units_above(scores, threshold):
@@ -82,6 +82,21 @@ def test_a_selection_is_rounded_to_the_nearest_multiple_that_fits(generator, wan
     selected = torch.zeros(10, dtype=torch.bool).index_fill(0, order[:wanted], True)
     kept = round_selection(selected, scores, multiple, most)
     assert torch.equal(kept, torch.zeros(10, dtype=torch.bool).index_fill(0, order[:count], True))
+
+
+@pytest.mark.parametrize(("least", "kept"), [(0, []), (1, [2]), (2, [0, 2])])
+def test_units_that_must_stay_are_the_best_of_their_sublayer_and_come_first(least, kept):
+    """Though another sublayer has higher scores, and the budget suffices for no more."""
+    scores = with_reserved(torch.tensor([2.0, 1.0, 3.0]), least)
+    selected, _ = select_units([scores, torch.full((3,), 9.0)], [1.0, 2.0], float(least))
+    assert selected.nonzero().flatten().tolist() == kept
+
+
+@pytest.mark.parametrize(("multiple", "most", "kept"), [(2, 9.0, [1, 2]), (8, 1.5, [1])])
+def test_a_unit_that_must_stay_is_not_rounded_away(multiple, most, kept):
+    selected = torch.zeros(3, dtype=torch.bool)
+    found = round_selection(selected, torch.tensor([1.0, 3.0, 2.0]), multiple, most, least=1)
+    assert found.nonzero().flatten().tolist() == kept
 
 
 # Few different values: ties are many, and sums of costs are exact.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from optimum_kprune.algorithm.tuning import LeastSquares, Projection, scale_weights
+from optimum_kprune.algorithm.tuning import LeastSquares, Projection, scale_weights, unscaled
 
 CPU = torch.device("cpu")
 
@@ -79,6 +79,16 @@ def test_tokens_weigh_by_the_scale_of_their_stream(generator):
     torch.testing.assert_close(scale_weights(10 * stream + 7), weights / 100, rtol=1e-3, atol=0)
     torch.testing.assert_close(weights, 1 / stream.double().var(dim=1, correction=0).float(), rtol=1e-3, atol=0)
     assert scale_weights(torch.ones(2, 64, dtype=torch.float16)).isfinite().all()
+
+
+def test_what_is_unscaled_gives_what_is_missing_when_it_is_scaled(generator):
+    missing, output = torch.randn(2, 5, 4, generator=generator)
+    assert torch.equal(unscaled(missing, 1.0, output), missing)
+    assert torch.equal(unscaled(missing, 0.5, output), 2 * missing)
+    scale = torch.tensor([2.0, -0.5, 1e-6, 0.0])
+    found = unscaled(missing, scale, output)
+    torch.testing.assert_close(found[:, :2] * scale[:2], missing[:, :2])
+    assert torch.equal(found[:, 2:], output[:, 2:])
 
 
 def test_the_ridge_pulls_towards_the_weights_the_model_came_with(generator):

@@ -18,7 +18,7 @@ from tiny_texts import (
 from transformers import DataCollatorForMultipleChoice, DataCollatorWithPadding, default_data_collator
 
 from optimum_kprune.calibration.batches import FULL_BATCH, make_batches
-from optimum_kprune.calibration.prepare import InputSpec
+from optimum_kprune.calibration.spec import InputSpec
 
 
 def test_texts_become_padded_tensors(spec):

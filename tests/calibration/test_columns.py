@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset
 from tiny_texts import batches_of
 
-from optimum_kprune.calibration.prepare import InputSpec
+from optimum_kprune.calibration.spec import InputSpec
 
 
 @pytest.mark.parametrize(

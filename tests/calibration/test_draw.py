@@ -11,7 +11,8 @@ from tiny_texts import CLS, SEP, batches_of, make_texts, real_samples, tokenized
 
 from optimum_kprune.calibration import draw as calibration_draw
 from optimum_kprune.calibration.draw import NOTE, Draw, drawn_order
-from optimum_kprune.calibration.prepare import InputSpec, budget_of, load_calibration_dataset, prepare_batches
+from optimum_kprune.calibration.prepare import budget_of, load_calibration_dataset, prepare_batches
+from optimum_kprune.calibration.spec import InputSpec
 
 TEXTS = make_texts(60)
 

@@ -23,7 +23,8 @@ from media import (
 
 from optimum_kprune.calibration.batches import FULL_BATCH
 from optimum_kprune.calibration.media import content_of
-from optimum_kprune.calibration.prepare import InputSpec, load_calibration_dataset, prepare_batches
+from optimum_kprune.calibration.prepare import load_calibration_dataset, prepare_batches
+from optimum_kprune.calibration.spec import InputSpec
 
 
 def expected_pixels(items):

@@ -6,7 +6,8 @@ from datasets import Dataset
 from tiny_texts import CLS, MASK, SEP, batches_of, make_text, make_texts, make_tokenizer, real_samples, real_tokens
 
 from optimum_kprune import KPruneConfig
-from optimum_kprune.calibration.prepare import NUM_TOKENS, InputSpec, prepare_batches
+from optimum_kprune.calibration.prepare import NUM_TOKENS, prepare_batches
+from optimum_kprune.calibration.spec import InputSpec
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3, 4, 50, 100])

@@ -6,7 +6,8 @@ import pytest
 from datasets import Dataset
 from tiny_texts import CLS, SEP, make_texts, real_samples
 
-from optimum_kprune.calibration.prepare import InputSpec, load_calibration_dataset, prepare_batches
+from optimum_kprune.calibration.prepare import load_calibration_dataset, prepare_batches
+from optimum_kprune.calibration.spec import InputSpec
 
 
 def test_the_summary_tells_what_is_calibrated_on(spec, caplog):

@@ -11,7 +11,8 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from tiny_texts import batches_of, make_texts, real_samples, tokenized
 
 from optimum_kprune.calibration import tables as calibration_tables
-from optimum_kprune.calibration.prepare import InputSpec, prepare_batches
+from optimum_kprune.calibration.prepare import prepare_batches
+from optimum_kprune.calibration.spec import InputSpec
 
 TEXTS = make_texts()
 

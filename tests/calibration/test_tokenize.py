@@ -4,7 +4,7 @@ import pytest
 from datasets import Dataset
 from tiny_texts import CLS, MASK, PAD, SEP, batches_of, make_text, make_tokenizer, real_samples, word_id
 
-from optimum_kprune.calibration.prepare import InputSpec
+from optimum_kprune.calibration.spec import InputSpec
 
 
 def test_pairs_of_texts(spec):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import zoo
+from own_models import Derived
 from tiny import encoder_of, pad, ragged_samples, tiny_model
 from torch import nn
 
@@ -100,6 +101,13 @@ def test_heads_that_are_mixed_are_refused():
         check_adapter(model, zoo.batch_of("deberta"), row_of("deberta")[1])
 
 
+def test_a_model_that_its_config_does_not_describe_is_refused():
+    model = tiny_model().eval()
+    model.bert.encoder.layer[0].intermediate.intermediate_act_fn = nn.Tanh()
+    with pytest.raises(ValueError, match="its config does not say all that builds the model"):
+        check_adapter(model, pad(ragged_samples(3)))
+
+
 class SideBySide(nn.Module):
     """A block whose two sublayers read the same hidden states."""
 
@@ -133,7 +141,10 @@ def test_a_prune_checks_a_class_and_adapter_once(monkeypatch):
     calls = []
     monkeypatch.setattr(contract, "_checked", set())
     monkeypatch.setattr(contract, "require_contract", lambda *args: calls.append(args))
-    for model, expected in ((tiny_model(), 1), (tiny_model(seed=1), 1), (tiny_model("roberta"), 2)):
+    own = Derived(tiny_model().config)
+    models = tiny_model(), tiny_model(seed=1), tiny_model("roberta"), own, own
+    # What is of the user's own is checked again.
+    for model, expected in zip(models, (1, 1, 2, 3, 4), strict=True):
         contract.require_contract_once(encoder_of(model), {})
         assert len(calls) == expected
 

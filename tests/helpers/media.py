@@ -8,7 +8,7 @@ from transformers import ViTImageProcessor, Wav2Vec2FeatureExtractor
 from zoo import build
 
 from optimum_kprune import KPruneConfig, KPruner
-from optimum_kprune.calibration.prepare import InputSpec
+from optimum_kprune.calibration.spec import InputSpec
 
 RATE = 16_000
 CLASSES = ("LABEL_2", "LABEL_0", "LABEL_1")

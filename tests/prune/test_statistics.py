@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -144,6 +145,19 @@ def test_importances_are_those_of_masks_in_every_family(family):
     found = measured(teacher, student, batches_of(samples, 4), knowledge="divergence")
     assert_close([importance.predictive for importance in found], predictive, 1e-5)
     assert_close([importance.representational for importance in found], representational, 1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.5, "output.dense.bias"])
+def test_knowledge_is_that_of_what_is_added_after_scaling(scale):
+    teacher, student = teacher_and_student("single label")
+    predictions = predictions_of(teacher, student, batches_of(SAMPLES[:6], 4))
+    plain = predictions.pair.student.encoder.sublayers()[1]
+    scaled = replace(plain, adapter=replace(plain.adapter, scale=scale))
+    before, after = (measure_knowledge(predictions, [each], KPruneConfig())[0] for each in (plain, scaled))
+    factors = plain.output.bias[:, None] if isinstance(scale, str) else scale
+    weight = plain.output.weight
+    expected = before.representational * (weight * factors).square().sum(dim=0) / weight.square().sum(dim=0)
+    torch.testing.assert_close(after.representational, expected.double(), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("head", ["single label", "question answering"])
