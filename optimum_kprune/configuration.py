@@ -68,8 +68,8 @@ class KPruneConfig(BaseConfig):
             the prune changed below it. The affine map that brings what the student's sublayer reads closest to what
             the teacher's reads is folded into them. Has an effect only with `tuning`.
         bias (`str`, defaults to `"refit"`): what becomes of the bias of an output projection. `"refit"` fits it with
-            the weights. `"keep"` leaves it as it is. `"drop"` does too, but removes it with the last unit of a
-            sublayer, as the authors' program does.
+            the weights, and gives one to projections that have none. `"keep"` leaves it as it is. `"drop"` does too,
+            but removes it with the last unit of a sublayer, as the authors' program does.
         published_targets (`bool`, defaults to `False`): whether predictions are compared as in the authors' program:
             the start and end distributions of question answering run over padded positions too, and every output of
             a regression is compared with the teacher's outputs for all samples of its batch.

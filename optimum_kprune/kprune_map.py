@@ -24,7 +24,7 @@ KINDS = ("attention", "ffn")
 REGISTERED: dict[str, list[dict[str, Any]]] = {}
 
 _MAP: dict[str, Any] = {"adapter": dict, "kept": list}
-_OPTIONAL: dict[str, Any] = {"format": int, "settings": dict, "checksum": str}
+_OPTIONAL: dict[str, Any] = {"format": int, "settings": dict, "checksum": str, "output_bias": bool}
 _ADAPTER: dict[str, Any] = {"blocks": str, "sublayers": list}
 _SUBLAYER: dict[str, Any] = {"kind": str, "inputs": dict, "output": str, "residual": str, "bypass": str}
 _SUBLAYER |= {"returns_tuple": (bool, int), "counts": dict}
@@ -231,7 +231,7 @@ def check_form(kprune: Any) -> None:
     given = sorted(map(str, kprune)) if isinstance(kprune, dict) else kprune
     whole = isinstance(kprune, dict) and _MAP.keys() <= kprune.keys() <= {*_MAP, *_OPTIONAL}
     with told_of_map():
-        rule = "have `adapter` and `kept`, and may have `format`, `settings` and `checksum`"
+        rule = f"have `adapter` and `kept`, and may have {', '.join(_OPTIONAL)}"
         _require(whole, "kprune", rule, given)
         _check_fields(kprune, "kprune", _MAP, _OPTIONAL)
         _require(kprune.get("format", 1) > 0, "kprune.format", "be 1 or more", kprune.get("format"))
@@ -250,13 +250,13 @@ def _check_registered(model_type: str, kprune: dict[str, Any]) -> None:
     known = REGISTERED.get(model_type.removeprefix("kprune-"), [adapter])
     _require("checksum" in kprune or adapter in known, "adapter", "be that of the model type", adapter)
     # What the structure of a model does not show, and yet changes what it computes.
-    for field, unset in (("returns_tuple", False), ("arguments", {})):
-        sublayers = [sublayer for registered in known for sublayer in registered["sublayers"]]
-        expected = {sublayer["bypass"]: sublayer.get(field, unset) for sublayer in sublayers}
-        for sublayer in adapter["sublayers"]:
-            given = sublayer.get(field, unset)
-            rule = expected.get(sublayer["bypass"], given)
-            _require(given == rule, f"{field} of {sublayer['kind']}", f"be {rule}", given)
+    sublayers = [sublayer for registered in known for sublayer in registered["sublayers"]]
+    for sublayer in adapter["sublayers"]:
+        alike = [other for other in sublayers if other["bypass"] == sublayer["bypass"]] or [sublayer]
+        for field in ("returns_tuple", "arguments"):
+            expected, given = [other.get(field, {}) for other in alike], sublayer.get(field, {})
+            rule = f"be {' or '.join(map(str, expected))}"
+            _require(given in expected, f"{field} of {sublayer['kind']}", rule, given)
     handed_on = [registered.get("handed_on", {}) for registered in known]
     _require(adapter.get("handed_on", {}) in handed_on, "handed_on", "be that of the model type", adapter)
 

@@ -178,6 +178,13 @@ def shrink_sublayer(block: nn.Module, sublayer: dict[str, Any], kept: list[int],
             setattr(modules[module], attribute, len(kept) * (unit_size if unit == "features" else 1))
 
 
+def give_bias(projection: Any) -> None:
+    """Gives a linear layer without a bias one of zeros, in place: it can take up a constant that units have added."""
+    if projection.bias is None:
+        zeros = projection.weight.new_zeros(projection.out_features)
+        projection.bias = nn.Parameter(zeros, requires_grad=projection.weight.requires_grad)
+
+
 def _keep(block: nn.Module, sublayer: dict[str, Any], kept: list[int], total: int) -> None:
     """Keeps units in all that a sublayer has of them, in place: projections, other tensors, arguments."""
     for name, parts in sublayer["inputs"].items():

@@ -10,6 +10,7 @@ The map `kprune` in the config names the units that are left. A model is built i
     {"format": 2,
      "adapter": {"blocks": ..., "sublayers": [...]},
      "kept": [{"layer": 0, "kind": "attention", "kept": "0-3,7", "total": 12}, ...],     one entry per sublayer
+     "output_bias": true,     if output projections have biases that the dense model lacks; else left out
      "checksum": "...",     of `adapter`, `kept` and the shapes of the weights
      "settings": {...}}     of the last prune; saved as kprune_config.json too
 """
@@ -29,7 +30,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .kprune_map import blocks_of, check_checksum, check_form, check_map, parse_units, told_of_map
-from .kprune_shrink import give_each_block_its_own, shrink_sublayer
+from .kprune_shrink import give_bias, give_each_block_its_own, shrink_sublayer
 
 SETTINGS_NAME = "kprune_config.json"
 TAGS = ["optimum-kprune", "kprune", "pruning"]
@@ -49,6 +50,8 @@ def shrink_model(model: PreTrainedModel, kprune: dict[str, Any]) -> None:
     check_map(model, kprune)
     sublayers = [(block, sublayer) for block in blocks for sublayer in adapter["sublayers"]]
     for (block, sublayer), entry in zip(sublayers, kprune["kept"], strict=True):
+        if kprune.get("output_bias"):
+            give_bias(block.get_submodule(sublayer["output"]))
         shrink_sublayer(block, sublayer, parse_units(entry["kept"], entry["total"]), entry["total"])
     check_checksum(model, kprune)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from optimum_kprune.kprune_shrink import Bypass, give_each_block_its_own, shrink_sublayer
+from optimum_kprune.kprune_shrink import Bypass, give_bias, give_each_block_its_own, shrink_sublayer
 
 
 class FusedAttention(nn.Module):
@@ -153,3 +153,15 @@ def test_every_block_gets_its_own_of_what_the_first_hands_on():
 def test_what_is_handed_on_must_be_there(handed_on):
     with pytest.raises(ValueError, match="must name a module of block 0 and an argument"):
         give_each_block_its_own([biased_block(), biased_block(False)], handed_on)
+
+
+@torch.no_grad()
+def test_a_projection_without_a_bias_gets_one_of_zeros():
+    linear, hidden = nn.Linear(4, 3, bias=False), torch.rand(2, 4)
+    linear.weight.requires_grad_(False)
+    before = linear(hidden)
+    give_bias(linear)
+    assert torch.equal(linear(hidden), before) and not linear.bias.requires_grad
+    linear.bias += 1
+    give_bias(linear)
+    assert torch.equal(linear(hidden), before + 1)

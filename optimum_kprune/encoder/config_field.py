@@ -28,13 +28,16 @@ def adapter_of(model: PreTrainedModel) -> EncoderAdapter:
     return EncoderAdapter.from_dict(kprune["adapter"])
 
 
-def kprune_field(model: PreTrainedModel, adapter: EncoderAdapter, sublayers: list[SublayerResult]) -> dict[str, Any]:
+def kprune_field(
+    model: PreTrainedModel, adapter: EncoderAdapter, sublayers: list[SublayerResult], output_bias: bool = False
+) -> dict[str, Any]:
     """Returns the config field of a model after a prune.
 
     Args:
         model: the model before the prune. It may have been pruned before.
         adapter: where its sublayers are.
         sublayers: the units that the prune kept, as indices of the units of that model.
+        output_bias: whether the prune gave biases to output projections that had none.
     """
     earlier = getattr(model.config, "kprune", None)
     records = []
@@ -44,4 +47,5 @@ def kprune_field(model: PreTrainedModel, adapter: EncoderAdapter, sublayers: lis
         had = list(range(total)) if earlier is None else parse_units(earlier["kept"][index]["kept"], total)
         kept = format_units([had[unit] for unit in sublayer.kept])
         records.append({"layer": sublayer.layer, "kind": sublayer.kind, "kept": kept, "total": total})
-    return {"format": FORMAT, "adapter": adapter.to_dict(), "kept": records}
+    field = {"format": FORMAT, "adapter": adapter.to_dict(), "kept": records}
+    return field | ({"output_bias": True} if output_bias or (earlier or {}).get("output_bias") else {})

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..distributed import is_main, require_same
 from ..encoder.sublayers import Place, Sublayer
 from ..folder import write_atomically
-from ..kprune_shrink import shrink_sublayer
+from ..kprune_shrink import give_bias, shrink_sublayer
 from ..result import SublayerResult
 
 IDENTITY_NAME = "prune.json"
@@ -86,6 +86,8 @@ class Checkpoint:
         """
         try:
             result, tensors = self._read(index, next(target.output.parameters()).device)
+            if f"{target.adapter.output}.bias" in tensors:
+                give_bias(target.output)
             shrink_sublayer(target.block, target.adapter.to_dict(), result.kept, target.units)
             for module in _projections(replace(target, units=len(result.kept))):
                 projection = target.block.get_submodule(module)

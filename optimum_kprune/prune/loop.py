@@ -15,7 +15,7 @@ from ..configuration import KPruneConfig
 from ..distributed import as_in_main
 from ..encoder.offloading import own_weights
 from ..encoder.sublayers import Sublayer
-from ..kprune_shrink import shrink_sublayer
+from ..kprune_shrink import give_bias, shrink_sublayer
 from ..progress import progress_bar
 from ..result import SublayerResult
 from .checkpoint import Checkpoint
@@ -141,6 +141,8 @@ class SublayerPruner:
             indices of the kept units, and the relative reconstruction error (see `SublayerResult`).
         """
         target, candidates = students[0], [student for student in students if student.units]
+        if self.config.tuning and self.config.bias == "refit":
+            give_bias(target.output)
         self._correct_inputs(teacher, target)  # W <- W M^T, b <- b + W c
         scores = self._score(candidates)  # S = mu (K_pred + lambda K_rep) / F
         kept = self._select(candidates, scores)  # S > nu, the least threshold that fits the budget

@@ -187,7 +187,10 @@ class Sweep:
     def _pruned_model(self, student: Encoder, sublayers: list[SublayerResult], config: KPruneConfig) -> nn.Module:
         """Returns the pruned model of a student, in a copy of the module around it if there is one."""
         dense = self._dense
-        kprune = kprune_field(dense.pretrained, dense.adapter, sublayers) | {"settings": config.to_dict()}
+        pairs = zip(self._teacher.sublayers(), student.sublayers(), strict=True)
+        # What stands in the place of a sublayer without units has a bias in any case.
+        got_bias = any(own.output.bias is None and left.units and left.output.bias is not None for own, left in pairs)
+        kprune = kprune_field(dense.pretrained, dense.adapter, sublayers, got_bias) | {"settings": config.to_dict()}
         return with_encoder(dense.model, dense.name, pruned_model_of(student.pretrained, kprune))
 
     def _can_halve(self, config: KPruneConfig) -> bool:

@@ -16,6 +16,7 @@ from optimum_kprune.encoder.sublayers import Encoder
 from optimum_kprune.encoder.tasks import task_of
 from optimum_kprune.encoder.unsharing import private_copy
 from optimum_kprune.kprune_map import parse_units
+from optimum_kprune.kprune_shrink import give_bias
 from optimum_kprune.prune.loop import SublayerPruner
 from optimum_kprune.prune.pair import Pair
 from optimum_kprune.prune.predictions import Predictions
@@ -185,7 +186,9 @@ def masked_dense(dense, pruned):
         if columns:
             target.output.weight.data[:, columns] = source.output.weight.data
             put_rows(target, source, units)
-        if target.output.bias is not None:
+        if source.output.bias is not None:
+            # A prune gives one to projections that have none.
+            give_bias(target.output)
             target.output.bias.data.copy_(source.output.bias.data)
     return masked
 
