@@ -124,11 +124,17 @@ def give_each_block_its_own(blocks: list[nn.Module], handed_on: dict[str, str]) 
                 f"`handed_on` must name a module of block 0 and an argument of what it lies in. Got {name!r} and "
                 f"{argument!r}."
             )
+        others = [vars(block.get_submodule(owner)) for block in blocks[1:]]
+        # Such as `has_relative_attention_bias`, by which the module knows what it has: what is so in block 0 alone.
+        flags = {
+            flag: value
+            for flag, value in vars(first).items()
+            if type(value) is bool and all(other.get(flag) is not value for other in others)
+        }
         for block in blocks[1:]:
             module: Any = block.get_submodule(owner)
             module.add_module(leaf, copy.deepcopy(first.get_submodule(leaf)))  # type: ignore[union-attr]
-            # Such as `has_relative_attention_bias`, by which the module knows what it has.
-            vars(module).update({flag: value for flag, value in vars(first).items() if type(value) is bool})
+            vars(module).update(flags)
             module.register_forward_pre_hook(Dropped(module, argument), with_kwargs=True)
 
 

@@ -22,9 +22,19 @@ from .adapters import EncoderAdapter
 from .config_field import adapter_of, kprune_field
 from .conversion import dense_class_of
 from .custom_modules import find_encoder, with_encoder
-from .hooks import SublayerRecord, hooks, recorded, recorded_output, recorded_states, states_in
+from .hooks import (
+    SublayerRecord,
+    first_input,
+    hooks,
+    recorded,
+    recorded_input,
+    recorded_output,
+    recorded_states,
+    states_in,
+)
 from .offloading import is_placed, own_weights, pruned_model_of, sharing_copy
 from .partial_forward import find_entries, run
+from .rounding import SAME, difference, is_close, is_same_change
 from .sublayers import BOTTOM, Encoder, Place, Sublayer
 from .unsharing import private_copy
 
@@ -36,8 +46,6 @@ Kept = dict[Place, list[int]]
 
 # Rows of a batch that are run. One row would not show what is mixed up between rows.
 ROWS = 2
-# Steps of rounding by which a sum may differ that is computed twice.
-SAME = 16
 # Modules that run after a sublayer, among which one must read its residual stream.
 READERS = 60
 
@@ -76,7 +84,12 @@ def check_adapter(
 
 def require_contract_once(dense: Encoder, batch: Batch) -> None:
     """Does `require_contract` if no model of this class, config and adapter has passed it in this process."""
-    key = type(dense.model), str(dense.adapter), dense.config.to_json_string(use_diff=False)
+    # With all modules: one may have been replaced, hooked or given another forward after the model was loaded.
+    built = tuple(
+        (name, type(module), len(module._forward_hooks) + len(module._forward_pre_hooks), "forward" in vars(module))
+        for name, module in dense.model.named_modules()
+    )
+    key = built, str(dense.adapter), dense.config.to_json_string(use_diff=False)
     if key in _checked:
         return
     started = time.perf_counter()
@@ -94,6 +107,7 @@ def require_contract(dense: Encoder, batch: Batch) -> None:
     encoder = private_copy(dense)
     batch = encoder.to_device({name: values[:ROWS] for name, values in batch.items()})
     sublayers = [sublayer for sublayer in encoder.sublayers() if sublayer.units]
+    _require_rows_of_tokens(encoder, batch)
     _require_same_outputs(dense, encoder, batch)
     _require_one_call(encoder, sublayers, batch)
     _require_residual_streams(encoder, sublayers, batch)
@@ -169,6 +183,22 @@ def _half(sublayers: list[Sublayer]) -> Kept:
     return {each.place: sorted(units.tolist()) for each, units in zip(sublayers, chosen, strict=True)}
 
 
+def _require_rows_of_tokens(encoder: Encoder, batch: Batch) -> None:
+    """Checks that hidden states are (rows, tokens, d): as many rows for a sample, whatever the number of samples."""
+    shapes = []
+    for samples in (1, 2):
+        repeated = {name: torch.cat([values[:1]] * samples) for name, values in batch.items()}
+        with recorded_input(encoder.blocks[0]) as states:
+            run(encoder, repeated)
+        shapes += [tuple(state.shape) for state in states]
+    fits = len(shapes) == 2 and len(shapes[0]) == 3 and shapes[1] == (2 * shapes[0][0], *shapes[0][1:])
+    if shapes and not fits:
+        raise ValueError(
+            "Hidden states must have the shape (rows, tokens, d) where they enter the first block. Got "
+            f"{' and '.join(map(str, shapes))} for one sample and for two."
+        )
+
+
 def _require_same_outputs(dense: Encoder, encoder: Encoder, batch: Batch) -> None:
     """Checks that blocks with weights of their own give what the model gives."""
     if not (dense.adapter.handed_on or dense.adapter.repeated):
@@ -178,10 +208,10 @@ def _require_same_outputs(dense: Encoder, encoder: Encoder, batch: Batch) -> Non
     with recorded_output(plain.blocks[-1]) as outputs:
         run(plain, batch)
     expected, found = outputs[-1], _last_states(encoder, batch)
-    if not _is_close(found, expected):
+    if not is_close(found, expected):
         raise ValueError(
             "The model must give the same outputs when every block has weights of its own. Check `handed_on` and "
-            f"`repeated` of the adapter. Got hidden states that differ by {_difference(found, expected):.2g}."
+            f"`repeated` of the adapter. Got hidden states that differ by {difference(found, expected):.2g}."
         )
 
 
@@ -189,15 +219,20 @@ def _require_one_call(encoder: Encoder, sublayers: list[Sublayer], batch: Batch)
     """Checks that a pass calls every block and every module of the sublayers once."""
     watched: dict[str, nn.Module] = {f"block {layer}": block for layer, block in enumerate(encoder.blocks)}
     for each in sublayers:
-        names = {*each.adapter.inputs, each.adapter.output, each.adapter.residual, each.adapter.bypass}
-        for name in names - {*each.adapter.uncorrected, ""}:
+        called = {*each.adapter.inputs, each.adapter.output, each.adapter.residual, each.adapter.bypass}
+        for name in called - {*each.adapter.uncorrected, ""}:
             watched[f"{name} of {each.name}"] = each.block.get_submodule(name)
     calls: Counter[str] = Counter()
+    read: dict[str, Tensor] = {}
 
     def counting(name: str) -> Callable[..., None]:
-        return lambda *_: calls.update([name])
+        def at_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.update([name])
+            read[name] = first_input(args, kwargs)
 
-    with hooks(*(module.register_forward_pre_hook(counting(name)) for name, module in watched.items())):
+        return at_call
+
+    with hooks(*(m.register_forward_pre_hook(counting(name), with_kwargs=True) for name, m in watched.items())):
         run(encoder, batch)
     wrong = [name for name in watched if calls[name] != 1]
     if wrong:
@@ -207,6 +242,15 @@ def _require_one_call(encoder: Encoder, sublayers: list[Sublayer], batch: Batch)
             f"A forward pass must call every block and projection once. Got {calls[wrong[0]]} calls of {wrong[0]}"
             f"{f' and {len(wrong) - 1} other modules with other numbers' if len(wrong) > 1 else ''}. {advice}"
         )
+    for each in sublayers:
+        alike = [
+            read[f"{name} of {each.name}"] for name in each.adapter.inputs if name not in each.adapter.uncorrected
+        ]
+        if any(not torch.equal(states, alike[0]) for states in alike):
+            raise ValueError(
+                f"All inputs of {each.name} must read the same hidden states, which a prune corrects. Got others for "
+                "some. Name these in `uncorrected`."
+            )
 
 
 def _require_residual_streams(encoder: Encoder, sublayers: list[Sublayer], batch: Batch) -> None:
@@ -231,11 +275,17 @@ def _require_residual_streams(encoder: Encoder, sublayers: list[Sublayer], batch
         stack.enter_context(hooks(*(m.register_forward_pre_hook(reading, with_kwargs=True) for m in modules)))
         stack.enter_context(hooks(*(block.register_forward_hook(returning) for block in encoder.blocks)))
         run(encoder, batch)
+    order = [sublayer.place for sublayer, _, _ in ended]
+    if order != sorted(order):
+        raise ValueError(
+            "The adapter must name the `sublayers` of a block in the order in which they are applied. Got another "
+            f"order: {', '.join(each.name for each, _, _ in ended[: len(encoder.adapter.sublayers)])} is right."
+        )
     for sublayer, record, start in ended:
         shapes = tuple(record.residual.shape), tuple(record.added.shape)
         stream = record.residual + record.added if shapes[0] == shapes[1] else None
         later = read[start : start + READERS]
-        if stream is None or not any(each.shape == stream.shape and _is_close(each, stream, SAME) for each in later):
+        if stream is None or not any(each.shape == stream.shape and is_close(each, stream, SAME) for each in later):
             adapter = sublayer.adapter
             scaled = f" scaled by {adapter.scale!r}" if adapter.scale != 1 else ""
             raise ValueError(
@@ -257,7 +307,7 @@ def _require_own_features(trial: _Trial, sublayer: Sublayer) -> None:
         for name, parts in sublayer.adapter.inputs.items():
             module = sublayer.block.get_submodule(name)
             for own, parameter in list(module.named_parameters()):
-                values = parameter.detach().clone()
+                values = parameter.detach().clone(memory_format=torch.contiguous_format)
                 rows = values.view(parts, sublayer.units, -1)
                 rows[:, changed] = rows[:, changed] * 1.5 + 0.5 * values.abs().mean()
                 stack.callback(module._parameters.__setitem__, own, parameter)
@@ -265,7 +315,7 @@ def _require_own_features(trial: _Trial, sublayer: Sublayer) -> None:
         after = trial.features(sublayer)
     before, after = (each.unflatten(-1, (sublayer.units, sublayer.unit_size)) for each in (before, after))
     kept = [unit for unit in range(sublayer.units) if unit not in changed]
-    if not _is_close(after[..., kept, :], before[..., kept, :]) or torch.equal(after, before):
+    if not is_close(after[..., kept, :], before[..., kept, :]) or torch.equal(after, before):
         found = "no features changed" if torch.equal(after, before) else "those of other units changed, too"
         raise ValueError(
             f"The rows of a unit in the inputs of {sublayer.name} must change the features of that unit alone. Got "
@@ -286,6 +336,7 @@ def _require_shrunk_is_masked(trial: _Trial, kept: Kept, told: str, alone: Subla
     """
     encoder = trial.encoder
     shrunk = _shrunk(trial, kept)
+    whole = trial.states_after(encoder, alone)
     with _masked(encoder, kept):
         expected = trial.states_after(encoder, alone)
     try:
@@ -298,10 +349,10 @@ def _require_shrunk_is_masked(trial: _Trial, kept: Kept, told: str, alone: Subla
             f"The model cannot run {told}: {type(error).__name__}: {error}. {_suspects(encoder, kept)} A head that "
             "reads the attention of the blocks cannot be pruned for: leave it out of `forward`."
         ) from error
-    if found.shape != expected.shape or not _is_close(found, expected):
+    if found.shape != expected.shape or not is_same_change(found, expected, whole):
         raise ValueError(
             f"A pruned model must give what the model gives with the same units set to zero. Got hidden states that "
-            f"differ by {_difference(found, expected):.2g} of their maximum {told}. {_suspects(encoder, kept)}"
+            f"differ by {difference(found, expected):.2g} of their maximum {told}. {_suspects(encoder, kept)}"
         )
 
 
@@ -352,10 +403,10 @@ def _require_saved_is_shrunk(trial: _Trial, kept: Kept) -> None:
             f"The pruned class of a {type(dense.pretrained).__name__} must give what was pruned. It cannot run: "
             f"{type(error).__name__}: {error}. Its config does not say all that builds the model."
         ) from error
-    if not _is_close(found, expected):
+    if not is_close(found, expected):
         raise ValueError(
             f"The pruned class of a {type(dense.pretrained).__name__} must give what was pruned. Got hidden states "
-            f"that differ by {_difference(found, expected):.2g}: its config does not say all that builds the model."
+            f"that differ by {difference(found, expected):.2g}: its config does not say all that builds the model."
         )
 
 
@@ -384,25 +435,3 @@ def _suspects(encoder: Encoder, kept: Kept) -> str:
         "Check the adapter: parameters and buffers of units belong in `tensors`, arguments of the bypass with entries "
         f"of units in `arguments`, numbers of units in `counts`.{listed}"
     )
-
-
-def _is_close(found: Tensor, expected: Tensor, steps: float | None = None) -> bool:
-    """Whether two tensors are equal up to rounding. Those that are not finite are not.
-
-    Args:
-        found: a tensor.
-        expected: what it should be.
-        steps: by how many steps of rounding of the largest value they may differ. None allows for a model of many
-            layers, whose matrices round in another way when they have other shapes.
-    """
-    eps = torch.finfo(expected.dtype).eps
-    difference = (found - expected).abs()
-    tolerance = 3 * eps**0.5 if steps is None else steps * eps
-    return not difference.numel() or bool(difference.max() <= tolerance * expected.abs().max())
-
-
-def _difference(found: Tensor, expected: Tensor) -> float:
-    """Returns the largest difference as a share of the largest value."""
-    if found.shape != expected.shape:
-        return float("inf")
-    return ((found - expected).abs().max() / expected.abs().max()).item()

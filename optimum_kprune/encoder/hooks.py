@@ -33,7 +33,13 @@ def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 def states_in(output: Any) -> Tensor:
     """Returns the hidden states in what a block returns: the first item, if it is a tuple."""
-    return output[0] if isinstance(output, tuple) else output
+    states = output[0] if isinstance(output, tuple) and output else output
+    if not isinstance(states, Tensor):
+        raise ValueError(
+            "A block must return hidden states, or a tuple that begins with them. Got "
+            f"{type(states).__name__}. Such a model cannot be pruned."
+        )
+    return states
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..kprune_shrink import tuple_items
 from .adapters import SublayerAdapter
-from .hooks import Stop, first_input, hooks, recorded_output, recorded_states
+from .hooks import Stop, first_input, hooks, recorded_input, recorded_output, recorded_states
 from .sublayers import BOTTOM, Encoder, Entries, Place, Sublayer
 
 logger = logging.getLogger(__name__)
@@ -71,13 +71,20 @@ def find_entries(encoder: Encoder, batch: dict[str, Tensor]) -> Entries:
         for sublayer in inside:
             stack.enter_context(_recorded_entry(sublayer, modules, entering))
         below = [stack.enter_context(recorded_states(encoder, place, stop=False)) for place in starts]
+        bottom = stack.enter_context(recorded_input(encoder.blocks[0], stop=False))
         stack.enter_context(hooks(encoder.blocks[0].register_forward_hook(_counting_items(items))))
         top = stack.enter_context(recorded_output(encoder.blocks[-1], stop=True))
         run(encoder, batch)
     entering |= {place: states[0] for place, states in zip(starts, below, strict=True)}
     found = Entries(modules, items[0])
+    # With other states, so that nothing is left of the right ones that a model may keep from run to run.
+    other = encoder.blocks[0].register_forward_pre_hook(_entering(-bottom[0].flip(-1)), with_kwargs=True)
+    with hooks(other), recorded_output(encoder.blocks[-1], stop=True):
+        run(encoder, batch)
     tried = Encoder(encoder.model, encoder.adapter, encoder.name, found)
-    can_enter = {place: _gives(tried, batch, place, hidden, top[0]) for place, hidden in sorted(entering.items())}
+    # From the top, because a run from below leaves right states for the places above it.
+    from_top = sorted(entering.items(), reverse=True)
+    can_enter = {place: _gives(tried, batch, place, hidden, top[0]) for place, hidden in from_top}
     failed = [place for place, succeeded in can_enter.items() if not succeeded]
     if failed:
         logger.warning(

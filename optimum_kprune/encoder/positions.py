@@ -53,7 +53,7 @@ class Positions:
             return mask
         # What is added beside texts, such as the patches of a page, is real; what is added to texts alone is padding.
         has_more = any(name != "attention_mask" and values.is_floating_point() for name, values in batch.items())
-        return self._of_positions(mask, positions, has_more)
+        return self._of_positions(batch, mask, positions, has_more)
 
     @functools.cached_property
     def _encoder(self) -> Encoder:
@@ -78,10 +78,34 @@ class Positions:
             ) from error
         return (states[0].shape[0], states[0].shape[1]) if states else None
 
-    def _of_positions(self, mask: Tensor, positions: int, has_more: bool) -> Tensor:
+    @torch.no_grad()
+    def _require_added_at_end(self, batch: Batch) -> None:
+        """Raises a ValueError if positions that a model adds to tokens do not come after them."""
+        sample = {name: values[:1] for name, values in batch.items()}
+        name, tokens = next(iter(sample.items()))
+        if tokens.is_floating_point():
+            return
+        other = tokens.clone()
+        # Any other token of the sample's own, or else the next one.
+        other[..., -1] = tokens[..., 0] if bool((tokens[..., 0] != tokens[..., -1]).all()) else tokens[..., -1] - 1
+        seen = []
+        for values in (tokens, other):
+            with recorded_input(self._encoder.blocks[0]) as states:
+                run(self._encoder, self._encoder.to_device({**sample, name: values}))
+            seen.append(states[0])
+        changed = (seen[0] != seen[1]).any(dim=-1)[0]
+        if not changed[tokens.shape[-1] - 1]:
+            raise ValueError(
+                "Positions that a model adds to its tokens must come after them. Got a model that adds "
+                f"{len(changed) - tokens.shape[-1]} before or between them: which positions are real is not known. "
+                "Pass batches without padding and without `attention_mask`."
+            )
+
+    def _of_positions(self, batch: Batch, mask: Tensor, positions: int, has_more: bool) -> Tensor:
         """Returns the mask of the positions that a model makes of its masked input.
 
         Args:
+            batch: the inputs.
             mask: the mask of the input, (rows, entries).
             positions: how many positions there are.
             has_more: whether positions that the model adds come from another input. Others are padding.
@@ -93,6 +117,7 @@ class Positions:
             return frames(positions, mask.long(), **options).bool()
         added = positions - mask.shape[1]
         if added > 0:
+            self._require_added_at_end(batch)
             return torch.cat([mask, mask.new_full((len(mask), added), has_more)], dim=1)
         # Each position is made of as many entries of the input: it is real if one of them is.
         size = mask.shape[1] // positions

@@ -4,6 +4,7 @@ import inspect
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -109,8 +110,11 @@ class Sublayer:
         """What the output is multiplied with before it is added, a number or (d,); 1 if it is normalised instead."""
         if not isinstance(self.adapter.scale, str):
             return self.adapter.scale
-        found = tensor_in(dict(self.block.named_modules()), self.adapter.scale)
-        return 1.0 if found is None else found.detach().float()
+        modules = dict(self.block.named_modules())
+        # A weight may be offloaded.
+        with align_module_device(modules.get(self.adapter.scale.rpartition(".")[0], self.block)):
+            found = tensor_in(modules, self.adapter.scale)
+            return 1.0 if found is None else found.detach().float()
 
     @property
     def normaliser(self) -> nn.Module | None:

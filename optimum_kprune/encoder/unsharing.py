@@ -30,11 +30,16 @@ def private_copy(dense: Encoder) -> Encoder:
 def _repeat_blocks(pretrained: Any, adapter: EncoderAdapter) -> None:
     """Puts a copy of a block for every pass in which it runs, and writes their number into the config, in place."""
     for field, passes in adapter.repeated.items():
-        own, wanted = getattr(pretrained.config, field), getattr(pretrained.config, passes)
-        if own == wanted:
-            continue
+        own, wanted = getattr(pretrained.config, field, None), getattr(pretrained.config, passes, None)
         # The outer list, where groups of blocks are repeated.
         shared = pretrained.base_model.get_submodule(adapter.blocks.partition(".*.")[0])
+        if type(own) is not int or type(wanted) is not int or own != len(shared) or own > wanted:
+            raise ValueError(
+                f"`repeated` must map a field of the config that says how many blocks there are, {len(shared)}, to "
+                f"one that says how often they run. Got {field!r}, which is {own}, and {passes!r}, which is {wanted}."
+            )
+        if own == wanted:
+            continue
         repeated = [sharing_copy(shared[index * own // wanted]) for index in range(wanted)]
         for index, block in enumerate(repeated):
             shared._modules[str(index)] = block

@@ -172,10 +172,10 @@ class Sweep:
             return self._predictions
         task = with_published_targets(self._task) if config.published_targets else self._task
         require_comparable(student, task, self._calibration)
-        shortest = min(self._calibration.batches, key=lambda batch: main_input(batch).shape[-1])
-        require_contract_once(self._dense, shortest)
+        longest = max(self._calibration.batches, key=lambda batch: main_input(batch).shape[-1])
+        require_contract_once(self._dense, longest)
         # Where a model can be entered depends on how it is built, which one sample shows.
-        first = {name: values[:1] for name, values in self._calibration.batches[0].items()}
+        first = {name: values[:1] for name, values in longest.items()}
         sample, mask = self._teacher.to_device(first), self._calibration.mask(first).to(self._teacher.device)
         self._teacher.entries = student.entries = find_entries(self._teacher, sample)
         pair = Pair(self._teacher, student, self._calibration, self._store)
