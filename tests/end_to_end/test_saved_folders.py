@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+import zoo
 from safetensors.torch import load_file, save_file
-from tiny import batches_of, ragged_samples, tiny_model
+from tiny import batches_of, ragged_samples, same_state, tiny_model
 from transformers import AutoModelForSequenceClassification
 
 from optimum_kprune import KPruneConfig, KPruner
@@ -49,3 +50,15 @@ def test_a_pickle_in_the_place_of_the_weights_is_not_loaded(pruner, tmp_path):
     (tmp_path / WEIGHTS).unlink()
     with pytest.raises(OSError, match="safetensors"):
         AutoModelForSequenceClassification.from_pretrained(tmp_path)
+
+
+def test_biases_that_a_prune_gave_are_loaded_and_kept_by_the_next(tmp_path):
+    batches = [zoo.batch_of("t5", rows=6, seed=seed) for seed in range(2)]
+    pruner = KPruner(zoo.build("t5"))
+    pruner.prune(KPruneConfig(compression_rate=0.4, num_tokens=None), batches)
+    pruner.save_pretrained(tmp_path / "once")
+    again = KPruner.from_pretrained(tmp_path / "once")
+    assert same_state(again.teacher, pruner.model)
+    again.prune(KPruneConfig(compression_rate=0.4, num_tokens=None, bias="keep"), batches)
+    again.save_pretrained(tmp_path / "twice")
+    assert same_state(KPruner.from_pretrained(tmp_path / "twice").teacher, again.model)
