@@ -138,9 +138,13 @@ def test_every_block_gets_its_own_of_what_the_first_hands_on():
     blocks, hidden = [biased_block(has_table=layer == 0) for layer in range(3)], torch.rand(2, 8)
     for block in blocks[1:]:
         block.load_state_dict(blocks[0].state_dict(), strict=False)
+    # What differs from block to block stays.
+    for layer, block in enumerate(blocks):
+        block.attn.is_local = layer == 1
     _, relative = blocks[0].attn(hidden)
     expected = [block.attn(hidden, relative=relative)[0] for block in blocks]
     give_each_block_its_own(blocks, {"attn.relative": "relative"})
+    assert [block.attn.is_local for block in blocks] == [False, True, False]
     for block, output in zip(blocks, expected, strict=True):
         # Whatever the block below hands on, or nothing.
         for handed_on in (None, torch.rand(4)) if block is not blocks[0] else (None,):

@@ -5,6 +5,7 @@ a block that runs twice or a table of biases that nobody named, then the pruned 
 """
 
 import logging
+import reprlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -79,6 +80,10 @@ def check_adapter(
         check_adapter_form(adapter.to_dict())
     if getattr(model.get_submodule(name).config, "kprune", None) is None:
         check_structure(model.get_submodule(name), adapter.to_dict())
+    are_tensors = isinstance(batch, Mapping) and all(isinstance(values, Tensor) for values in batch.values())
+    if not are_tensors or not batch or not all(values.numel() for values in batch.values()):
+        found = reprlib.repr(batch)
+        raise ValueError(f"`batch` must be inputs of the model: a mapping of tensors with rows. Got {found}.")
     require_contract(Encoder(model, adapter, name), dict(batch))
 
 
@@ -104,6 +109,10 @@ def require_contract_once(dense: Encoder, batch: Batch) -> None:
 @torch.no_grad()
 def require_contract(dense: Encoder, batch: Batch) -> None:
     """Raises a ValueError if the adapter does not describe a model; see `check_adapter`."""
+    if dense.pretrained.dtype in (torch.bfloat16, torch.float16) and not is_placed(dense.model):
+        # What is wrong by a few percent would be taken for rounding.
+        dense = Encoder(sharing_copy(dense.model).float(), dense.adapter, dense.name)
+        batch = {name: values.float() if values.is_floating_point() else values for name, values in batch.items()}
     encoder = private_copy(dense)
     batch = encoder.to_device({name: values[:ROWS] for name, values in batch.items()})
     sublayers = [sublayer for sublayer in encoder.sublayers() if sublayer.units]
@@ -188,8 +197,16 @@ def _require_rows_of_tokens(encoder: Encoder, batch: Batch) -> None:
     shapes = []
     for samples in (1, 2):
         repeated = {name: torch.cat([values[:1]] * samples) for name, values in batch.items()}
-        with recorded_input(encoder.blocks[0]) as states:
-            run(encoder, repeated)
+        try:
+            with recorded_input(encoder.blocks[0]) as states:
+                run(encoder, repeated)
+        except torch.OutOfMemoryError:
+            raise
+        # Models fail in many ways on inputs that are not theirs.
+        except Exception as error:
+            raise ValueError(
+                f"The model cannot be run on the batch: {type(error).__name__}: {error}. Give inputs that it takes."
+            ) from error
         shapes += [tuple(state.shape) for state in states]
     fits = len(shapes) == 2 and len(shapes[0]) == 3 and shapes[1] == (2 * shapes[0][0], *shapes[0][1:])
     if shapes and not fits:

@@ -161,3 +161,80 @@ def test_a_prune_refuses_a_wrong_row(own_adapters):
 def test_an_adapter_of_the_wrong_form_is_refused():
     with pytest.raises(ValueError, match="at least one sublayer"):
         check_adapter(tiny_model(), pad(ragged_samples(3)), EncoderAdapter("encoder.layer", ()))
+
+
+class OtherKeys(nn.Module):
+    """A block whose keys read other hidden states than its queries and values."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.attention, self.intermediate, self.output = block.attention, block.intermediate, block.output
+        block.attention.self.key.register_forward_pre_hook(lambda module, args: (args[0].flip(-1),))
+        self.own = [block]
+
+    def forward(self, *args, **kwargs):
+        return self.own[0](*args, **kwargs)
+
+
+def test_inputs_that_read_something_else_must_be_named():
+    model = tiny_model().eval()
+    model.bert.encoder.layer[1] = OtherKeys(model.bert.encoder.layer[1])
+    with pytest.raises(ValueError, match="must read the same hidden states"):
+        check_adapter(model, pad(ragged_samples(3)))
+
+
+def test_sublayers_are_named_in_their_order():
+    model, adapter = row_of("bert")
+    with pytest.raises(ValueError, match=r"Got another order: layer 0 attention, layer 0 ffn is right"):
+        check_adapter(model, zoo.batch_of("bert"), replace(adapter, sublayers=adapter.sublayers[::-1]))
+
+
+def test_hidden_states_must_be_rows_of_tokens():
+    model = tiny_model().eval()
+    model.bert.embeddings.register_forward_hook(lambda module, args, output: output.transpose(0, 1))
+    with pytest.raises(ValueError, match=r"must have the shape \(rows, tokens, d\)"):
+        check_adapter(model, {"input_ids": torch.randint(5, 20, (3, 7))})
+
+
+def test_a_module_that_was_replaced_is_checked_again(monkeypatch):
+    monkeypatch.setattr(contract, "_checked", set())
+    model, batch = tiny_model().eval(), pad(ragged_samples(3))
+    contract.require_contract_once(encoder_of(model), batch)
+    model.bert.encoder.layer[1] = SideBySide(model.bert.encoder.layer[1])
+    with pytest.raises(ValueError, match="must be added to the residual stream"):
+        contract.require_contract_once(encoder_of(model), batch)
+
+
+class Slopes(nn.Module):
+    """Attention that shifts its heads by a number that depends on how many there are."""
+
+    def __init__(self, own):
+        super().__init__()
+        self.query, self.key, self.value = own.query, own.key, own.value
+        self.num_attention_heads, self.all_head_size = own.num_attention_heads, own.all_head_size
+        self.own = [own]
+
+    def forward(self, *args, **kwargs):
+        context, weights = self.own[0](*args, **kwargs)
+        heads = context.shape[-1] // 8
+        return context + 0.02 * torch.arange(heads, dtype=context.dtype).repeat_interleave(8) / heads, weights
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_wrong_by_a_little_is_refused_in_any_precision(dtype):
+    model = tiny_model().eval().to(dtype)
+    attention = model.bert.encoder.layer[1].attention
+    attention.self = Slopes(attention.self)
+    with pytest.raises(ValueError, match=r"with the same units set to zero|that unit alone"):
+        check_adapter(model, pad(ragged_samples(3)))
+
+
+@pytest.mark.parametrize("batch", [{}, None, {"input_ids": [[1]]}, {"input_ids": torch.ones(0, 3).long()}])
+def test_a_batch_is_a_mapping_of_tensors(batch):
+    with pytest.raises(ValueError, match="must be inputs of the model"):
+        check_adapter(tiny_model(), batch)
+
+
+def test_a_batch_that_the_model_cannot_read_is_told():
+    with pytest.raises(ValueError, match="cannot be run on the batch: IndexError"):
+        check_adapter(tiny_model(), {"input_ids": torch.full((2, 4), 10**6)})

@@ -117,3 +117,26 @@ def test_the_front_runs_once_for_every_shape_of_input():
         assert torch.equal(entered.logits, whole.logits) and len(calls) == 1
     run(encoder, {name: values[:1] for name, values in batch.items()}, Place(1), whole.hidden_states[1][:1])
     assert len(calls) == 2
+
+
+class Remembering(nn.Module):
+    """A block that adds what the first block has left in a cache that all share."""
+
+    def __init__(self, block, cache, is_first):
+        super().__init__()
+        self.own, self.cache, self.is_first = [block], cache, is_first
+        self.attention, self.intermediate, self.output = block.attention, block.intermediate, block.output
+
+    def forward(self, hidden, *args, **kwargs):
+        output = self.own[0](hidden, *args, **kwargs)
+        if self.is_first:
+            self.cache["first"] = output
+        return output + 0.5 * self.cache["first"]
+
+
+def test_what_a_model_keeps_from_an_earlier_run_is_no_way_in():
+    model, cache = tiny_model().eval(), {}
+    blocks = model.bert.encoder.layer
+    for layer in range(LAYERS):
+        blocks[layer] = Remembering(blocks[layer], cache, layer == 0)
+    assert {place.layer for place in find_entries(encoder_of(model), pad(ragged_samples(3))).modules} <= {0}

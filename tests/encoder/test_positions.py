@@ -90,3 +90,13 @@ def test_what_a_model_cannot_read_is_told_before_any_work(name, shape, message):
     positions, _ = positions_of(name)
     with pytest.raises(ValueError, match=message):
         positions({key: torch.zeros(sizes) for key, sizes in shape.items()})
+
+
+def test_positions_before_the_tokens_are_refused():
+    """Such as those of soft prompts: which positions of a padded row are real is not known."""
+    model, batch = build("bert"), batch_of("bert")
+    model.bert.encoder.layer[0].register_forward_pre_hook(
+        lambda module, args: (torch.cat([args[0][:, :2], args[0]], dim=1), *args[1:])
+    )
+    with pytest.raises(ValueError, match="must come after them"):
+        Positions(encoder_of(model))(batch)

@@ -1,5 +1,7 @@
 """Private copies: the same outputs from blocks that have weights of their own, and nothing changed in the model."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import zoo
@@ -36,3 +38,11 @@ def test_copies_of_a_block_share_its_weights():
         assert (
             copied.ffn.weight.data_ptr() == block.ffn.weight.data_ptr() and copied.ffn.weight is not block.ffn.weight
         )
+
+
+@pytest.mark.parametrize("repeated", [{"nothing": "num_hidden_layers"}, {"num_hidden_groups": "inner_group_num"}])
+def test_what_is_repeated_must_be_fields_that_say_so(repeated):
+    encoder = encoder_of(zoo.build("albert/groups"))
+    encoder.adapter = replace(encoder.adapter, repeated={"num_attention_heads": "num_hidden_layers"} | repeated)
+    with pytest.raises(ValueError, match="`repeated` must map a field of the config"):
+        private_copy(encoder)
