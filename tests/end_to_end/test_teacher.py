@@ -77,6 +77,12 @@ def test_the_pruned_model_is_ready_to_use_and_to_train():
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.fixture(autouse=True)
+def checked_before(monkeypatch):
+    """It depends on the tests before whether a class is checked, which runs the model too."""
+    monkeypatch.setattr("optimum_kprune.prune.sweep.require_contract_once", lambda *_: None)
+
+
 @functools.cache
 def forward_passes_of_a_prune():
     """How often the last block is called."""
