@@ -46,6 +46,8 @@ def suggest_adapter(model: PreTrainedModel, batch: Batch | None = None) -> Encod
     for name, blocks in _stacks(model):
         try:
             found = _found_in(model, inputs, name, blocks)
+        except torch.OutOfMemoryError:
+            raise
         # Autograd cannot go back through everything, such as what a model computes in place.
         except RuntimeError as error:
             refusals[name] = f"it cannot be looked at: {error}"
@@ -88,6 +90,8 @@ def _require_runs(model: PreTrainedModel, batch: Batch) -> None:
     try:
         with evaluating(model), torch.no_grad():
             model(**batch)
+    except torch.OutOfMemoryError:
+        raise
     # A model of an unknown type, on a batch that may not be right for it, can raise anything.
     except Exception as error:
         shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in batch.items())

@@ -205,3 +205,13 @@ def test_the_error_for_an_unknown_type_ends_with_code_that_makes_it_known(own_ad
 def test_the_error_for_a_model_that_has_no_adapter_says_why(own_adapters):
     with pytest.raises(ValueError, match=r"No adapter for the model type 'own'.*Stacks: 'stack' \(2 Sequential\)"):
         KPruner(own_model(Flat))
+
+
+def test_memory_that_runs_out_is_no_refusal(monkeypatch):
+    def out_of_memory(*args, **kwargs):
+        raise torch.OutOfMemoryError("full")
+
+    model = tiny_model()
+    monkeypatch.setattr(model, "forward", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        suggest_adapter(model)
