@@ -34,7 +34,13 @@ from .evaluation.mixin import EvaluationMixin
 from .folder import require_free
 from .names import UNKNOWN, hub_name, publishable
 from .prune.checkpoint import begins_to_save, has_begun_to_save
-from .prune.preconditions import check_config, require_finite_weights, require_prunable, require_recoverable
+from .prune.preconditions import (
+    check_config,
+    require_finite_weights,
+    require_prunable,
+    require_recoverable,
+    require_recovery,
+)
 from .prune.sweep import Sweep, configs_of
 from .publish.save import SavingMixin
 from .recovery.recover import recover
@@ -437,11 +443,7 @@ class _Data(NamedTuple):
 
     def require_fit(self, config: KPruneConfig) -> None:
         """Raises a ValueError if there is data to recover on without a recovery, or the other way round."""
-        if self.recovery is not None and not config.recovery_tokens:
-            raise ValueError(
-                "`recovery_dataset` is for a recovery, and `recovery_tokens` is 0. Set it to the number of tokens to "
-                "learn from, such as 1_000_000, or leave out the data."
-            )
+        require_recovery(config, self.recovery)
         if config.recovery_tokens and self.recovery is None and isinstance(self.calibration, Iterator):
             raise ValueError(
                 "A recovery needs a `recovery_dataset` where `calibration_dataset` is an iterator, which is used up "

@@ -89,7 +89,7 @@ class RecoveryResult:
 
     Attributes:
         tokens: number of tokens that the student learned from, in all passes.
-        text_tokens: number of tokens in the text, or as many of them as there are in `tokens`.
+        text_tokens: number of tokens in the text that it was given.
         steps: number of steps that were made.
         kept_step: the step after which the weights were the best on held-out data; 0 if they are those of the prune.
         before: what the prune lost, before the recovery.

@@ -191,6 +191,15 @@ def check_config(config: KPruneConfig) -> None:
     config.check()
 
 
+def require_recovery(config: KPruneConfig, recovery_dataset: Any) -> None:
+    """Raises a ValueError if there is data to recover on, and the settings ask for no recovery."""
+    if recovery_dataset is not None and not config.recovery_tokens:
+        raise ValueError(
+            "`recovery_dataset` is for a recovery, and `recovery_tokens` is 0. Set it to the number of tokens to "
+            "learn from, such as 1000000, or leave out the data."
+        )
+
+
 def require_recoverable(encoder: Encoder, calibration: CalibrationBatches) -> None:
     """Raises a ValueError if a student cannot learn from a model after the prune."""
     if getattr(encoder.config, "kprune", None) is not None:
