@@ -421,7 +421,9 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
 
     def _arguments_with(self, data: "_Data") -> dict[str, dict[str, Any]]:
         """Returns how the pruned model is made: the arguments so far, and those of the prune and of its data."""
-        prune = publishable(data_collator=data.collator, batch_size=data.batch_size)
+        # Drawn data is published by the arguments of its draw.
+        recovery = None if data.recovery is None else drawn_with(data.recovery) or UNKNOWN
+        prune = publishable(recovery_dataset=recovery, data_collator=data.collator, batch_size=data.batch_size)
         drawn = drawn_with(data.calibration)
         return {**self._arguments, "pruner.get_calibration_dataset": drawn, "pruner.prune": prune}
 
