@@ -414,7 +414,7 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         """Returns the text to recover on, or None if the settings ask for no recovery. It is read before the prune."""
         if not config.recovery_tokens:
             return None
-        require_recoverable(self._encoder(self.teacher), calibration)
+        require_recoverable(self._encoder(self.teacher), bool(calibration.heldout))
         text = data.calibration if data.recovery is None else data.recovery
         spec = self._input_spec(config.seed)
         return recovery_text(text, spec, config.recovery_tokens, calibration.heldout, data.collator)
