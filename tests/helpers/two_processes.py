@@ -78,7 +78,7 @@ def train(folder):
 
 
 def train_and_recover(folder):
-    """A training of all processes in another precision, with a prune and a recovery at its end; its trainer goes on."""
+    """A training of all processes in another precision, and a prune with a recovery at its end."""
     rows = Dataset.from_list([{"input_ids": ids, "label": index % 3} for index, ids in enumerate(ragged_samples(200))])
     callback = KPruneCallback(settings(heldout_share=0.3, recovery_tokens=3000, recovery_learning_rate=1e-4))
     options = dict(max_steps=1, bf16=True, use_cpu=True, report_to="none", disable_tqdm=True, save_strategy="no")
