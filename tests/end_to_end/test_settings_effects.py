@@ -330,7 +330,7 @@ def test_states_beyond_the_budget_of_memory_lie_in_a_file(share, monkeypatch):
 def recovered(**settings):
     """A pruner after a recovery on what it did not hold out of ten batches."""
     batches = plain_bert.make_batches(10, 6)
-    return prune(batches=batches, heldout_share=0.2, **{"recovery_tokens": 700, **settings})
+    return prune(batches=batches, heldout_share=0.2, **{"recovery_tokens": 700, "seed": 1, **settings})
 
 
 @pytest.mark.parametrize("tokens", [0, 100, 700])
@@ -340,7 +340,7 @@ def test_a_recovery_learns_from_as_many_tokens(tokens):
     assert recovery is None if tokens == 0 else abs(recovery.tokens - tokens) < 72
 
 
-@pytest.mark.parametrize("rate", [1e-4, 1e-3])
+@pytest.mark.parametrize("rate", [1e-3, 1e-2])
 def test_weights_move_by_at_most_the_learning_rate(rate):
     """Adam moves every weight by about its rate at most, in each step."""
     pruner = recovered(recovery_learning_rate=rate)
