@@ -286,9 +286,9 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
             batch_size: most samples in a batch. It does not affect the result, except with `gradient="batch"`.
             save_directory: folder to save the pruned model in, new or empty.
             overwrite: whether to replace a model that is saved there. It is replaced as the last step.
-            checkpoint_dir: folder for the progress, written after every sublayer. If a prune was killed, the same call
-                goes on from there, and gives the same result (bit for bit on the same machine). The folder stays when
-                the prune is over; remove it when the model is saved.
+            checkpoint_dir: folder for the progress, written after every sublayer, and ten times in a recovery. If a
+                prune was killed, the same call goes on from there, and gives the same result (bit for bit on the same
+                machine). The folder stays when the prune is over; remove it when the model is saved.
             recovery_dataset: unlabelled data to recover on (`recovery_tokens` in the settings), in any form that
                 `calibration_dataset` can have; what is held out of that is not learned from. None takes
                 `calibration_dataset`.

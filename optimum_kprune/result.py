@@ -94,6 +94,7 @@ class RecoveryResult:
         kept_step: the step after which the weights were the best on held-out data; 0 if they are those of the prune.
         before: what the prune lost, before the recovery.
         seconds: time of the recovery.
+        tokens_are: what `tokens` counts; see `CalibrationSummary`.
     """
 
     tokens: int
@@ -102,6 +103,7 @@ class RecoveryResult:
     kept_step: int
     before: HeldoutQuality
     seconds: float
+    tokens_are: str = "tokens"
 
     def __str__(self) -> str:
         passes = self.tokens / self.text_tokens
@@ -109,7 +111,7 @@ class RecoveryResult:
         kept = f"the weights of step {self.kept_step:,} of {self.steps:,} are the best"
         if not self.kept_step:
             kept = "no weights were better than those of the prune, which are kept"
-        return f"Recovered on {self.tokens:,} tokens{over} in {self.seconds:.1f} seconds: {kept}"
+        return f"Recovered on {self.tokens:,} {self.tokens_are}{over} in {self.seconds:.1f} seconds: {kept}"
 
 
 @dataclass(frozen=True, repr=False)

@@ -68,8 +68,9 @@ def test_a_recovery_tells_passes_and_what_is_kept():
     assert told == (
         "Recovered on 30,000 tokens (3.0 passes over 10,000) in 7.0 seconds: the weights of step 48 of 60 are the best"
     )
-    told = str(RecoveryResult(10_000, 90_000, 20, 0, BEFORE, 7.0))
-    assert "(" not in told and told.endswith("no weights were better than those of the prune, which are kept")
+    told = str(RecoveryResult(10_000, 90_000, 20, 0, BEFORE, 7.0, "positions"))
+    assert told.startswith("Recovered on 10,000 positions in ")
+    assert told.endswith("no weights were better than those of the prune, which are kept")
 
 
 def test_a_result_tells_what_was_lost_before_a_recovery_and_after_it():

@@ -99,6 +99,7 @@ def recover(
         kept_step=int(learner.kept_step) if after is not before else 0,
         before=before,
         seconds=seconds,
+        tokens_are=result.calibration.tokens_are if result.calibration else "tokens",
     )
     logger.info("%s", recovery)
     stages = {**result.stages, "recovery": seconds}
