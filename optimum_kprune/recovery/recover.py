@@ -81,7 +81,7 @@ def recover(
         learner = Learner(teacher, pruned, task, [(batch, calibration.mask(batch)) for batch in calibration.heldout])
         learner.keep(before.divergence, 0)
         bfloat16 = recovers_in_bfloat16(pruned.device, config)
-        args = training_arguments(config, folder, pruned.device, bfloat16)
+        args = training_arguments(config, len(text), folder, pruned.device, bfloat16)
         measure = partial(heldout.quality, pruned)
         trainer = RecoveryTrainer(learner, text, args, measure, writes=checkpoint_dir is not None)
         trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
