@@ -81,10 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     before = evaluate(dense, tokenizer, rows, args)
     print(f"dense exact match {before[0]:.2f}, F1 {before[1]:.2f} on {len(rows):,} questions")
 
-    options = common.calibration_options(args) | {"max_length": min(MAX_LENGTH, tokenizer.model_max_length)}
-    calibration = pruner.get_calibration_dataset(args.dataset, **options)
-    result = pruner.prune(common.make_config(args), calibration, save_directory=args.output_dir)
-    print(result)
+    result = common.prune(pruner, args, max_length=min(MAX_LENGTH, tokenizer.model_max_length))
 
     after = evaluate(pruner.model, tokenizer, rows, args)
     table = {name: (float(before[i]), float(after[i])) for i, name in enumerate(("exact match [%]", "F1 [%]"))}

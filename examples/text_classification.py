@@ -39,9 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dense_classes = predict_classes(dense, tokenizer, texts)
     print(f"dense accuracy {100 * np.mean(dense_classes == labels):.2f} on {len(rows):,} rows")
 
-    calibration = pruner.get_calibration_dataset(args.dataset, **common.calibration_options(args))
-    result = pruner.prune(common.make_config(args), calibration, save_directory=args.output_dir)
-    print(result)
+    result = common.prune(pruner, args)
 
     classes = predict_classes(pruner.model, tokenizer, texts)
     accuracies = [100 * float(np.mean(predicted == labels)) for predicted in (dense_classes, classes)]

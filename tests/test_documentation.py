@@ -176,7 +176,9 @@ def test_commands_exist(page, monkeypatch):
 # Names and links
 
 # A name in a room of the package, such as `algorithm.search.select_units`.
-NAME = re.compile(r"`((?:algorithm|calibration|encoder|prune|evaluation|publish|modeling_kprune)\.(?!py`)[\w.]+)`")
+NAME = re.compile(
+    r"`((?:algorithm|calibration|encoder|prune|recovery|evaluation|publish|modeling_kprune)\.(?!py`)[\w.]+)`"
+)
 FILE = re.compile(r"`((?:optimum_kprune|tests|examples|docs|notebooks)/[\w./]*)`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor
 
 from .. import __version__
@@ -76,7 +77,7 @@ def recover(
     before = heldout.quality(pruned)
     _warn_if_unlike(Heldout(teacher, _part_of(text, calibration), task).quality(pruned), before)
     given = {name: weight.detach().clone() for name, weight in pruned.model.state_dict().items()}
-    with learning(pruned), _same_random_state(), _folder(checkpoint_dir, config, text, given) as folder:
+    with learning(pruned), _same_process_state(), _folder(checkpoint_dir, config, text, given) as folder:
         learner = Learner(teacher, pruned, task, [(batch, calibration.mask(batch)) for batch in calibration.heldout])
         learner.keep(before.divergence, 0)
         bfloat16 = recovers_in_bfloat16(pruned.device, config)
@@ -98,6 +99,7 @@ def recover(
         kept_step=int(learner.kept_step) if after is not before else 0,
         before=before,
         seconds=seconds,
+        tokens_are=result.calibration.tokens_are if result.calibration else "tokens",
     )
     logger.info("%s", recovery)
     stages = {**result.stages, "recovery": seconds}
@@ -146,13 +148,20 @@ def _last_checkpoint(folder: Path) -> str | None:
 
 
 @contextmanager
-def _same_random_state() -> Iterator[None]:
-    """Puts the random states of the process back, which a trainer seeds."""
+def _same_process_state() -> Iterator[None]:
+    """Puts back what a trainer changes for its whole process: random states, and the precision of other trainers."""
     # numpy's generator of the process is that which transformers seeds.
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    # All trainers of a process share these. The last one that was made decides how the others evaluate and train.
+    shared = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
+    given = [dict(each) for each in shared]
     try:
         with torch.random.fork_rng():
             yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
+        for each, values in zip(shared, given, strict=True):
+            # In place, because trainers hold these objects.
+            each.clear()
+            each.update(values)

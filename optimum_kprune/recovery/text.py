@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..calibration.batches import DataCollator, default_collator, for_model, make_batches, width_of
+from ..calibration.draw import Draw
 from ..calibration.prepare import drawn_samples, take_batches
 from ..calibration.spec import Batch, InputSpec, main_input, real_entries, samples_in
 from ..calibration.tables import given_as
@@ -92,9 +93,11 @@ def recovery_text(
     """
     given = given_as(data, spec)
     if given.batches is not None:
-        batches = take_batches(given.batches, spec, budget, "recovery")
+        batches = take_batches(given.batches, spec, budget, "recovery data")
     else:
-        samples, _ = drawn_samples(given, spec, budget, data_collator is not None, "recovery")
+        # What was drawn is taken whole, and its shortage was told.
+        num_tokens = budget if Draw.of(data) is None else None
+        samples, _ = drawn_samples(given, spec, num_tokens, data_collator is not None, "recovery data")
         # Of one length, samples stay in the order of the draw, so that a batch is no selection by content.
         samples.sort(key=lambda sample: width_of(sample, spec))
         collate = data_collator or default_collator(spec)

@@ -57,7 +57,7 @@ def test_task_example(tmp_path, capsys, example, head, options, make_rows, suffi
     output = tmp_path / "pruned"
     arguments = ["--model", model, "--dataset", dataset, "--output_dir", output, "--compression_rate", 0.6]
 
-    example.main([*map(str, arguments), *([] if is_folder else ["--paper"])])
+    example.main([*map(str, arguments), *(["--recovery_tokens", "900"] if is_folder else ["--paper"])])
 
     printed = capsys.readouterr().out
     before, after = map(float, re.search(re.escape(metric) + r".* (-?[\d.]+) +(-?[\d.]+) +\S+\n", printed).groups())
@@ -65,6 +65,7 @@ def test_task_example(tmp_path, capsys, example, head, options, make_rows, suffi
     assert "ms per batch of 32 (threads: 1)" in printed
     report = json.loads((output / "kprune_report.json").read_text())
     assert report["flops_removed"] >= 0.6
+    assert bool(report["recovery"]) == is_folder == ("Recovered on " in printed)
     config = json.loads((output / "kprune_config.json").read_text())
     assert config["compression_rate"] == 0.6 and config["gradient"] == ("sample" if is_folder else "batch")
     loaded = getattr(modeling_auto, f"AutoModel{HEADS[head][0]}").from_pretrained(output)
