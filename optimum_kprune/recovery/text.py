@@ -47,8 +47,8 @@ class RecoveryText(Dataset):
         if passes > MOST_PASSES:
             logger.warning(
                 f"`recovery_tokens` is {budget:,}, and the recovery data holds {self.tokens:,}. It is passed over "
-                f"{MOST_PASSES} times, which are {MOST_PASSES * self.tokens:,} tokens: more passes bring nothing more. "
-                "For the whole budget, pass a larger `recovery_dataset`."
+                f"{MOST_PASSES} times, which are {MOST_PASSES * self.tokens:,} tokens: more passes bring nothing "
+                "more. For the whole budget, pass a larger `recovery_dataset`."
             )
         self._steps = max(1, round(min(passes, MOST_PASSES) * len(batches)))
 
