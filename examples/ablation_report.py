@@ -28,6 +28,8 @@ half-width of its 95% t interval. "no difference": zero lies inside the interval
 adds is not in it. The divergence is from the dense model, on held-out rows.
 """
 
+REFERENCE = "authors' program"
+
 Row = dict[str, Any]
 # In their order; for one value of a sweep, with the name of the sweep, its setting and the value.
 Methods = dict[str, tuple[str, str, Any] | None]
@@ -82,6 +84,26 @@ def aggregate(rows: Sequence[Row], baseline: str) -> list[Row]:
         }
         entries.append(entry)
     return sorted(entries, key=lambda entry: entry["rate"])
+
+
+def read_reference(path: Path) -> list[Row]:
+    """Returns what another program measured: one entry per rate, as far as it is drawn.
+
+    Raises:
+        ValueError: if the file is none of a reference.
+    """
+    measures = {"flops_removed", "metric", "seconds"}
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))["results"]
+        return [
+            {"method": REFERENCE, "rate": found["flops_removed"]}
+            | {name: summarize([found[name]]) for name in measures}
+            for found in results
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} must be json with `results`, a list with {', '.join(sorted(measures))}. Got {error!r}."
+        ) from error
 
 
 def by_task(groups: Sequence[Row]) -> dict[str, list[Row]]:
@@ -206,7 +228,9 @@ def finish_panel(axis: Axes, title: str, label: str, metric_name: str, dense: fl
 # --------------------------------------------------------------------------------------------------------- outputs
 
 
-def write_report(folder: Path, experiment: Row, rows: Sequence[Row], methods: Methods) -> str:
+def write_report(
+    folder: Path, experiment: Row, rows: Sequence[Row], methods: Methods, references: dict[str, list[Row]]
+) -> str:
     """Writes results.json, table.md and the plots.
 
     Args:
@@ -214,6 +238,7 @@ def write_report(folder: Path, experiment: Row, rows: Sequence[Row], methods: Me
         experiment: what was asked for, with the name of the `baseline`.
         rows: what was measured, one row per run; those without a rate are of the dense model.
         methods: all methods.
+        references: by task, what another program measured, to be drawn as well.
 
     Returns:
         the table.
@@ -230,6 +255,9 @@ def write_report(folder: Path, experiment: Row, rows: Sequence[Row], methods: Me
     # The values of a sweep have a plot of their own.
     shown = [group for group in groups if group["method"] == baseline or not methods[group["method"]]]
     if shown:
+        names = {group["task"]: group["metric_name"] for group in shown}
+        others = ((task, entry) for task, entries in references.items() if task in names for entry in entries)
+        shown += [entry | {"task": task, "metric_name": names[task]} for task, entry in others]
         plot_against("flops_removed", "share of FLOPs removed", shown, dense, folder / "flops.png")
         plot_against("seconds", "seconds of the prune", shown, dense, folder / "seconds.png")
     if any(methods.values()):

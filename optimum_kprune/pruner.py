@@ -354,7 +354,7 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         calibration = self._calibration(config, dataset, data_collator, batch_size)
         arguments = self._arguments_with(dataset, data_collator, batch_size)
         results = []
-        with Sweep(self._encoder(self.teacher), self.task, calibration, config.memory_budget) as sweep:
+        with self._sweep_over(calibration, config) as sweep:
             for order in orders:
                 model, result = sweep.prune(order.config, order.checkpoint_dir)
                 order.pruner._keep(model, result, order.config, arguments)
@@ -362,6 +362,10 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
                 order.save()
                 results.append(result)
         return results
+
+    def _sweep_over(self, calibration: CalibrationBatches, config: KPruneConfig) -> Sweep:
+        """Returns what prunes copies of the teacher. A subclass may give it other scores."""
+        return Sweep(self._encoder(self.teacher), self.task, calibration, config.memory_budget)
 
     def _encoder(self, model: nn.Module) -> Encoder:
         """Returns a model (teacher or pruned) as an `Encoder`."""

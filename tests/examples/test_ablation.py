@@ -11,7 +11,7 @@ import ablation_report
 import numpy as np
 import pytest
 import torch
-from ablation_config import read_experiment
+from ablation_config import Run, read_experiment
 from rows import TAGS, classification_rows, pair_rows, question_rows, tagged_rows, write
 from scipy.stats import ttest_rel
 from tiny import save_tiny, tiny_model
@@ -201,8 +201,8 @@ def test_holding_out_all_there_is_leaves_nothing_to_calibrate_on(tmp_path):
 )
 def test_every_task_has_its_metric(tmp_path, task, head, options, rows, metric):
     bench = bench_of(tmp_path, make_task(tmp_path, task, head, rows, **options))
-    row = bench.measure(KPruneConfig(num_tokens=150))
-    assert row["metric_name"] == metric == bench.measure(None)["metric_name"]
+    row = bench.measure(Run(bench.task, config=KPruneConfig(num_tokens=150)))
+    assert row["metric_name"] == metric == bench.measure(Run(bench.task))["metric_name"]
     assert -100 <= row["metric"] <= 100 and row["divergence"] > 0
 
 
