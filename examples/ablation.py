@@ -67,6 +67,7 @@ class Validation:
 
 def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Validation) -> float:
     """Returns the accuracy of a classifier."""
+    text_classification.require_same_classes(data.rows, data.label_column, model, data.classes)
     labels = text_classification.read_labels(data.rows, data.label_column, model, data.classes)
     return 100 * np.mean(text_classification.predict_classes(model, tokenizer, data.texts) == labels)
 
@@ -137,7 +138,7 @@ class Bench:
         self.task = task
         self.heldout_tokens = experiment.given["heldout_tokens"]
         self.device = experiment.device
-        self._calibration: dict[tuple[int, int | None], Dataset] = {}
+        self._unlabelled: dict[tuple[int, int | None], Dataset] = {}
 
     @cached_property
     def pruner(self) -> SelectingPruner:
@@ -159,9 +160,8 @@ class Bench:
         split = self.task.get("validation_split", "validation")
         rows = read_split(self.task["dataset"], self.task.get("dataset_config"), split)
         columns = find_text_columns(rows.features, self.task["task"], self.task.get("text_columns"))
-        label_column, classes = self.task.get("label_column", self.metric[2]), self.task.get("classes")
-        text_classification.require_same_classes(rows, label_column, self.pruner.teacher, classes)
-        return Validation(rows, list(columns), label_column, classes)
+        label_column = self.task.get("label_column", self.metric[2])
+        return Validation(rows, list(columns), label_column, self.task.get("classes"))
 
     @cached_property
     def heldout(self) -> Dataset:
@@ -190,16 +190,15 @@ class Bench:
             seed=seed,
         )
 
-    def calibration(self, config: KPruneConfig) -> Dataset:
-        """Returns the calibration samples of a seed: those drawn, without any text that is held out.
+    def unlabelled(self, num_tokens: int | None, seed: int) -> Dataset:
+        """Returns samples to prune or to recover on: those drawn, without any text that is held out.
 
-        As many tokens more are drawn as are held out; the prune cuts to its budget.
+        As many tokens more are drawn as are held out; what takes the samples cuts to its budget.
         """
-        key = config.seed, config.num_tokens
-        if key not in self._calibration:
-            num_tokens = config.num_tokens and config.num_tokens + self.heldout_tokens
+        key = seed, num_tokens
+        if key not in self._unlabelled:
             heldout = set(map(tuple, self.heldout["input_ids"]))
-            drawn = self.draw(num_tokens, config.seed)
+            drawn = self.draw(num_tokens and num_tokens + self.heldout_tokens, seed)
             rows = [row for row, ids in enumerate(drawn["input_ids"]) if tuple(ids) not in heldout]
             if not rows:
                 raise ValueError(
@@ -207,16 +206,18 @@ class Bench:
                     f"Got {self.heldout_tokens}, which takes all of it."
                 )
             # A data set of its own: what was drawn would be used whole.
-            self._calibration[key] = Dataset.from_dict(drawn[rows])
-        return self._calibration[key]
+            self._unlabelled[key] = Dataset.from_dict(drawn[rows])
+        return self._unlabelled[key]
 
     def measure(self, run: Run) -> dict[str, Any]:
-        """Prunes, unless it is the dense model's run, and measures."""
+        """Prunes and recovers as the run says, unless it is that of the dense model, and measures."""
         config = run.config
         if config is None:
             return self.measure_model(self.pruner.teacher)
         self.pruner.selection = run.method.selection
-        result = self.pruner.prune(config, self.calibration(config), batch_size=BATCH_SIZE)
+        calibration = self.unlabelled(config.num_tokens, config.seed)
+        text = self.unlabelled(config.recovery_tokens, config.seed) if config.recovery_tokens else None
+        result = self.pruner.prune(config, calibration, text, batch_size=BATCH_SIZE)
         teacher, pruned = self.pruner.teacher, self.pruner.model
         return self.measure_model(pruned) | {
             "divergence": mean_divergence(teacher, pruned, self.pruner.task, self.heldout_batches),

@@ -54,9 +54,12 @@ class Method:
     def config(self, num_tokens: int, rate: float, seed: int) -> KPruneConfig:
         """Returns the settings of one prune."""
         make = KPruneConfig.paper if self.paper else KPruneConfig
-        # What a prune lost is measured here, for all methods alike, on data that none of them has seen.
-        given = {"num_tokens": num_tokens, "heldout_share": 0.0, **self.settings}
-        return make(**given | {"compression_rate": rate, "seed": seed})
+        given = {"num_tokens": num_tokens, "compression_rate": rate, "seed": seed}
+        # What a prune lost is measured here, for all methods alike, on data that none of them has seen. Only a
+        # recovery needs held-out data of its own.
+        if not self.settings.get("recovery_tokens"):
+            given["heldout_share"] = 0.0
+        return make(**given | self.settings)
 
 
 DENSE = Method("dense", paper=False, settings={})

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optimum_kprune import KPruneConfig, KPruner, KPruneResult
 from optimum_kprune.calibration.prepare import CalibrationBatches
-from optimum_kprune.encoder.sublayers import Sublayer
+from optimum_kprune.encoder.sublayers import Encoder, Sublayer
 from optimum_kprune.prune.sweep import Sweep
 
 KNOWLEDGE = "knowledge"
@@ -71,11 +71,11 @@ class SelectingPruner(KPruner):
             config.measure_every = NEVER
         return super().prune(config, *args, **kwargs)
 
-    def _sweep_over(self, calibration: CalibrationBatches, config: KPruneConfig) -> Sweep:
+    def _sweep_over(self, dense: Encoder, calibration: CalibrationBatches, config: KPruneConfig) -> Sweep:
         """Gives the sweep the scores of the selection."""
-        sweep = super()._sweep_over(calibration, config)
+        sweep = super()._sweep_over(dense, calibration, config)
         if self.selection != KNOWLEDGE:
             score, generator = SELECTIONS[self.selection], torch.Generator().manual_seed(config.seed)
-            sublayers = [sublayer for sublayer in self._encoder(self.teacher).sublayers() if sublayer.units]
+            sublayers = [sublayer for sublayer in dense.sublayers() if sublayer.units]
             sweep.first_scores = {sublayer.place: score(sublayer, generator) for sublayer in sublayers}
         return sweep

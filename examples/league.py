@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 
 from optimum_kprune.evaluation.latency import latencies
 
+ROOT = Path(__file__).parent
 BATCH_SIZES = (1, 32)
 LENGTH = 128
 

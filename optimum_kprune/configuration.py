@@ -73,7 +73,16 @@ class KPruneConfig(BaseConfig):
         published_targets (`bool`, defaults to `False`): whether predictions are compared as in the authors' program:
             the start and end distributions of question answering run over padded positions too, and every output of
             a regression is compared with the teacher's outputs for all samples of its batch.
-        seed (`int`, defaults to 0): seed of all random choices: calibration samples, masked tokens, random signs.
+        recovery_tokens (`int`, defaults to 0): number of tokens of unlabelled text from which the pruned model learns
+            what the dense model computes, after the prune (see `prune`, `recovery_dataset`). Text that holds fewer is
+            passed over up to four times. The weights that are best on the held-out calibration data are kept, so that
+            by them nothing gets worse. With 0, nothing is learned.
+        recovery_learning_rate (`float`, defaults to 3e-4): highest learning rate of the recovery.
+        recovery_precision (`str`, defaults to `"float32"`): precision of the passes of the recovery. `"bfloat16"` runs
+            them under bfloat16 autocast, `"auto"` does so if the hardware multiplies bfloat16 natively. The weights
+            and the steps that they take are in float32.
+        seed (`int`, defaults to 0): seed of all random choices: calibration samples, masked tokens, random signs,
+            the order of the text of a recovery.
 
     Raises:
         ValueError: if a value is out of its range, or a setting does not exist.
@@ -103,6 +112,9 @@ class KPruneConfig(BaseConfig):
     correct_inputs: bool = True
     bias: Literal["refit", "keep", "drop"] = "refit"
     published_targets: bool = False
+    recovery_tokens: int = 0
+    recovery_learning_rate: float = 3e-4
+    recovery_precision: Literal["float32", "bfloat16", "auto"] = "float32"
     seed: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -199,6 +211,8 @@ class KPruneConfig(BaseConfig):
 
 
 SETTINGS = tuple(name for name in KPruneConfig.__annotations__ if not name.isupper())
+# Those of what comes after the prune.
+RECOVERY_SETTINGS = tuple(name for name in SETTINGS if name.startswith("recovery_"))
 
 # The range of a number: its least and its greatest value, and the range in words. Others must be 1 or above.
 BOUNDS: dict[str, tuple[float, float, str]] = {
@@ -210,6 +224,8 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "heldout_share": (0, 0.5, "in [0, 0.5]"),
     "memory_budget": (0, math.inf, "0 or above"),
     "ridge": (0, 1e100, "in [0, 1e100]"),
+    "recovery_tokens": (0, math.inf, "0 or above"),
+    "recovery_learning_rate": (SMALLEST, 1, "above 0 and at most 1"),
     "seed": (0, math.inf, "0 or above"),
 }
 AT_LEAST_ONE = (1, math.inf, "1 or above")

@@ -1,7 +1,7 @@
 """KPruner: the interface, and the one module that joins the stages of a prune."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,9 +34,11 @@ from .evaluation.mixin import EvaluationMixin
 from .folder import require_free
 from .names import UNKNOWN, hub_name, publishable
 from .prune.checkpoint import begins_to_save, has_begun_to_save
-from .prune.preconditions import check_config, require_finite_weights, require_prunable
+from .prune.preconditions import check_config, require_finite_weights, require_prunable, require_recoverable
 from .prune.sweep import Sweep, configs_of
 from .publish.save import SavingMixin
+from .recovery.recover import recover
+from .recovery.text import RecoveryText, recovery_text
 from .result import KPruneResult
 from .trainer import calibration_data, plain_model
 
@@ -263,6 +265,7 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         save_directory: str | PathLike | None = None,
         overwrite: bool = False,
         checkpoint_dir: str | PathLike | None = None,
+        recovery_dataset: Any = None,
     ) -> KPruneResult:
         """Prunes a copy of the teacher, which becomes `model` when the prune has succeeded.
 
@@ -280,6 +283,9 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
             checkpoint_dir: folder for the progress, written after every sublayer. If a prune was killed, the same call
                 goes on from there, and gives the same result (bit for bit on the same machine). The folder stays when
                 the prune is over; remove it when the model is saved.
+            recovery_dataset: unlabelled data to recover on (`recovery_tokens` in the settings), in any form that
+                `calibration_dataset` can have; what is held out of that is not learned from. None takes
+                `calibration_dataset`.
 
         Returns:
             what was kept, sublayer by sublayer.
@@ -292,7 +298,8 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         """
         check_config(config)
         order = _Order(self, config, save_directory, checkpoint_dir, overwrite)
-        return self._prune_each([order], calibration_dataset, data_collator, batch_size)[0]
+        data = _Data(calibration_dataset, recovery_dataset, data_collator, batch_size)
+        return self._prune_each([order], data)[0]
 
     @together()
     @torch.inference_mode(False)
@@ -306,6 +313,7 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         save_directory: str | PathLike | None = None,
         overwrite: bool = False,
         checkpoint_dir: str | PathLike | None = None,
+        recovery_dataset: Any = None,
     ) -> list["KPruner"]:
         """Prunes copies of the teacher to several rates. Each result is the same as that of a `prune` to its rate.
 
@@ -324,6 +332,7 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
                 that is named after its rate, such as "0.4". These folders must be new or empty.
             overwrite: whether to replace models that are saved there, each when the new one is finished.
             checkpoint_dir: see `prune`; the progress of every rate has a folder inside that is named after it.
+            recovery_dataset: see `prune`.
 
         Returns:
             one pruner per rate, in the order given, each with its own `model`, `result` and `config`, to save or
@@ -341,31 +350,35 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
             _Order(copy.copy(self), each, _within(save_directory, each), _within(checkpoint_dir, each), overwrite)
             for each in configs_of(rates, config)
         ]
-        self._prune_each(orders, calibration_dataset, data_collator, batch_size)
+        self._prune_each(orders, _Data(calibration_dataset, recovery_dataset, data_collator, batch_size))
         return [order.pruner for order in orders]
 
-    def _prune_each(
-        self, orders: list["_Order"], dataset: Any, data_collator: Callable[[list[Any]], Any] | None, batch_size: int
-    ) -> list[KPruneResult]:
+    def _prune_each(self, orders: list["_Order"], data: "_Data") -> list[KPruneResult]:
         """Prunes copies of the teacher one after the other; each becomes the model of its pruner, and is saved."""
         # All orders are checked before the first prune, so that no rate fails after hours for its folder.
-        orders = [order.prepared(dataset) for order in orders]
-        config = orders[0].config
-        calibration = self._calibration(config, dataset, data_collator, batch_size)
-        arguments = self._arguments_with(dataset, data_collator, batch_size)
-        results = []
-        with self._sweep_over(calibration, config) as sweep:
+        orders = [order.prepared(data.calibration) for order in orders]
+        data.require_fit(orders[0].config)
+        config, arguments = orders[0].config, self._arguments_with(data)
+        require_finite_weights(self.teacher)
+        data = data.with_defaults_of(self)
+        calibration = self._calibration(config, data)
+        text = self._recovery_text(config, data, calibration)
+        results, dense = [], self._encoder(self.teacher)
+        with self._sweep_over(dense, calibration, config) as sweep:
             for order in orders:
                 model, result = sweep.prune(order.config, order.checkpoint_dir)
+                if text is not None:
+                    recovered = self._encoder(model), self.task, calibration, text, order.config, result
+                    result = recover(dense, *recovered, checkpoint_dir=order.checkpoint_dir)
                 order.pruner._keep(model, result, order.config, arguments)
                 order.pruner._sample = {name: values[:1] for name, values in calibration.batches[0].items()}
                 order.save()
                 results.append(result)
         return results
 
-    def _sweep_over(self, calibration: CalibrationBatches, config: KPruneConfig) -> Sweep:
-        """Returns what prunes copies of the teacher. A subclass may give it other scores."""
-        return Sweep(self._encoder(self.teacher), self.task, calibration, config.memory_budget)
+    def _sweep_over(self, dense: Encoder, calibration: CalibrationBatches, config: KPruneConfig) -> Sweep:
+        """Returns what prunes copies of the dense model. A subclass may give it other scores."""
+        return Sweep(dense, self.task, calibration, config.memory_budget)
 
     def _encoder(self, model: nn.Module) -> Encoder:
         """Returns a model (teacher or pruned) as an `Encoder`."""
@@ -379,31 +392,73 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         # Figures of an evaluation were those of the model before.
         self._figures = {}
 
-    def _calibration(
-        self, config: KPruneConfig, dataset: Any, data_collator: Callable[[list[Any]], Any] | None, batch_size: int
-    ) -> CalibrationBatches:
-        """Returns the calibration batches, of the trainer's data if none was given."""
-        require_finite_weights(self.teacher)
-        if dataset is None:
-            trainer = self._need_trainer("A prune needs a `calibration_dataset`")
-            dataset = calibration_data(trainer.train_dataset)
-            data_collator = data_collator or trainer.data_collator
+    def _calibration(self, config: KPruneConfig, data: "_Data") -> CalibrationBatches:
+        """Returns the calibration batches."""
         return prepare_batches(
-            dataset,
+            data.calibration,
             self._input_spec(config.seed),
             num_tokens=config.num_tokens,
             measure_tokens=config.measure_tokens,
-            batch_size=batch_size,
-            data_collator=data_collator,
+            batch_size=data.batch_size,
+            data_collator=data.collator,
             # With gradients of batches, scores depend on which samples share a batch: the order given decides.
             keep_order=config.gradient == "batch",
             heldout_share=config.heldout_share,
         )
 
-    def _arguments_with(self, dataset: Any, data_collator: Any, batch_size: int) -> dict[str, dict[str, Any]]:
+    def _recovery_text(
+        self, config: KPruneConfig, data: "_Data", calibration: CalibrationBatches
+    ) -> RecoveryText | None:
+        """Returns the text to recover on, or None if the settings ask for no recovery. It is read before the prune."""
+        if not config.recovery_tokens:
+            return None
+        require_recoverable(self._encoder(self.teacher), calibration)
+        text = data.calibration if data.recovery is None else data.recovery
+        spec = self._input_spec(config.seed)
+        return recovery_text(text, spec, config.recovery_tokens, calibration.heldout, data.collator)
+
+    def _arguments_with(self, data: "_Data") -> dict[str, dict[str, Any]]:
         """Returns how the pruned model is made: the arguments so far, and those of the prune and of its data."""
-        prune = publishable(data_collator=data_collator, batch_size=batch_size)
-        return {**self._arguments, "pruner.get_calibration_dataset": drawn_with(dataset), "pruner.prune": prune}
+        prune = publishable(data_collator=data.collator, batch_size=data.batch_size)
+        drawn = drawn_with(data.calibration)
+        return {**self._arguments, "pruner.get_calibration_dataset": drawn, "pruner.prune": prune}
+
+
+class _Data(NamedTuple):
+    """The data that a prune was asked to use.
+
+    Attributes:
+        calibration: the calibration data.
+        recovery: the data to recover on; None for the calibration data.
+        collator: makes a batch of a list of prepared samples, or None.
+        batch_size: most samples in a batch.
+    """
+
+    calibration: Any
+    recovery: Any
+    collator: Callable[[list[Any]], Any] | None
+    batch_size: int
+
+    def require_fit(self, config: KPruneConfig) -> None:
+        """Raises a ValueError if there is data to recover on without a recovery, or the other way round."""
+        if self.recovery is not None and not config.recovery_tokens:
+            raise ValueError(
+                "`recovery_dataset` is for a recovery, and `recovery_tokens` is 0. Set it to the number of tokens to "
+                "learn from, such as 1_000_000, or leave out the data."
+            )
+        if config.recovery_tokens and self.recovery is None and isinstance(self.calibration, Iterator):
+            raise ValueError(
+                "A recovery needs a `recovery_dataset` where `calibration_dataset` is an iterator, which is used up "
+                "when the prune has read it. Pass one, or a list of batches as `calibration_dataset`."
+            )
+
+    def with_defaults_of(self, pruner: KPruner) -> "_Data":
+        """Returns the data with that of the trainer if none was given."""
+        if self.calibration is not None:
+            return self
+        trainer = pruner._need_trainer("A prune needs a `calibration_dataset`")
+        collator = self.collator or trainer.data_collator
+        return self._replace(calibration=calibration_data(trainer.train_dataset), collator=collator)
 
 
 class _Order(NamedTuple):

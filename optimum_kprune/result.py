@@ -83,6 +83,35 @@ class HeldoutQuality:
         )
 
 
+@dataclass(frozen=True)
+class RecoveryResult:
+    """What a recovery did after a prune.
+
+    Attributes:
+        tokens: number of tokens that the student learned from, in all passes.
+        text_tokens: number of tokens in the text, or as many of them as there are in `tokens`.
+        steps: number of steps that were made.
+        kept_step: the step after which the weights were the best on held-out data; 0 if they are those of the prune.
+        before: what the prune lost, before the recovery.
+        seconds: time of the recovery.
+    """
+
+    tokens: int
+    text_tokens: int
+    steps: int
+    kept_step: int
+    before: HeldoutQuality
+    seconds: float
+
+    def __str__(self) -> str:
+        passes = self.tokens / self.text_tokens
+        over = f" ({passes:.1f} passes over {self.text_tokens:,})" if passes > 1.05 else ""
+        kept = f"the weights of step {self.kept_step:,} of {self.steps:,} are the best"
+        if not self.kept_step:
+            kept = "no weights were better than those of the prune, which are kept"
+        return f"Recovered on {self.tokens:,} tokens{over} in {self.seconds:.1f} seconds: {kept}"
+
+
 @dataclass(frozen=True, repr=False)
 class KPruneResult:
     """What a prune kept, sublayer by sublayer from the bottom. Printed, or shown in a notebook, it is a table.
@@ -98,8 +127,9 @@ class KPruneResult:
         heldout: what was lost, measured on held-out calibration data; None if none was held out.
         stages: seconds per stage. "teacher": its predictions; "measure": knowledge; "search"; "fit": gathering the
             sums of the fits, and moving the teacher through the sublayers; "solve"; "advance": moving the student;
-            "other".
+            "other"; "recovery", if there was one.
         calibration: a summary of the calibration data.
+        recovery: what the recovery did; None if there was none. What it left of the loss is `heldout`.
     """
 
     sublayers: list[SublayerResult]
@@ -112,6 +142,7 @@ class KPruneResult:
     heldout: HeldoutQuality | None = None
     stages: dict[str, float] = field(default_factory=dict)
     calibration: "CalibrationSummary | None" = None
+    recovery: RecoveryResult | None = None
 
     @property
     def kept(self) -> list[dict[str, Any]]:
@@ -182,8 +213,13 @@ class KPruneResult:
             f"FLOPs removed: {self.flops_removed:.2%} of {self.flops_before / 1e6:.1f} MFLOPs at "
             f"{self.sequence_length} {tokens}; parameters: {self.parameters_before:,} -> {self.parameters_after:,}; "
             f"{self.samples:,} samples, {self.tokens:,} {tokens}, {self.seconds:.1f} seconds{stages}",
+            *self._recovered(),
             self.loss,
         ]
+
+    def _recovered(self) -> list[str]:
+        """Returns what a recovery did, and what was lost before it."""
+        return [f"Before the recovery: {self.recovery.before}", str(self.recovery)] if self.recovery else []
 
     @property
     def loss(self) -> str:

@@ -72,6 +72,7 @@ ROOMS = (
     {"result"},
     {"encoder"},
     {"prune"},
+    {"recovery"},
     {"model_list", "trainer"},
     {"evaluation"},
     {"publish"},

@@ -28,6 +28,9 @@ WRONG = {
     "sequence_length": ([0, "mean"], "1 or above, or None"),
     "neuron_multiple": ([0, -8, None, 1.5, True], "1 or above"),
     "ridge": ([-1e-9, None, 1e308], "in [0, 1e100]"),
+    "recovery_tokens": ([-1, None, 1e6, "1M", True], "0 or above"),
+    "recovery_learning_rate": ([0, -1e-4, 1.5, None, "3e-4"], "above 0 and at most 1"),
+    "recovery_precision": (["float16", None, True], "'float32', 'bfloat16', 'auto'"),
     "seed": ([-1, None, 0.5], "0 or above"),
     "knowledge": (["entropy", None, 1], "'divergence'"),
     "gradient": (["mean", None, 1], "'sample', 'batch'"),
@@ -52,6 +55,9 @@ ALLOWED = {
     "sequence_length": [None, 1, 126],
     "neuron_multiple": [1, 8, 10**6],
     "ridge": [0, 1e-4],
+    "recovery_tokens": [0, 1, 10**9],
+    "recovery_learning_rate": [1, 1e-5],
+    "recovery_precision": ["float32", "bfloat16", "auto"],
     "seed": [0, 2**31],
     "knowledge": ["fisher", "divergence"],
     "gradient": ["sample", "batch"],
@@ -84,6 +90,9 @@ UNUSUAL = {
     "ridge": 0.5,
     "bias": "keep",
     "published_targets": True,
+    "recovery_tokens": 4321,
+    "recovery_learning_rate": 1e-4,
+    "recovery_precision": "bfloat16",
     "seed": 9,
 }
 
@@ -141,6 +150,9 @@ def test_defaults_are_those_of_the_method():
         "correct_inputs": True,
         "bias": "refit",
         "published_targets": False,
+        "recovery_tokens": 0,
+        "recovery_learning_rate": 3e-4,
+        "recovery_precision": "float32",
         "seed": 0,
     }
 

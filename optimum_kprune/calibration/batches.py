@@ -1,6 +1,5 @@
 """Samples -> batches of tensors, padded, and checked so that the model can look up every number in its tables."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -21,7 +20,7 @@ LIKE_IDS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def make_batches(
-    samples: list[Sample], spec: InputSpec, collate: DataCollator, batch_size: int, keep_order: bool = False
+    samples: list[Sample], spec: InputSpec, collate: DataCollator, batch_size: int, full: float = FULL_BATCH
 ) -> list[Batch]:
     """Makes batches of samples, in the order given.
 
@@ -30,8 +29,7 @@ def make_batches(
         spec: what the model reads.
         collate: makes a batch from a list of samples.
         batch_size: most samples in a batch.
-        keep_order: whether every batch but the last has `batch_size` samples. Otherwise, long samples fill a batch
-            earlier.
+        full: most tokens in a batch of more than one sample, padding included.
 
     Returns:
         Batches as `to_tensors` returns them, without padding at their end that all rows share.
@@ -39,7 +37,6 @@ def make_batches(
     Raises:
         ValueError: if the collator cannot read the samples, or returns something that is no batch.
     """
-    full = math.inf if keep_order else FULL_BATCH
     groups = _grouped(samples, spec, batch_size, full)
     return [_trim_padding(to_tensors(_collate(group, collate), spec), spec) for group in groups]
 

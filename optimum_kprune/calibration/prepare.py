@@ -15,6 +15,7 @@ from ..defaults import BATCH_SIZE, NUM_TOKENS
 from ..names import UNKNOWN, hub_name, publishable
 from ..progress import progress_bar
 from .batches import (
+    FULL_BATCH,
     DataCollator,
     batch_tokens,
     default_collator,
@@ -161,7 +162,7 @@ def load_calibration_dataset(
         )
     data = read_split(dataset_name, dataset_config_name, dataset_split) if is_name else dataset_name
     given = given_as(data, spec)
-    samples, reading = _drawn(given, spec, num_tokens)
+    samples, reading = drawn_samples(given, spec, num_tokens)
     arguments = publishable(
         dataset_name=hub_name(dataset_name) or UNKNOWN,
         dataset_config_name=dataset_config_name,
@@ -232,14 +233,15 @@ def prepare_batches(
     given = given_as(calibration_dataset, spec)
     columns = None
     if given.batches is not None:
-        batches = _take_batches(given.batches, spec, budget)
+        batches = take_batches(given.batches, spec, budget)
         first = {name: values[0].tolist() if spec.is_text else values[0] for name, values in batches[0].items()}
         split = _split_batches(batches, spec, measure_tokens, heldout_share)
     else:
-        samples, reading = _drawn(given, spec, budget if draw is None else None, data_collator is not None)
+        samples, reading = drawn_samples(given, spec, budget if draw is None else None, data_collator is not None)
         first, columns = samples[0], reading.text_columns
         collate = default_collator(spec) if data_collator is None else data_collator
-        make = partial(make_batches, spec=spec, collate=collate, batch_size=batch_size, keep_order=keep_order)
+        full = math.inf if keep_order else FULL_BATCH
+        make = partial(make_batches, spec=spec, collate=collate, batch_size=batch_size, full=full)
         split = _split_samples(samples, spec, make, measure_tokens, heldout_share, keep_order)
     # `split` is kept for the summary, which needs the masks. A model need not take them.
     measured, others, heldout = ([for_model(batch, spec) for batch in part] for part in split)
@@ -256,8 +258,8 @@ def _how(given: Given, spec: InputSpec) -> str:
     return f"drawn by seed {spec.seed} from {given.source}"
 
 
-def _drawn(
-    given: Given, spec: InputSpec, num_tokens: int | None, with_labels: bool = False
+def drawn_samples(
+    given: Given, spec: InputSpec, num_tokens: int | None, with_labels: bool = False, purpose: str = "calibration"
 ) -> tuple[list[Sample], Reading]:
     """Draws samples from rows until the budget is reached. Returns the samples, and how the rows were read."""
     if given.tables is None:
@@ -266,7 +268,8 @@ def _drawn(
     if given.are_items:
         spec = replace(spec, text_columns=first.column_names)
     reading = reading_of(first, spec, with_labels)
-    samples = _take(draw_samples(tables, reading, spec.seed), partial(sample_tokens, spec=spec), num_tokens, spec)
+    drawn, tokens_of = draw_samples(tables, reading, spec.seed), partial(sample_tokens, spec=spec)
+    samples = _take(drawn, tokens_of, num_tokens, spec, purpose)
     # Columns of plain items were named here: the summary must not show names that the user never gave.
     return samples, replace(reading, text_columns=None) if given.are_items else reading
 
@@ -277,16 +280,19 @@ def _halves(batches: list[Batch]) -> list[Batch]:
     return [dict(zip(part, values, strict=True)) for part in parts for values in zip(*part.values(), strict=True)]
 
 
-def _take_batches(batches: Iterable[Any], spec: InputSpec, num_tokens: int | None) -> list[Batch]:
+def take_batches(
+    batches: Iterable[Any], spec: InputSpec, num_tokens: int | None, purpose: str = "calibration"
+) -> list[Batch]:
     """Takes batches until the budget is reached: drawn from a list, or as they come from an iterator."""
     tensors = (_without_padding_rows(to_tensors(batch, spec)) for batch in batches)
     tokens_of = partial(batch_tokens, spec=spec)
     if not isinstance(batches, list):
-        return _take(tensors, tokens_of, num_tokens, spec)
+        return _take(tensors, tokens_of, num_tokens, spec, purpose)
     listed = list(tensors)
     order = iter(drawn_order((_content(batch, spec) for batch in listed), spec.seed))
     # The seed decides which batches are taken; sorting puts these back into the order of the list.
-    return [listed[index] for index in sorted(_take(order, lambda index: tokens_of(listed[index]), num_tokens, spec))]
+    taken = _take(order, lambda index: tokens_of(listed[index]), num_tokens, spec, purpose)
+    return [listed[index] for index in sorted(taken)]
 
 
 def _content(batch: Batch, spec: InputSpec) -> Any:
@@ -302,11 +308,11 @@ def _without_padding_rows(batch: Batch) -> Batch:
 
 
 def _take(
-    items: Iterator[Item], tokens_of: Callable[[Item], int], num_tokens: int | None, spec: InputSpec
+    items: Iterator[Item], tokens_of: Callable[[Item], int], num_tokens: int | None, spec: InputSpec, purpose: str
 ) -> list[Item]:
     """Takes items until they have `num_tokens` real tokens. Leaves out items that are all padding."""
     taken, total, unit = [], 0, f"{spec.modality.position}s"
-    with progress_bar(total=num_tokens, desc="Reading calibration data", unit=f" {unit}", leave=False) as progress:
+    with progress_bar(total=num_tokens, desc=f"Reading {purpose} data", unit=f" {unit}", leave=False) as progress:
         for item in items:
             count = tokens_of(item)
             if count:
@@ -315,19 +321,19 @@ def _take(
             progress.update(count)
             if num_tokens is not None and total >= num_tokens:
                 break
-    _check_total(total, num_tokens, unit)
+    _check_total(total, num_tokens, unit, purpose)
     return taken
 
 
-def _check_total(total: int, num_tokens: int | None, unit: str) -> None:
+def _check_total(total: int, num_tokens: int | None, unit: str, purpose: str) -> None:
     """Raises a ValueError if the data holds no tokens, and warns if it holds fewer than the budget."""
     if total == 0:
         raise ValueError(
-            f"The calibration data must hold {unit}. Got none: it has no rows, or only missing, blank or padded ones. "
+            f"The {purpose} data must hold {unit}. Got none: it has no rows, or only missing, blank or padded ones. "
             "Pass other data, or name other columns with `text_columns`."
         )
     if num_tokens is not None and total < num_tokens:
-        logger.warning("The calibration data holds %d %s, less than the budget of %d.", total, unit, num_tokens)
+        logger.warning("The %s data holds %d %s, less than the budget of %d.", purpose, total, unit, num_tokens)
 
 
 def _split_samples(

@@ -50,7 +50,7 @@ class Checkpoint:
     def __init__(self, folder: str | PathLike, identity: dict[str, Any]) -> None:
         self.folder = Path(folder)
         self._identity = identity
-        self._require_own(identity)
+        claim(self.folder, identity)
         self.finished = 0
         while self._file(self.finished).exists():
             self.finished += 1
@@ -122,37 +122,47 @@ class Checkpoint:
     def _file(self, index: int) -> Path:
         return self.folder / f"sublayer-{index:03}.safetensors"
 
-    def _require_own(self, identity: dict[str, Any]) -> None:
-        """Raises an error if the folder is another prune's; takes an empty or missing folder for this prune."""
-        file = self.folder / IDENTITY_NAME
-        if not file.exists():
-            # Hidden files may be the rest of a write that was cut off: they do not make the folder somebody else's.
-            if self.folder.is_dir() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
-                raise ValueError(
-                    f"`checkpoint_dir` must be a new or empty folder, or hold the progress of a prune. "
-                    f"{str(self.folder)!r} holds something else. Choose another folder."
-                )
-            if is_main():
-                try:
-                    self.folder.mkdir(parents=True, exist_ok=True)
-                    write_atomically(file, json.dumps(identity, indent=2).encode())
-                except OSError as error:
-                    raise OSError(
-                        f"`checkpoint_dir` must be a folder that can be written. Got {str(self.folder)!r}: "
-                        f"{error.strerror or error}. Choose another folder."
-                    ) from error
-            return
-        try:
-            found = json.loads(file.read_bytes())
-        except ValueError as error:
-            raise OSError(f"The checkpoint {str(file)!r} cannot be read: {error}. Remove its folder.") from error
-        # Through JSON and back, as what was found: it has lists where Python has tuples.
-        differences = _differences(json.loads(json.dumps(identity)), found)
-        if differences:
+
+def claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Takes a new or empty folder for the progress of some work; a folder that is taken must be that of this work.
+
+    Args:
+        folder: the folder; made if it does not exist.
+        identity: what tells this work from every other; see `Checkpoint`.
+
+    Raises:
+        ValueError: if the folder holds the progress of other work; the message names the differences.
+        OSError: if the folder cannot be read or written.
+    """
+    file = folder / IDENTITY_NAME
+    if not file.exists():
+        # Hidden files may be the rest of a write that was cut off: they do not make the folder somebody else's.
+        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise ValueError(
-                f"The checkpoint in {str(self.folder)!r} belongs to another prune: {'; '.join(differences)}. Prune "
-                "with what it was made with, choose another `checkpoint_dir`, or remove the folder to start anew."
+                f"`checkpoint_dir` must be a new or empty folder, or hold the progress of a prune. "
+                f"{str(folder)!r} holds something else. Choose another folder."
             )
+        if is_main():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(file, json.dumps(identity, indent=2).encode())
+            except OSError as error:
+                raise OSError(
+                    f"`checkpoint_dir` must be a folder that can be written. Got {str(folder)!r}: "
+                    f"{error.strerror or error}. Choose another folder."
+                ) from error
+        return
+    try:
+        found = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise OSError(f"The checkpoint {str(file)!r} cannot be read: {error}. Remove its folder.") from error
+    # Through JSON and back, as what was found: it has lists where Python has tuples.
+    differences = _differences(json.loads(json.dumps(identity)), found)
+    if differences:
+        raise ValueError(
+            f"The checkpoint in {str(folder)!r} belongs to another prune: {'; '.join(differences)}. Prune "
+            "with what it was made with, choose another `checkpoint_dir`, or remove the folder to start anew."
+        )
 
 
 def begins_to_save(folder: str | PathLike) -> None:

@@ -1,4 +1,4 @@
-"""The precision in which knowledge is measured, and whether the hardware offers it."""
+"""The precision in which knowledge is measured and students recover, and whether the hardware offers it."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -24,6 +24,12 @@ def measuring_precision(
     if dtype != torch.float32 or not wanted:
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def recovers_in_bfloat16(device: torch.device, config: KPruneConfig) -> bool:
+    """Whether the passes of a recovery run under bfloat16 autocast; see `KPruneConfig.recovery_precision`."""
+    wanted = config.recovery_precision
+    return wanted == "bfloat16" or (wanted == "auto" and computes_bfloat16(device))
 
 
 def computes_bfloat16(device: torch.device) -> bool:

@@ -191,6 +191,21 @@ def check_config(config: KPruneConfig) -> None:
     config.check()
 
 
+def require_recoverable(encoder: Encoder, calibration: CalibrationBatches) -> None:
+    """Raises a ValueError if a student cannot learn from a model after the prune."""
+    if getattr(encoder.config, "kprune", None) is not None:
+        raise ValueError(
+            "A recovery needs the dense model as the teacher. Got one that is pruned already, and a pruned folder "
+            "does not hold the dense one. Prune the dense model with `recovery_tokens`, or leave them out."
+        )
+    if not calibration.heldout:
+        raise ValueError(
+            "A recovery needs calibration data that is held out: by it, the weights are chosen that are kept. Got "
+            "none. Set `heldout_share` above 0, and give more data where it has too few samples; or leave out "
+            "`recovery_tokens`."
+        )
+
+
 def warn_if_nothing_is_left(result: KPruneResult) -> None:
     """Warns if a prune took every head and every neuron."""
     if not result.flops_after:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..calibration.prepare import CalibrationBatches
 from ..calibration.spec import main_input
-from ..configuration import KPruneConfig
+from ..configuration import RECOVERY_SETTINGS, KPruneConfig
 from ..distributed import require_same, world_size
 from ..encoder.config_field import kprune_field
 from ..encoder.contract import require_contract_once
@@ -226,8 +226,10 @@ class Sweep:
         """Returns what the progress of a prune belongs to; see `Checkpoint`."""
         batches = [*self._given.batches, *self._given.heldout]
         settings = config.to_dict()
-        # Neither changes the result: where hidden states lie, and the library that only reads and writes settings.
-        del settings["memory_budget"], settings["optimum_version"]
+        # None changes the prune: where hidden states lie, the library that only reads and writes settings, and what
+        # comes after the prune.
+        for name in ("memory_budget", "optimum_version", *RECOVERY_SETTINGS):
+            del settings[name]
         return {
             "model": digest(named_tensors(self._dense.model)),
             "task": self._task.name,

@@ -1,5 +1,7 @@
 """Batches: padding, collators, labels, and numbers that the model cannot look up."""
 
+import math
+
 import pytest
 import torch
 from datasets import Dataset
@@ -225,5 +227,5 @@ def test_long_samples_fill_a_batch_before_it_has_its_size(length, size):
     samples, spec = [{"input_ids": [5] * length}] * 40, InputSpec("text-classification")
     sizes = [len(batch["input_ids"]) for batch in make_batches(samples, spec, stack, 32)]
     assert sizes == [size] * (40 // size) + [40 % size] * (40 % size > 0)
-    kept = make_batches(samples, spec, stack, 32, keep_order=True)
+    kept = make_batches(samples, spec, stack, 32, full=math.inf)
     assert [len(batch["input_ids"]) for batch in kept] == [32, 8]

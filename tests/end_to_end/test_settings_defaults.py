@@ -26,6 +26,9 @@ VALUES = {
     "correct_inputs": (True, False),
     "bias": ("refit", "drop"),
     "published_targets": (False, True),
+    "recovery_tokens": (0, 0),
+    "recovery_learning_rate": (3e-4, 3e-4),
+    "recovery_precision": ("float32", "float32"),
     "seed": (0, 0),
 }
 

@@ -15,6 +15,7 @@ from transformers_bert import dense_model, tensors_of
 
 from optimum_kprune import KPruneConfig, KPruner
 from optimum_kprune.configuration import SETTINGS
+from optimum_kprune.encoder.hooks import hooks
 
 CLASSES, VALUE, SPAN = plain_bert.OUTPUTS
 PAPER = equations.PAPER
@@ -51,6 +52,9 @@ APART = {
     "measure_tokens": "test_knowledge_is_measured_on_as_many_tokens",
     "measure_precision": "test_knowledge_is_measured_in_the_precision",
     "memory_budget": "test_states_beyond_the_budget_of_memory",
+    "recovery_tokens": "test_a_recovery_learns_from_as_many_tokens",
+    "recovery_learning_rate": "test_weights_move_by_at_most_the_learning_rate",
+    "recovery_precision": "test_a_recovery_runs_in_the_precision",
 }
 DENSE = "bert.encoder.layer.0"
 
@@ -318,3 +322,56 @@ def test_states_beyond_the_budget_of_memory_lie_in_a_file(share, monkeypatch):
         (size,) = sizes
         # What is left of a budget may be too small for a state.
         assert 0 <= size - (1 - share) * sum(states) <= share * 2 * max(states)
+
+
+# The settings of a recovery
+
+
+def recovered(**settings):
+    """A pruner after a recovery on what it did not hold out of ten batches."""
+    batches = plain_bert.make_batches(10, 6)
+    return prune(batches=batches, heldout_share=0.2, **{"recovery_tokens": 700, **settings})
+
+
+@pytest.mark.parametrize("tokens", [0, 100, 700])
+def test_a_recovery_learns_from_as_many_tokens(tokens):
+    """But for a part of a batch, which has at most 72."""
+    recovery = recovered(recovery_tokens=tokens).result.recovery
+    assert recovery is None if tokens == 0 else abs(recovery.tokens - tokens) < 72
+
+
+@pytest.mark.parametrize("rate", [1e-4, 1e-3])
+def test_weights_move_by_at_most_the_learning_rate(rate):
+    """Adam moves every weight by about its rate at most, in each step."""
+    pruner = recovered(recovery_learning_rate=rate)
+    before, after = recovered(recovery_tokens=0).model.state_dict(), pruner.model.state_dict()
+    steps = pruner.result.recovery.kept_step
+    moved = max((after[name] - before[name]).abs().max().item() for name in before)
+    assert steps > 1 and rate / 5 < moved < steps * rate
+
+
+@pytest.mark.parametrize(
+    ("precision", "native", "expected"),
+    [
+        ("float32", True, torch.float32),
+        ("bfloat16", False, torch.bfloat16),
+        ("auto", True, torch.bfloat16),
+        ("auto", False, torch.float32),
+    ],
+)
+def test_a_recovery_runs_in_the_precision(precision, native, expected, monkeypatch):
+    """Where weights learn, the projections read that type; the weights are float32 before and after."""
+    for feature in ("avx512_bf16", "amx_tile"):
+        monkeypatch.setattr(torch.cpu, f"_is_{feature}_supported", lambda: native, raising=False)
+    read = set()
+
+    def at_output(module, args, output):
+        # The dense model and a student that is pruned take no gradients of weights.
+        if isinstance(module, torch.nn.Linear) and module.weight.requires_grad and output.requires_grad:
+            read.add(args[0].dtype)
+
+    # Of all modules, because those of the pruned model are made by the prune.
+    with hooks(torch.nn.modules.module.register_module_forward_hook(at_output)):
+        pruner = recovered(recovery_precision=precision)
+    assert read == {expected}
+    assert {weight.dtype for weight in pruner.model.parameters()} == {torch.float32}

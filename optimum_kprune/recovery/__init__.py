@@ -1,0 +1,1 @@
+"""Recovery: after a prune, the student learns from the dense model on unlabelled text."""
