@@ -38,7 +38,6 @@ from datasets import Dataset
 from scipy.stats import spearmanr
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from optimum_kprune import KPruneConfig
 from optimum_kprune.algorithm.divergence import divergence
 from optimum_kprune.calibration.columns import find_text_columns
 from optimum_kprune.calibration.source import read_split
@@ -217,7 +216,7 @@ class Bench:
         self.pruner.selection = run.method.selection
         calibration = self.unlabelled(config.num_tokens, config.seed)
         text = self.unlabelled(config.recovery_tokens, config.seed) if config.recovery_tokens else None
-        result = self.pruner.prune(config, calibration, text, batch_size=BATCH_SIZE)
+        result = self.pruner.prune(config, calibration, batch_size=BATCH_SIZE, recovery_dataset=text)
         teacher, pruned = self.pruner.teacher, self.pruner.model
         return self.measure_model(pruned) | {
             "divergence": mean_divergence(teacher, pruned, self.pruner.task, self.heldout_batches),

@@ -10,7 +10,7 @@ import torch
 from baselines import KNOWLEDGE, SELECTIONS
 
 from optimum_kprune import KPruneConfig
-from optimum_kprune.configuration import SETTINGS
+from optimum_kprune.configuration import RECOVERY_SETTINGS, SETTINGS
 
 TASKS = ("text-classification", "question-answering", "token-classification", "feature-extraction")
 Keys = dict[str, type]
@@ -115,7 +115,11 @@ class Experiment:
 
     def identity(self, run: Run) -> dict[str, Any]:
         """Returns everything that determines what is measured in a run; the name of a method does not."""
-        settings = {name: getattr(run.config, name) for name in SETTINGS} if run.config else None
+        config, settings = run.config, None
+        if config is not None:
+            # How to recover says nothing where nothing is recovered.
+            names = [name for name in SETTINGS if config.recovery_tokens or name not in RECOVERY_SETTINGS]
+            settings = {name: getattr(config, name) for name in names}
         shared = run.task, self.device, self.given["heldout_tokens"], settings
         return dict(zip(IDENTITY, (*shared, run.method.selection, run.method.int8), strict=True))
 

@@ -1,9 +1,10 @@
-"""The league: its table, other forms of models, the file of the main table and the static embedding; on tiny models."""
+"""The league: its table, other forms of models, its files and the static embedding; on tiny models."""
 
 import json
 
 import ablation_report
 import common
+import deploy
 import league
 import league_table
 import numpy as np
@@ -66,7 +67,19 @@ def start(tmp_path):
     return run
 
 
-def test_processes_share_a_league_whose_table_has_all(start):
+@pytest.fixture
+def quick_export(monkeypatch):
+    """Exports take long: one test makes them."""
+
+    def export(model, tokenizer, folder, threads):
+        folder.with_name(f"{folder.name}-int8").mkdir()
+        folder.with_name(f"{folder.name}-int8").joinpath("model.onnx").write_bytes(bytes(1000))
+        return {f"{folder.name}-int8": model}
+
+    monkeypatch.setattr(deploy, "export", export)
+
+
+def test_processes_share_a_league_whose_table_has_all(start, quick_export):
     with pytest.raises(SystemExit, match="Not finished: 5 runs"):
         start("--part", "1/2")
     output = start("--part", "2/2")
@@ -80,7 +93,7 @@ def test_processes_share_a_league_whose_table_has_all(start):
         expected = {"int8"} if is_dense or row["selection"] == "knowledge" else set()
         expected |= {"static embedding"} if is_dense and "static_embedding" in row["task"] else set()
         assert row["forms"].keys() == expected
-        assert all(form["megabytes"] < row["megabytes"] for form in row["forms"].values())
+        assert {form["megabytes"] == 0.001 for name, form in row["forms"].items() if name == "int8"} <= {True}
     written = {path.name for path in output.iterdir()}
     start("--plots_only")
     assert {path.name for path in output.iterdir()} == written >= {"league.md", "flops.png", "seconds.png"}
@@ -99,6 +112,23 @@ def test_processes_share_a_league_whose_table_has_all(start):
     ]
     assert "±" in lines[5][2] and "±" not in lines[4][2] and lines[2][3].endswith("(1.0x)")
     assert "| none | static embedding |" in second
+
+
+def test_int8_is_measured_as_it_is_deployed(tmp_path, monkeypatch):
+    save_tiny(tmp_path / "model", tiny_model())
+    (tmp_path / "data").mkdir()
+    write(classification_rows(np.random.default_rng(0), 12), tmp_path / "data" / "validation.parquet")
+    (tmp_path / "config.toml").write_text(TOP + TASKS + METHODS)
+    task = {"task": "text-classification", "model": str(tmp_path / "model"), "dataset": str(tmp_path / "data")}
+    bench = league.LeagueBench(task, read_experiment(tmp_path / "config.toml"))
+    exported, export = {}, deploy.export
+    monkeypatch.setattr(
+        deploy, "export", lambda *args, **options: exported.update(export(*args, **options)) or exported
+    )
+    row = bench.measure_int8(bench.pruner.teacher)
+    _, evaluate, _ = bench.metric
+    assert row["metric"] == evaluate(exported["model-int8"], bench.pruner.processing_class, bench.validation)
+    assert isinstance(exported["model-int8"], deploy.Deployed) and row["megabytes"] > 0
 
 
 def test_cells_are_means_and_medians():
