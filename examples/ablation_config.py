@@ -95,6 +95,11 @@ class Experiment:
         for name in names:
             require_one_of(name, what, [task_label(task) for task in self.given["tasks"]])
 
+    @property
+    def sweeps(self) -> dict[str, tuple[str, str, Any] | None]:
+        """The names of all methods, in their order; for one value of a sweep, with what `Method.sweep` has."""
+        return {method.name: method.sweep for method in self.methods}
+
     def configs(self) -> Iterator[tuple[Method, KPruneConfig]]:
         """Yields the settings of all prunes, seed by seed, with their methods."""
         for seed in self.given["seeds"]:

@@ -1,87 +1,83 @@
-"""A league of ways to make a fine-tuned encoder cheaper, as one table with all plots of an ablation.
+"""A league of ways to make a fine-tuned encoder cheaper, as one table, with all plots of an ablation.
 
 python examples/league.py examples/league.toml --output_dir league --models SST-2=path/to/sst2 STS-B=path/to/stsb \
     SQuAD=path/to/squad --datasets SST-2=path/to/data/sst2 STS-B=path/to/data/stsb SQuAD=path/to/data/squad
 
-It is an ablation (see examples/ablation.py, whose options it has), and measures more: the speed of every model beside
-the dense one, for the first seed; methods with `int8 = true`, and then the dense model, in int8 too; and of a sentence
-encoder with `static_embedding = true` a static embedding of its tokens. league.md has the table.
+It is an ablation (see examples/ablation.py, whose options it has), and measures more: methods with `int8 = true`, and
+then the dense model, in int8 too; of a sentence encoder with `static_embedding = true` a static embedding of its
+tokens; and, when all runs are done, how fast the models are. Let nothing else run then: a start without --part that
+finds no run missing does nothing but this. league.md has the table.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import ablation
 import ablation_report
-import common
 import deploy
 import league_table
-import torch
+import league_times
 from ablation_config import Experiment, Run, task_label
 from ablation_report import Methods, Row
 from static_embedding import make_static
-from transformers import PreTrainedModel
-
-from optimum_kprune.evaluation.latency import latencies
 
 ROOT = Path(__file__).parent
-BATCH_SIZES = (1, 32)
-LENGTH = 128
+# Forms of models besides the pruned one itself: functions of a model and its tokenizer.
+FORMS = {
+    league_times.PLAIN: lambda model, tokenizer: model,
+    "int8": lambda model, tokenizer: league_times.quantised(model, tokenizer)[0],
+    "static embedding": make_static,
+}
 
 
 class LeagueBench(ablation.Bench):
-    """Measures speed, and other forms of a model, besides what an ablation measures."""
-
-    def __init__(self, task: dict[str, Any], experiment: Experiment) -> None:
-        super().__init__(task, experiment)
-        self.first_seed = experiment.given["seeds"][0]
+    """Measures other forms of a model, besides what an ablation measures."""
 
     def measure(self, run: Run) -> Row:
         """Prunes, unless it is the dense model's run, and measures the model and its other forms."""
         row = super().measure(run)
         is_dense = run.config is None
         model = self.pruner.teacher if is_dense else self.pruner.model
-        if is_dense or run.config.seed == self.first_seed:
-            row["milliseconds"] = self.milliseconds(model)
         row["forms"] = {}
         if run.method.int8:
-            row["forms"]["int8"] = self.measure_int8(model) | {"seconds": row.get("seconds", 0.0)}
+            row["forms"]["int8"] = self.measure_int8(model, row.get("seconds", 0.0))
         if is_dense and self.task.get("static_embedding"):
-            row["forms"]["static embedding"] = self.measure_static()
+            started = time.process_time()
+            static = make_static(model, self.pruner.processing_class)
+            seconds = time.process_time() - started
+            row["forms"]["static embedding"] = {"seconds": seconds} | self.measure_model(static)
         return row
 
-    def milliseconds(self, model: Any) -> dict[str, tuple[float, float]]:
-        """Returns the times of the dense model and of a model, in turns, by the shape of the batch."""
-        dense, length = self.pruner.teacher, min(LENGTH, self.pruner.processing_class.model_max_length)
-        models, device, seconds = (dense.eval(), model.eval()), dense.device, common.SECONDS_PER_LATENCY
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        times = {f"{size} x {length}": latencies(models, (size, length), device, seconds) for size in BATCH_SIZES}
-        torch.set_num_threads(threads)
-        return times
-
-    def measure_int8(self, model: PreTrainedModel) -> Row:
-        """Returns what is measured of a model in int8; ONNX Runtime must give what PyTorch gives before."""
+    def measure_int8(self, model: Any, seconds: float) -> Row:
+        """Returns what is measured of a model in int8; `seconds` are those that the model itself took."""
         _, evaluate, _ = self.metric
-        tokenizer = self.pruner.processing_class
-        with TemporaryDirectory() as folder:
-            path = Path(folder, "model")
-            small = deploy.export(model, tokenizer, path, threads=1)["model-int8"]
-            return {
-                "metric": float(evaluate(small, tokenizer, self.validation)),
-                "megabytes": deploy.megabytes_of(path.with_name("model-int8")),
-                "milliseconds": self.milliseconds(small),
-            }
+        started, tokenizer = time.process_time(), self.pruner.processing_class
+        small, megabytes = league_times.quantised(model, tokenizer)
+        seconds += time.process_time() - started
+        metric = float(evaluate(small, tokenizer, self.validation))
+        return {"metric": metric, "megabytes": megabytes, "seconds": seconds}
 
-    def measure_static(self) -> Row:
-        """Returns what is measured of the static embedding of the dense encoder's tokens."""
-        started = time.perf_counter()
-        static = make_static(self.pruner.teacher, self.pruner.processing_class)
-        seconds = time.perf_counter() - started
-        return self.measure_model(static) | {"seconds": seconds, "milliseconds": self.milliseconds(static)}
+
+def shown(rows: Sequence[Row], methods: Methods) -> list[Row]:
+    """Returns the rows of the table, in the order of the methods: those of sweeps have a plot instead."""
+    order = ["dense", *(name for name, sweep in methods.items() if not sweep)]
+    return sorted((row for row in rows if row["method"] in order), key=lambda row: order.index(row["method"]))
+
+
+def first_of_each(rows: Sequence[Row]) -> Iterator[Row]:
+    """Yields the rows of the first seed of each method and rate."""
+    first = {(row["task"], row["method"], row["rate"]): row for row in reversed(rows)}
+    yield from (row for row in rows if first[row["task"], row["method"], row["rate"]] is row)
+
+
+def measure_times(folder: Path, experiment: Experiment, rows: Sequence[Row]) -> None:
+    """Times the models of all tasks, as far as they were not."""
+    rows = list(first_of_each(shown(rows, experiment.sweeps)))
+    for task in experiment.given["tasks"]:
+        own = [row for row in rows if row["task"] == task_label(task)]
+        league_times.measure_times(folder, task_label(task), LeagueBench(task, experiment).pruner, own, FORMS)
 
 
 def write_report(
@@ -90,9 +86,7 @@ def write_report(
     """Writes the report of an ablation and league.md; returns the table of the league. See `ablation_report`."""
     ablation_report.write_report(folder, experiment, rows, methods, references)
     tasks = [task | {"label": task_label(task)} for task in experiment["tasks"]]
-    order = ["dense", *(name for name, sweep in methods.items() if not sweep)]
-    shown = sorted((row for row in rows if row["method"] in order), key=lambda row: order.index(row["method"]))
-    table = league_table.make_table(shown, tasks)
+    table = league_table.make_table(shown(rows, methods), tasks, league_times.read_times(folder))
     (folder / "league.md").write_text(table, encoding="utf-8")
     return table
 
@@ -100,7 +94,7 @@ def write_report(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Checks, runs what is missing, and reports."""
     deploy.require_packages()
-    ablation.main(arguments, __doc__, LeagueBench, write_report)
+    ablation.main(arguments, __doc__, LeagueBench, measure_times, write_report)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,16 @@ import common
 import deploy
 import league
 import league_table
+import league_times
 import numpy as np
 import pytest
 import torch
 from ablation_config import read_experiment
 from rows import classification_rows, pair_rows, write
 from static_embedding import make_static
-from tiny import save_tiny, tiny_model, tiny_tokenizer
+from tiny import batches_of, ragged_samples, save_tiny, tiny_model, tiny_tokenizer
+
+from optimum_kprune import KPruneConfig, KPruner
 
 pytestmark = pytest.mark.slow
 
@@ -85,9 +88,6 @@ def test_processes_share_a_league_whose_table_has_all(start, quick_export):
     output = start("--part", "2/2")
     rows = [json.loads(line) for line in (output / "runs.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * (1 + 2 + 2) and not [row["error"] for row in rows if "error" in row]
-    timed = [row for row in rows if "milliseconds" in row]
-    assert all(row["settings"] is None or row["settings"]["seed"] == 0 for row in timed) and len(timed) == 8
-    assert {min(pair) > 0 for row in timed for pair in row["milliseconds"].values()} == {True}
     for row in rows:
         is_dense = row["settings"] is None
         expected = {"int8"} if is_dense or row["selection"] == "knowledge" else set()
@@ -95,8 +95,15 @@ def test_processes_share_a_league_whose_table_has_all(start, quick_export):
         assert row["forms"].keys() == expected
         assert {form["megabytes"] == 0.001 for name, form in row["forms"].items() if name == "int8"} <= {True}
     written = {path.name for path in output.iterdir()}
-    start("--plots_only")
-    assert {path.name for path in output.iterdir()} == written >= {"league.md", "flops.png", "seconds.png"}
+    start()
+    assert {path.name for path in output.iterdir()} == written | {"times.json"}
+    assert written == {"runs.jsonl", "results.json", "table.md", "league.md", "flops.png", "seconds.png"}
+    times = (output / "times.json").read_text()
+    start()
+    assert (output / "times.json").read_text() == times
+    assert all(
+        taken > 0 for found in json.loads(times).values() for shape in found.values() for taken in shape.values()
+    )
 
     first, second = (output / "league.md").read_text().split("\n\n## B\n\n")
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in first.splitlines() if line.startswith("|")]
@@ -110,7 +117,7 @@ def test_processes_share_a_league_whose_table_has_all(start, quick_export):
         ["50%", "default, int8"],
         ["80%", "random"],
     ]
-    assert "±" in lines[5][2] and "±" not in lines[4][2] and lines[2][3].endswith("(1.0x)")
+    assert "±" in lines[5][2] and "±" not in lines[4][2] and lines[2][3].endswith("(1.0x)") and "-" in lines[2][-1]
     assert "| none | static embedding |" in second
 
 
@@ -125,25 +132,27 @@ def test_int8_is_measured_as_it_is_deployed(tmp_path, monkeypatch):
     monkeypatch.setattr(
         deploy, "export", lambda *args, **options: exported.update(export(*args, **options)) or exported
     )
-    row = bench.measure_int8(bench.pruner.teacher)
+    row = bench.measure_int8(bench.pruner.teacher, 1.0)
     _, evaluate, _ = bench.metric
     assert row["metric"] == evaluate(exported["model-int8"], bench.pruner.processing_class, bench.validation)
     assert isinstance(exported["model-int8"], deploy.Deployed) and row["megabytes"] > 0
+    assert row["seconds"] > 1
 
 
 def test_cells_are_means_and_medians():
-    def row(task, seed, metric, milliseconds=None, **more):
+    def row(task, seed, metric, units, **more):
         measured = {"metric_name": "m", "metric": metric, "megabytes": 10.0 * metric, "seconds": 3.0, **more}
-        times = {"milliseconds": {"1 x 8": milliseconds}} if milliseconds else {}
-        return {"task": task, "method": "a", "rate": 0.5, "seed": seed, **measured, **times}
+        return {"task": task, "method": "a", "rate": 0.5, "seed": seed, "kept": [{"kept": units}], **measured}
 
-    rows = [row("s", 0, 1.0, (8.0, 2.0)), row("s", 1, 3.0), row("t", 0, 5.0, (9.0, 3.0), forms={"b": {"metric": 6.0}})]
-    table = league_table.make_table(rows, [{"label": name, "name": name.upper()} for name in "st"])
+    rows = [row("s", 0, 1.0, 4), row("s", 1, 3.0, 5), row("t", 0, 5.0, 4, forms={"b": {"metric": 6.0}})]
+    times = {"s": {"1 x 8": {"plain []": 8.0, "plain [4]": 2.0}}}
+    times["t"] = {"1 x 8": {"plain []": 9.0, "plain [4]": 3.0, "b [4]": 1.0}}
+    table = league_table.make_table(rows, [{"label": name, "name": name.upper()} for name in "st"], times)
     assert table.splitlines()[:4] == [
         "| FLOPs removed | model | S, m | T, m | ms, 1 x 8 tokens | MB | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         "| 50% | a | 2.0 ± 1.4 | 5.0 | 2.5 (3.5x) | 30.0 | 3 |",
-        "| 50% | a, b | - | 6.0 | 3 (3.0x) | 50.0 | 3 |",
+        "| 50% | a, b | - | 6.0 | 1 (9.0x) | 50.0 | 3 |",
     ]
 
 
@@ -185,6 +194,20 @@ def test_the_files_of_the_league_and_of_the_main_table_are_right():
     assert [task["name"] for task in table["tasks"]] == 2 * names
     assert {task["encoder"] for task in table["tasks"]} == {"BERT-base", "DistilBERT"}
     assert table["rates"][0] == 0.4 and table["rates"][-1] == 0.8
+
+
+@torch.no_grad()
+def test_what_is_timed_has_as_many_units_as_what_was_pruned():
+    pruner = KPruner(tiny_model())
+    pruner.prune(KPruneConfig(compression_rate=0.7, heldout_share=0.0), batches_of(ragged_samples()))
+    row = {"kept": [{"kept": len(sublayer.kept)} for sublayer in pruner.result.sublayers]}
+    timed = league_times.with_units_of(pruner, row)
+    shapes = [
+        [tuple(weight.shape) for name, weight in model.named_parameters() if name.endswith("weight")]
+        for model in (timed, pruner.model)
+    ]
+    assert shapes[0] == shapes[1] != [tuple(weight.shape) for weight in pruner.teacher.parameters()]
+    assert not league_times.with_units_of(pruner, {}).training
 
 
 @torch.no_grad()
