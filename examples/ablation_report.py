@@ -21,7 +21,7 @@ MEASURES = ("metric", "divergence", "flops_removed", "parameters", "seconds")
 # +1 where more is better, -1 where less is.
 COMPARED = {"metric": 1, "divergence": -1}
 FORMATS = {"metric": ".2f", "divergence": ".3g", "seconds": ".1f"}
-LOGARITHMIC = ("lambda_rep", "ridge", "num_tokens", "measure_tokens")
+LOGARITHMIC = ("lambda_rep", "ridge", "num_tokens", "measure_tokens", "seconds")
 NOTE = """
 Mean ± standard deviation over the seeds of the calibration rows; difference to {baseline} on the same seeds, with the
 half-width of its 95% t interval. "no difference": zero lies inside the interval. What the choice of validation rows
@@ -96,7 +96,7 @@ def read_reference(path: Path) -> list[Row]:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))["results"]
         return [
-            {"method": REFERENCE, "rate": found["flops_removed"]}
+            {"method": REFERENCE, "rate": round(found["flops_removed"], 2)}
             | {name: summarize([found[name]]) for name in measures}
             for found in results
         ]
@@ -159,6 +159,7 @@ def plot_against(measure: str, label: str, groups: Sequence[Row], dense: dict[st
         for method in dict.fromkeys(group["method"] for group in members):
             points = [group for group in members if group["method"] == method]
             places = [point[measure]["mean"] for point in points]
+            set_scale(axis, measure, places)
             draw_curve(axis, places, points, method)
             for place, point in zip(places, points, strict=True):
                 axis.annotate(f"{100 * point['rate']:g}%", (place, point["metric"]["mean"]), fontsize="x-small")
@@ -259,7 +260,7 @@ def write_report(
         others = ((task, entry) for task, entries in references.items() if task in names for entry in entries)
         shown += [entry | {"task": task, "metric_name": names[task]} for task, entry in others]
         plot_against("flops_removed", "share of FLOPs removed", shown, dense, folder / "flops.png")
-        plot_against("seconds", "seconds of the prune", shown, dense, folder / "seconds.png")
+        plot_against("seconds", "seconds", shown, dense, folder / "seconds.png")
     if any(methods.values()):
         plot_sensitivity(methods, groups, dense, folder / "sensitivity.png")
     return table

@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from optimum_kprune import KPruner
-from optimum_kprune.evaluation.labels import numbered
+from optimum_kprune.evaluation.labels import classes_of, numbered
 
 
 def predict_classes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[list]) -> np.ndarray:
@@ -34,7 +34,7 @@ def read_labels(
         model: the model.
         classes: names of its classes, in its order; None takes those of its config.
     """
-    known, names = classes_of(model, classes), names_in(rows, column)
+    known, names = numbers_by_name(model, classes), names_in(rows, column)
     labels = [names[label] for label in rows[column]] if set(names) <= known.keys() and names else rows[column]
     return np.array(numbered([label.lower() if isinstance(label, str) else label for label in labels], known))
 
@@ -44,7 +44,7 @@ def require_same_classes(rows: Dataset, column: str, model: PreTrainedModel, cla
 
     Their order would be a guess: checkpoints for MNLI, for example, have its classes in several orders.
     """
-    known, names = classes_of(model, classes), names_in(rows, column)
+    known, names = numbers_by_name(model, classes), names_in(rows, column)
     if not set(names) <= known.keys():
         raise ValueError(
             f"The classes of the data are {', '.join(names)}, and those of {model.name_or_path!r} "
@@ -52,9 +52,9 @@ def require_same_classes(rows: Dataset, column: str, model: PreTrainedModel, cla
         )
 
 
-def classes_of(model: PreTrainedModel, classes: Sequence[str] | None) -> dict[str, int]:
+def numbers_by_name(model: PreTrainedModel, classes: Sequence[str] | None) -> dict[str, int]:
     """Returns the numbers that a model has for its classes, by their names in lower case."""
-    numbers = model.config.label2id if classes is None else {name: number for number, name in enumerate(classes)}
+    numbers = classes_of(model.config) if classes is None else {name: number for number, name in enumerate(classes)}
     return {name.lower(): number for name, number in numbers.items()}
 
 

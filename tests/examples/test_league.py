@@ -31,6 +31,12 @@ once = [0.5, 0.8]
 [[methods]]
 name = "default"
 int8 = true
+[[methods]]
+name = "recovered"
+recovery_tokens = 400
+recovery_learning_rate = 0.01
+rates = []
+once = [0.5]
 """
 TASK = '[[tasks]]\nencoder = "{0}"\nname = "{1}"\ntask = "{2}"\nmodel = "nowhere"\ndataset = "nowhere"\n'
 TASKS = TASK.format("A", "classes", "text-classification")
@@ -83,14 +89,14 @@ def quick_export(monkeypatch):
 
 
 def test_processes_share_a_league_whose_table_has_all(start, quick_export):
-    with pytest.raises(SystemExit, match="Not finished: 5 runs"):
+    with pytest.raises(SystemExit, match="Not finished: 6 runs"):
         start("--part", "1/2")
     output = start("--part", "2/2")
     rows = [json.loads(line) for line in (output / "runs.jsonl").read_text().splitlines()]
-    assert len(rows) == 2 * (1 + 2 + 2) and not [row["error"] for row in rows if "error" in row]
+    assert len(rows) == 2 * (1 + 2 + 2 + 1) and not [row["error"] for row in rows if "error" in row]
     for row in rows:
         is_dense = row["settings"] is None
-        expected = {"int8"} if is_dense or row["selection"] == "knowledge" else set()
+        expected = {"int8"} if row["int8"] else set()
         expected |= {"static embedding"} if is_dense and "static_embedding" in row["task"] else set()
         assert row["forms"].keys() == expected
         assert {form["megabytes"] == 0.001 for name, form in row["forms"].items() if name == "int8"} <= {True}
@@ -115,6 +121,7 @@ def test_processes_share_a_league_whose_table_has_all(start, quick_export):
         ["50%", "random"],
         ["50%", "default"],
         ["50%", "default, int8"],
+        ["50%", "recovered"],
         ["80%", "random"],
     ]
     assert "±" in lines[5][2] and "±" not in lines[4][2] and lines[2][3].endswith("(1.0x)") and "-" in lines[2][-1]
