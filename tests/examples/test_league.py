@@ -33,6 +33,8 @@ name = "default"
 int8 = true
 [[methods]]
 name = "recovered"
+num_tokens = "none"
+heldout_share = 0.3
 recovery_tokens = 400
 recovery_learning_rate = 0.01
 rates = []
