@@ -323,7 +323,7 @@ def parse_arguments(description: str | None, arguments: Sequence[str] | None) ->
     parser.add_argument(
         "--references",
         **by_task,
-        help="what another program gives, to draw: json with `results`, a list of `flops_removed`, `metric`, `seconds`",
+        help="another program, to draw: json with `results`, a list of `flops_removed`, `metric` and `seconds`",
     )
     return parser.parse_args(arguments)
 
