@@ -198,6 +198,8 @@ def test_the_files_of_the_league_and_of_the_main_table_are_right():
     compared = read_experiment(league.ROOT / "league.toml")
     assert {method.selection for method in compared.methods} == {"knowledge", "random", "magnitude", "layers"}
     assert {method.sweep[1] for method in compared.methods if method.sweep} == {"lambda_rep", "temperature"}
+    (task,) = read_experiment(league.ROOT / "league_embeddings.toml").given["tasks"]
+    assert task["static_embedding"]
     table = read_experiment(league.ROOT / "main_table.toml").given
     names = ["MNLI", "QQP", "QNLI", "SST-2", "STS-B", "MRPC", "SQuAD 1.1", "SQuAD 2.0"]
     assert [task["name"] for task in table["tasks"]] == 2 * names
