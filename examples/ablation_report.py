@@ -4,12 +4,14 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from scipy.stats import t
 
 try:
+    from matplotlib import colormaps
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 except ImportError as error:
@@ -154,16 +156,23 @@ def table_line(group: Row, baseline: str) -> str:
 def plot_against(measure: str, label: str, groups: Sequence[Row], dense: dict[str, float], path: Path) -> None:
     """Draws the metric against another measure: a panel per task, a curve per method."""
     panels = by_task(groups)
+    colors = dict(
+        zip(dict.fromkeys(group["method"] for group in groups), cycle(colormaps["tab20"].colors), strict=False)
+    )
     figure, axes = make_panels(1, len(panels))
+    lines = {}
     for axis, (task, members) in zip(axes[0], panels.items(), strict=True):
-        for method in dict.fromkeys(group["method"] for group in members):
+        for method, color in colors.items():
             points = [group for group in members if group["method"] == method]
             places = [point[measure]["mean"] for point in points]
-            set_scale(axis, measure, places)
-            draw_curve(axis, places, points, method)
-            for place, point in zip(places, points, strict=True):
-                axis.annotate(f"{100 * point['rate']:g}%", (place, point["metric"]["mean"]), fontsize="x-small")
-        finish_panel(axis, task, label, members[0]["metric_name"], dense.get(task))
+            if points:
+                set_scale(axis, measure, places)
+                lines[method] = draw_curve(axis, places, points, method, color)
+            # Where the place is not the rate, the rate is said.
+            for place, point in zip(places, points, strict=True) if measure != "flops_removed" else ():
+                axis.annotate(f"{100 * point['rate']:g}%", (place, point["metric"]["mean"]), fontsize="xx-small")
+        finish_panel(axis, f"{task} (dashed: dense)", label, members[0]["metric_name"], dense.get(task))
+    figure.legend(lines.values(), lines.keys(), loc="outside right upper", fontsize="small")
     figure.savefig(path)
 
 
@@ -184,6 +193,7 @@ def plot_sensitivity(methods: Methods, groups: Sequence[Row], dense: dict[str, f
                 places = [values[point["method"]] for point in points]
                 draw_curve(axis, places, points, f"{100 * rate:g}% of FLOPs removed")
             finish_panel(axis, f"{name}: {task}", setting, members[0]["metric_name"], dense.get(task))
+            axis.legend(fontsize="small")
     figure.savefig(path)
 
 
@@ -210,11 +220,11 @@ def make_panels(rows: int, columns: int) -> tuple[Figure, Any]:
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def draw_curve(axis: Axes, places: Sequence[Any], points: Sequence[Row], label: str) -> None:
-    """Draws the mean metric of some entries with its standard deviation."""
+def draw_curve(axis: Axes, places: Sequence[Any], points: Sequence[Row], label: str, color: Any = None) -> Any:
+    """Draws the mean metric of some entries with its standard deviation; returns what stands for it in a legend."""
     means = [point["metric"]["mean"] for point in points]
     spreads = [point["metric"]["sd"] or 0.0 for point in points]
-    axis.errorbar(places, means, yerr=spreads, marker="o", markersize=4, capsize=3, label=label)
+    return axis.errorbar(places, means, yerr=spreads, marker="o", markersize=4, capsize=3, label=label, color=color)
 
 
 def finish_panel(axis: Axes, title: str, label: str, metric_name: str, dense: float | None) -> None:
@@ -223,7 +233,6 @@ def finish_panel(axis: Axes, title: str, label: str, metric_name: str, dense: fl
         axis.axhline(dense, color="black", linestyle="--", linewidth=1, label="dense")
     axis.set(title=title, xlabel=label, ylabel=metric_name)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
 
 
 # --------------------------------------------------------------------------------------------------------- outputs
