@@ -370,7 +370,7 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         calibration = self._calibration(config, data)
         text = self._recovery_text(config, data, calibration)
         results, dense = [], self._encoder(self.teacher)
-        with Sweep(dense, self.task, calibration, config.memory_budget) as sweep:
+        with self._sweep_over(dense, calibration, config) as sweep:
             for order in orders:
                 model, result = sweep.prune(order.config, order.checkpoint_dir)
                 if text is not None:
@@ -381,6 +381,10 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
                 order.save()
                 results.append(result)
         return results
+
+    def _sweep_over(self, dense: Encoder, calibration: CalibrationBatches, config: KPruneConfig) -> Sweep:
+        """Returns what prunes copies of the dense model. A subclass may give it other scores."""
+        return Sweep(dense, self.task, calibration, config.memory_budget)
 
     def _encoder(self, model: nn.Module) -> Encoder:
         """Returns a model (teacher or pruned) as an `Encoder`."""

@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 # Tokens in a batch, padding included. The same for short and for long texts, so that one learning rate fits both.
 BATCH_TOKENS = 1024
-# With more passes over the same text, a student learns the text by heart and not its teacher.
-MOST_PASSES = 4
+# More passes over the same text bring nothing more.
+MOST_PASSES = 16
 
 
 class RecoveryText(Dataset):
@@ -47,8 +47,8 @@ class RecoveryText(Dataset):
         if passes > MOST_PASSES:
             logger.warning(
                 f"`recovery_tokens` is {budget:,}, and the recovery data holds {self.tokens:,}. It is passed over "
-                f"{MOST_PASSES} times, which are {MOST_PASSES * self.tokens:,} tokens: more often, a student learns "
-                "the text by heart. For the whole budget, pass a larger `recovery_dataset`."
+                f"{MOST_PASSES} times, which are {MOST_PASSES * self.tokens:,} tokens: more passes bring nothing "
+                "more. For the whole budget, pass a larger `recovery_dataset`."
             )
         self._steps = max(1, round(min(passes, MOST_PASSES) * len(batches)))
 

@@ -93,7 +93,7 @@ def test_short_text_is_passed_over_several_times(budget, steps, caplog):
     with caplog.at_level(logging.WARNING):
         text = RecoveryText(batches_of([2, 4] * 5), token_mask, budget, seed=0)
     assert len(text) == steps
-    assert ("learns the text by heart" in caplog.text) == (budget > 30 * MOST_PASSES)
+    assert ("more passes bring nothing" in caplog.text) == (budget > 30 * MOST_PASSES)
     seen = [tuple(text[step]["batch"]["input_ids"].flatten().tolist()) for step in range(steps)]
     for start in range(0, steps, 10):
         part = seen[start : start + 10]
