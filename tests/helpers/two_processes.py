@@ -20,6 +20,7 @@ from optimum_kprune.distributed import is_main, share
 from optimum_kprune.prune import loop as pruning
 from optimum_kprune.prune import sweep as sweeping
 from optimum_kprune.publish import hub
+from optimum_kprune.recovery import text as recovery_text
 
 SAMPLES = ragged_samples(40)
 UNKNOWN = SPECIAL.index("<unk>")
@@ -90,7 +91,9 @@ def train_and_recover(folder):
         processing_class=tiny_tokenizer(),
         callbacks=[callback],
     )
-    trainer.train()
+    # Some steps, from little text.
+    with mock.patch.object(recovery_text, "BATCH_TOKENS", 128):
+        trainer.train()
     result = callback.pruner.result
     return {
         "state": callback.pruner.model.state_dict(),
