@@ -66,6 +66,8 @@ class Learner(nn.Module):
         self.register_buffer("kept_step", torch.tensor(0))
         for index, weight in enumerate(self._learned):
             self.register_buffer(f"kept_{index}", weight.detach().clone())
+        # They are the same in all processes, and must not be sent with every step.
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers(recurse=False)]
         self._prediction_scale, self._scales = self._measured_scales(heldout)
 
     def forward(self, batch: Batch, mask: Tensor, weight: float) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from .. import __version__
 from ..calibration.prepare import CalibrationBatches
@@ -26,6 +26,7 @@ from ..prune.checkpoint import claim, digest
 from ..prune.heldout import heldout_quality
 from ..prune.precision import recovers_in_bfloat16
 from ..result import HeldoutQuality, KPruneResult, RecoveryResult
+from .checkpoints import last_whole
 from .learner import Learner, learning
 from .text import RecoveryText
 from .trainer import RecoveryTrainer, training_arguments
@@ -78,19 +79,21 @@ def recover(
 
     before = measure()
     _warn_if_unlike(teacher, pruned, task, calibration, text, before)
-    given = {name: weight.detach().clone() for name, weight in pruned.model.state_dict().items()}
-    with learning(pruned), _same_random_state(), _folder(checkpoint_dir, config, text, given) as folder:
+    given = [(weight, weight.detach().clone()) for block in pruned.blocks for weight in block.parameters()]
+    identity = _identity(pruned, config, text)
+    with learning(pruned), _process_as_it_was(), _folder(checkpoint_dir, identity) as folder:
         learner = Learner(teacher, pruned, task, [(batch, calibration.mask(batch)) for batch in calibration.heldout])
         learner.keep(before.divergence, 0)
         bfloat16 = recovers_in_bfloat16(pruned.device, config)
         args = training_arguments(config, folder, pruned.device, bfloat16)
         trainer = RecoveryTrainer(learner, text, args, measure, writes=checkpoint_dir is not None)
-        trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+        trainer.train(resume_from_checkpoint=last_whole(folder))
         learner.take_kept()
     after = measure()
     # Rounded to the type of the model, the weights may have lost what they gained.
     if not after.divergence <= before.divergence:
-        pruned.model.load_state_dict(given)
+        for weight, values in given:
+            weight.data.copy_(values)
         after = before
     steps, seconds = trainer.state.global_step, time.perf_counter() - started
     recovery = RecoveryResult(
@@ -130,38 +133,46 @@ def _warn_if_unlike(
         )
 
 
+def _identity(pruned: Encoder, config: KPruneConfig, text: RecoveryText) -> dict[str, Any]:
+    """Returns what the progress of a recovery belongs to; see `Checkpoint`."""
+    return {
+        "pruned model": digest(pruned.model.state_dict().items()),
+        "settings": {name: getattr(config, name) for name in (*RECOVERY_SETTINGS, "seed")},
+        "recovery data": digest(entry for batch in text.batches for entry in batch.items()),
+        "versions": {"optimum-kprune": __version__},
+    }
+
+
 @contextmanager
-def _folder(
-    checkpoint_dir: str | PathLike | None, config: KPruneConfig, text: RecoveryText, weights: dict[str, Tensor]
-) -> Iterator[Path]:
+def _folder(checkpoint_dir: str | PathLike | None, identity: dict[str, Any]) -> Iterator[Path]:
     """Yields the folder for the progress of a recovery, or a temporary one that stays empty."""
     if checkpoint_dir is None:
         with TemporaryDirectory() as folder:
             yield Path(folder)
         return
     own = Path(checkpoint_dir, FOLDER_NAME)
-    batches = (entry for batch in text.batches for entry in batch.items())
-    settings = {name: getattr(config, name) for name in (*RECOVERY_SETTINGS, "seed")}
-    identity: dict[str, Any] = {"pruned model": digest(weights.items()), "settings": settings}
-    claim(own, identity | {"recovery data": digest(batches), "versions": {"optimum-kprune": __version__}})
+    claim(own, identity)
     yield own
 
 
-def _last_checkpoint(folder: Path) -> str | None:
-    """Returns the last whole checkpoint in a folder, or None."""
-    # The trainer writes its state last: without it, the checkpoint was cut off.
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
-
-
 @contextmanager
-def _same_random_state() -> Iterator[None]:
-    """Puts the random states of the process back, which a trainer seeds."""
+def _process_as_it_was() -> Iterator[None]:
+    """Puts back what a trainer sets for all of the process: the random states, and the state of accelerate.
+
+    Another trainer that is at work, such as one whose callback prunes, has its precision and its device there.
+    """
+    shared = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
+    entries = [dict(state) for state in shared]
     # numpy's generator of the process is that which transformers seeds.
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random_states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    accelerator = torch.accelerator.current_accelerator() or torch.device("cuda")
     try:
-        with torch.random.fork_rng():
+        # All devices are named, or a warning says that they are many.
+        with torch.random.fork_rng(range(torch.accelerator.device_count()), device_type=accelerator.type):
             yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
+        random.setstate(random_states[0])
+        np.random.set_state(random_states[1])  # noqa: NPY002
+        for state, before in zip(shared, entries, strict=True):
+            state.clear()
+            state.update(before)

@@ -3,16 +3,20 @@
 import logging
 from collections.abc import Callable
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..configuration import KPruneConfig
+from ..distributed import gather
 from ..progress import progress_bar
 from ..result import HeldoutQuality
+from .checkpoints import seal
 from .learner import Learner
 from .text import RecoveryText
 
@@ -57,7 +61,10 @@ class RecoveryTrainer(Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
         """Returns the loss of this process's part of a batch."""
-        return model(**inputs).to(self.args.device)
+        loss = model(**inputs)
+        # Met first, because adding up gradients would wait forever for a process that has failed.
+        gather(None)
+        return loss.to(self.args.device)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measures the student on held-out data, and keeps its weights if they are the best so far."""
@@ -112,6 +119,10 @@ class Flow(TrainerCallback):
         control.should_log = control.should_evaluate = shares[0] < shares[1]
         control.should_save = self._writes and control.should_evaluate
 
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Seals the checkpoint that was written."""
+        seal(Path(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"))
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -151,13 +162,13 @@ def training_arguments(
         # `Flow` says when to log, to measure and to save.
         logging_strategy="no",
         save_strategy="no",
-        save_total_limit=1,
         remove_unused_columns=False,
-        # A sublayer that lost its units may leave weights of its block without use.
-        ddp_find_unused_parameters=True,
-        # The buffers of a learner are the same in all processes.
-        ddp_broadcast_buffers=False,
+        # A sublayer that lost its units may leave weights of its block without use; always the same ones.
+        ddp_find_unused_parameters=False,
+        ddp_static_graph=True,
     )
+    # Without `bf16`, it is that of the environment.
+    args.mixed_precision = "bf16" if bfloat16 else "no"
     # One device per process: with several, the trainer would copy the student to all of them for every step.
     args._n_gpu = min(args.n_gpu, 1)
     return args

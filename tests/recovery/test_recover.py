@@ -119,7 +119,7 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
     (last,) = (tmp_path / "recovery").glob("checkpoint-*")
     cut = last.with_name("checkpoint-999")
     shutil.copytree(last, cut)
-    (cut / "trainer_state.json").unlink()
+    (cut / "checksums.json").unlink()
     assert same_state(recovered(prune={"checkpoint_dir": tmp_path}).model, whole.model)
 
 
