@@ -105,7 +105,8 @@ class Flow(TrainerCallback):
             return
         logger.warning(
             f"The recovery ends at step {state.global_step} of {state.max_steps}: its loss is no longer finite. The "
-            "best weights so far are kept. Lower `recovery_learning_rate`."
+            "best weights so far are kept. Lower `recovery_learning_rate`, or leave out the data on which the dense "
+            "model itself is not finite."
         )
         kwargs["optimizer"].zero_grad()
         control.should_training_stop = True
