@@ -78,9 +78,9 @@ class KPruneConfig(BaseConfig):
             passed over up to four times. The weights that are best on the held-out calibration data are kept, so that
             by them nothing gets worse. With 0, nothing is learned.
         recovery_learning_rate (`float`, defaults to 3e-4): highest learning rate of the recovery.
-        recovery_precision (`str`, defaults to `"float32"`): precision of the passes of the recovery. `"bfloat16"` runs
+        recovery_precision (`str`, defaults to `"auto"`): precision of the passes of the recovery. `"bfloat16"` runs
             them under bfloat16 autocast, `"auto"` does so if the hardware multiplies bfloat16 natively. The weights
-            and the steps that they take are in float32.
+            and the steps that they take are in float32 in any case.
         seed (`int`, defaults to 0): seed of all random choices: calibration samples, masked tokens, random signs,
             the order of the text of a recovery.
 
@@ -114,7 +114,7 @@ class KPruneConfig(BaseConfig):
     published_targets: bool = False
     recovery_tokens: int = 0
     recovery_learning_rate: float = 3e-4
-    recovery_precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    recovery_precision: Literal["float32", "bfloat16", "auto"] = "auto"
     seed: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -152,7 +152,7 @@ def test_defaults_are_those_of_the_method():
         "published_targets": False,
         "recovery_tokens": 0,
         "recovery_learning_rate": 3e-4,
-        "recovery_precision": "float32",
+        "recovery_precision": "auto",
         "seed": 0,
     }
 

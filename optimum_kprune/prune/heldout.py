@@ -15,35 +15,64 @@ from ..encoder.sublayers import Encoder
 from ..encoder.tasks import Task
 from ..result import HeldoutQuality
 
+# The largest prediction that is kept, in values per position of the hidden states.
+MOST_KEPT = 64
 
-@torch.no_grad()
+
 def heldout_quality(
     dense: Encoder, pruned: Encoder, calibration: CalibrationBatches, task: Task
 ) -> HeldoutQuality | None:
-    """Measures what a prune lost; returns None if no data was held out.
+    """Measures what a prune lost; returns None if no data was held out. For the arguments, see `Heldout`."""
+    return Heldout(dense, calibration, task).quality(pruned) if calibration.heldout else None
+
+
+class Heldout:
+    """The batches that were held out, and what the dense model predicts for them. It predicts once.
 
     Args:
-        dense: the model before the prune.
-        pruned: the model after it. Both must be in evaluation mode.
-        calibration: the calibration data; every process measures its share of the batches that were held out.
+        dense: the model before the prune, in evaluation mode.
+        calibration: the calibration data; every process has its share of the batches that were held out.
         task: what the models predict.
     """
-    if not calibration.heldout:
-        return None
-    # Values of every sample are gathered, not sums: a correlation and a standard error need all of them at once.
-    measured = [_compared(dense, pruned, batch, calibration.mask(batch), task) for batch in share(calibration.heldout)]
-    found = [batch for batches in gather(measured) for batch in batches]
-    measure = found[0].measure
-    closeness, lost, outputs = (torch.cat(values) for values in zip(*(batch.values for batch in found), strict=True))
-    if measure == "correlation":
-        correlation = _correlation(outputs)
-        # The standard error of Pearson's correlation in large samples.
-        similarity = correlation, (1 - correlation**2) / math.sqrt(len(outputs))
-    elif measure == "agreement":
-        similarity = _share_and_error(closeness)
-    else:
-        similarity = _mean_and_error(closeness)
-    return HeldoutQuality(measure, *similarity, *_mean_and_error(lost), samples=len(lost))
+
+    def __init__(self, dense: Encoder, calibration: CalibrationBatches, task: Task) -> None:
+        self._dense, self._task = dense, task
+        self._batches = [(batch, calibration.mask(batch)) for batch in share(calibration.heldout)]
+        self._predicted: dict[int, Prediction] = {}
+
+    @torch.no_grad()
+    def quality(self, pruned: Encoder) -> HeldoutQuality:
+        """Measures how close a model is to the dense one. It must be in evaluation mode."""
+        # Values of every sample are gathered, not sums: a correlation and a standard error need all of them at once.
+        measured = [
+            _compared(self._of_dense(index), _prediction(pruned, *held, self._task))
+            for index, held in enumerate(self._batches)
+        ]
+        found = [batch for batches in gather(measured) for batch in batches]
+        measure = found[0].measure
+        closeness, lost, outputs = (
+            torch.cat(values) for values in zip(*(batch.values for batch in found), strict=True)
+        )
+        if measure == "correlation":
+            correlation = _correlation(outputs)
+            # The standard error of Pearson's correlation in large samples.
+            similarity = correlation, (1 - correlation**2) / math.sqrt(len(outputs))
+        elif measure == "agreement":
+            similarity = _share_and_error(closeness)
+        else:
+            similarity = _mean_and_error(closeness)
+        return HeldoutQuality(measure, *similarity, *_mean_and_error(lost), samples=len(lost))
+
+    def _of_dense(self, index: int) -> Prediction:
+        """Returns what the dense model predicts for a batch."""
+        predicted = self._predicted.get(index)
+        if predicted is None:
+            batch, mask = self._batches[index]
+            predicted = _prediction(self._dense, batch, mask, self._task)
+            # A prediction over a vocabulary would take more memory than all else; it is made again.
+            if predicted.values[0].numel() <= MOST_KEPT * mask[0].numel():
+                self._predicted[index] = predicted
+        return predicted
 
 
 class _Compared(NamedTuple):
@@ -59,9 +88,8 @@ class _Compared(NamedTuple):
     values: tuple[Tensor, Tensor, Tensor]
 
 
-def _compared(dense: Encoder, pruned: Encoder, batch: Batch, mask: Tensor, task: Task) -> _Compared:
-    """Compares the predictions of both models on a batch; the values are in float64 on the CPU, to be gathered."""
-    teacher, student = (_prediction(encoder, batch, mask, task) for encoder in (dense, pruned))
+def _compared(teacher: Prediction, student: Prediction) -> _Compared:
+    """Compares the predictions of both models for a batch; the values are in float64 on the CPU, to be gathered."""
     measure = "agreement"
     if teacher.family == "gaussian":
         # One number per sample: the cosine of two numbers would only tell whether their signs are equal.

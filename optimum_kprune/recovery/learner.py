@@ -1,7 +1,7 @@
 """The student as a trainer sees it: a module whose parameters are its blocks, and whose forward returns the loss."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,8 +18,9 @@ from ..encoder.tasks import Task
 
 # gamma of the divergence that is learned; that of the model in use.
 TEMPERATURE = 1.0
-# alpha: how much the hidden states count against the predictions.
-HIDDEN_WEIGHT = 1.0
+# alpha: how much the hidden states count against the predictions. They carry most of the learning: every token shows
+# them, while the divergence of one prediction per sample is noisy.
+HIDDEN_WEIGHT = 16.0
 
 
 class Observed(NamedTuple):
@@ -80,7 +81,9 @@ class Learner(nn.Module):
         """
         # Without dropout, like the teacher: the student lacks units already.
         self.blocks.eval()
-        with torch.no_grad():
+        # A teacher in another type computes in its own: autocast is for float32.
+        is_own = self._teacher.pretrained.dtype != torch.float32
+        with torch.no_grad(), torch.autocast(mask.device.type, enabled=False) if is_own else nullcontext():
             teacher = self._observe(self._teacher, batch, mask)
         student = self._observe(self._student, batch, mask)
         predicted = prediction_loss(teacher.prediction, student.prediction, TEMPERATURE, self._prediction_scale).mean()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,12 +19,13 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from .. import __version__
 from ..calibration.prepare import CalibrationBatches
+from ..calibration.spec import samples_in
 from ..configuration import RECOVERY_SETTINGS, KPruneConfig
 from ..encoder.sublayers import Encoder
 from ..encoder.tasks import Task
 from ..encoder.unsharing import private_copy
 from ..prune.checkpoint import claim, digest
-from ..prune.heldout import heldout_quality
+from ..prune.heldout import Heldout
 from ..prune.precision import recovers_in_bfloat16
 from ..result import HeldoutQuality, KPruneResult, RecoveryResult
 from .checkpoints import last_whole
@@ -71,14 +73,9 @@ def recover(
     """
     started = time.perf_counter()
     teacher = private_copy(dense)
-
-    def measure() -> HeldoutQuality:
-        quality = heldout_quality(teacher, pruned, calibration, task)
-        assert quality is not None, "`require_recoverable` has seen that something is held out"
-        return quality
-
-    before = measure()
-    _warn_if_unlike(teacher, pruned, task, calibration, text, before)
+    heldout = Heldout(teacher, calibration, task)
+    before = heldout.quality(pruned)
+    _warn_if_unlike(Heldout(teacher, _part_of(text, calibration), task).quality(pruned), before)
     given = [(weight, weight.detach().clone()) for block in pruned.blocks for weight in block.parameters()]
     identity = _identity(pruned, config, text)
     with learning(pruned), _process_as_it_was(), _folder(checkpoint_dir, identity) as folder:
@@ -86,10 +83,11 @@ def recover(
         learner.keep(before.divergence, 0)
         bfloat16 = recovers_in_bfloat16(pruned.device, config)
         args = training_arguments(config, folder, pruned.device, bfloat16)
+        measure = partial(heldout.quality, pruned)
         trainer = RecoveryTrainer(learner, text, args, measure, writes=checkpoint_dir is not None)
         trainer.train(resume_from_checkpoint=last_whole(folder))
         learner.take_kept()
-    after = measure()
+    after = heldout.quality(pruned)
     # Rounded to the type of the model, the weights may have lost what they gained.
     if not after.divergence <= before.divergence:
         for weight, values in given:
@@ -109,23 +107,16 @@ def recover(
     return replace(result, heldout=after, recovery=recovery, seconds=result.seconds + seconds, stages=stages)
 
 
-def _warn_if_unlike(
-    teacher: Encoder,
-    student: Encoder,
-    task: Task,
-    calibration: CalibrationBatches,
-    text: RecoveryText,
-    heldout: HeldoutQuality,
-) -> None:
+def _part_of(text: RecoveryText, calibration: CalibrationBatches) -> CalibrationBatches:
+    """Returns batches of a text, of all lengths, to measure a model on: about as many samples as are held out."""
+    wanted, there = (sum(map(samples_in, batches)) for batches in (calibration.heldout, text.batches))
+    return replace(calibration, heldout=text.batches[:: math.ceil(there / wanted)])
+
+
+def _warn_if_unlike(on_text: HeldoutQuality, heldout: HeldoutQuality) -> None:
     """Warns if the student is much farther from the teacher on one of calibration data and text than on the other."""
-    # As many batches as are held out, from all lengths.
-    every = math.ceil(len(text.batches) / len(calibration.heldout))
-    sample = replace(calibration, heldout=text.batches[::every])
-    on_text = heldout_quality(teacher, student, sample, task)
-    assert on_text is not None, "a text has batches"
-    error = math.hypot(on_text.divergence_error, heldout.divergence_error)
     low, high = sorted((on_text.divergence, heldout.divergence))
-    if high > UNLIKE * low and high - low > 3 * error:
+    if high > UNLIKE * low and high - low > 3 * math.hypot(on_text.divergence_error, heldout.divergence_error):
         logger.warning(
             f"The recovery data is unlike the calibration data: before the recovery, the divergence from the dense "
             f"model is {on_text.divergence:.3g} on the one and {heldout.divergence:.3g} on the other. The weights are "

@@ -20,7 +20,7 @@ from ..distributed import world_size
 logger = logging.getLogger(__name__)
 
 # Tokens in a batch, padding included. The same for short and for long texts, so that one learning rate fits both.
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 1024
 # With more passes over the same text, a student learns the text by heart and not its teacher.
 MOST_PASSES = 4
 

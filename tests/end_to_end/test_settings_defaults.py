@@ -28,7 +28,7 @@ VALUES = {
     "published_targets": (False, True),
     "recovery_tokens": (0, 0),
     "recovery_learning_rate": (3e-4, 3e-4),
-    "recovery_precision": ("float32", "float32"),
+    "recovery_precision": ("auto", "auto"),
     "seed": (0, 0),
 }
 

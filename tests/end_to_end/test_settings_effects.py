@@ -330,7 +330,7 @@ def test_states_beyond_the_budget_of_memory_lie_in_a_file(share, monkeypatch):
 def recovered(**settings):
     """A pruner after a recovery on what it did not hold out of ten batches."""
     batches = plain_bert.make_batches(10, 6)
-    return prune(batches=batches, heldout_share=0.2, **{"recovery_tokens": 700, **settings})
+    return prune(batches=batches, heldout_share=0.2, **{"recovery_tokens": 700, "seed": 1, **settings})
 
 
 @pytest.mark.parametrize("tokens", [0, 100, 700])
@@ -340,7 +340,7 @@ def test_a_recovery_learns_from_as_many_tokens(tokens):
     assert recovery is None if tokens == 0 else abs(recovery.tokens - tokens) < 72
 
 
-@pytest.mark.parametrize("rate", [1e-4, 1e-3])
+@pytest.mark.parametrize("rate", [1e-3, 1e-2])
 def test_weights_move_by_at_most_the_learning_rate(rate):
     """Adam moves every weight by about its rate at most, in each step."""
     pruner = recovered(recovery_learning_rate=rate)
@@ -360,18 +360,18 @@ def test_weights_move_by_at_most_the_learning_rate(rate):
     ],
 )
 def test_a_recovery_runs_in_the_precision(precision, native, expected, monkeypatch):
-    """Where weights learn, the projections read that type; the weights are float32 before and after."""
+    """Where weights learn, the projections give that type; the weights are float32 before and after."""
     for feature in ("avx512_bf16", "amx_tile"):
         monkeypatch.setattr(torch.cpu, f"_is_{feature}_supported", lambda: native, raising=False)
-    read = set()
+    given = set()
 
     def at_output(module, args, output):
         # The dense model and a student that is pruned take no gradients of weights.
         if isinstance(module, torch.nn.Linear) and module.weight.requires_grad and output.requires_grad:
-            read.add(args[0].dtype)
+            given.add(output.dtype)
 
     # Of all modules, because those of the pruned model are made by the prune.
     with hooks(torch.nn.modules.module.register_module_forward_hook(at_output)):
         pruner = recovered(recovery_precision=precision)
-    assert read == {expected}
+    assert given == {expected}
     assert {weight.dtype for weight in pruner.model.parameters()} == {torch.float32}

@@ -23,8 +23,9 @@ from optimum_kprune import KPruneConfig, KPruner, pruner
 from optimum_kprune.algorithm.divergence import Prediction, agreement
 from optimum_kprune.calibration.prepare import CalibrationBatches
 from optimum_kprune.encoder.tasks import task_of
+from optimum_kprune.prune import heldout as module
 from optimum_kprune.prune import sweep
-from optimum_kprune.prune.heldout import heldout_quality
+from optimum_kprune.prune.heldout import Heldout, heldout_quality
 
 pytestmark = pytest.mark.slow
 
@@ -206,3 +207,14 @@ def test_a_model_of_which_nothing_is_left_is_warned_of(caplog):
     one = KPruner(tiny_model(), tiny_tokenizer())
     result = one.prune(KPruneConfig(compression_rate=0.999), TEXTS)
     assert result.flops_after == 0 and "All heads and all neurons were removed" in caplog.text
+
+
+@pytest.mark.parametrize(("most", "runs"), [(10**6, 1), (0, 3)])
+def test_the_dense_model_predicts_once_unless_that_is_too_much_to_keep(most, runs, monkeypatch):
+    monkeypatch.setattr(module, "MOST_KEPT", most)
+    one, other = tiny_model().eval(), tiny_model(seed=1).eval()
+    heldout = Heldout(encoder_of(one), CalibrationBatches([], 0, batches_of(ragged_samples(12))), task_of(one))
+    ran = []
+    one.register_forward_hook(lambda *_: ran.append(1))
+    assert len({heldout.quality(encoder_of(other)) for _ in range(3)}) == 1
+    assert len(ran) == runs

@@ -11,7 +11,7 @@ from torch import nn
 from optimum_kprune.algorithm.divergence import divergence
 from optimum_kprune.calibration.spec import token_mask
 from optimum_kprune.encoder.tasks import task_of
-from optimum_kprune.recovery.learner import learning
+from optimum_kprune.recovery.learner import HIDDEN_WEIGHT, learning
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -37,7 +37,9 @@ def test_the_loss_is_that_of_the_equation(head):
         real = torch.cat([states[layer][token_mask(own)] for (_, states), own in zip(dense, held, strict=True)])
         error = (one - other).square().sum(dim=-1) * mask
         errors.append((error.sum(dim=1) / mask.sum(dim=1)).mean() / real.var(dim=0, correction=0).sum())
-    torch.testing.assert_close(learner(batch, mask, 1.0), expected + sum(errors) / len(errors), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        learner(batch, mask, 1.0), expected + HIDDEN_WEIGHT * sum(errors) / len(errors), rtol=1e-4, atol=1e-6
+    )
     torch.testing.assert_close(learner(batch, mask, 0.5), learner(batch, mask, 1.0) / 2)
 
 
