@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -78,6 +79,19 @@ class RecoveryTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Writes a checkpoint, and seals it."""
+        folder = str(self.args.output_dir)
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        # On a full disk, every format of files has an error of its own.
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise OSError(
+                f"The progress of the recovery cannot be written into {folder!r}: {error}. Make room on its disk, and "
+                "make the same call again, which goes on from the progress that is there."
+            ) from error
+        seal(Path(folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"))
+
 
 class Flow(TrainerCallback):
     """Says when the student is measured, shows the bar, and ends a recovery whose loss is not finite.
@@ -119,10 +133,6 @@ class Flow(TrainerCallback):
         shares = [step * MEASUREMENTS // state.max_steps for step in (state.global_step - 1, state.global_step)]
         control.should_log = control.should_evaluate = shares[0] < shares[1]
         control.should_save = self._writes and control.should_evaluate
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Seals the checkpoint that was written."""
-        seal(Path(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
