@@ -8,7 +8,8 @@ runs.jsonl as soon as it is finished, with all settings that determine it: the n
 If the library, a model or data change under their names, take another folder.
 
 At the end there are results.json, table.md (differences are paired by seed) and plots of the metric against FLOPs,
-time and the settings that were swept. examples/ablation.toml describes the file.
+time and the settings that were swept. examples/ablation.toml describes the file. --models and --datasets put other
+folders in the place of those in the file. Several processes may share a folder: the first of three has --part 1/3.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import json
 import math
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,12 +33,12 @@ import regression
 import text_classification
 import token_classification
 import torch
-from ablation_config import IDENTITY, Experiment, read_experiment
+from ablation_config import IDENTITY, Experiment, Run, read_experiment, task_label
+from baselines import SelectingPruner
 from datasets import Dataset
 from scipy.stats import spearmanr
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from optimum_kprune import KPruneConfig, KPruner
 from optimum_kprune.algorithm.divergence import divergence
 from optimum_kprune.calibration.columns import find_text_columns
 from optimum_kprune.calibration.source import read_split
@@ -55,6 +57,7 @@ class Validation:
     rows: Dataset
     text_columns: list[str]
     label_column: str
+    classes: list[str] | None = None
 
     @property
     def texts(self) -> list[list]:
@@ -64,7 +67,8 @@ class Validation:
 
 def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: Validation) -> float:
     """Returns the accuracy of a classifier."""
-    labels = text_classification.read_labels(data.rows, data.label_column, model)
+    text_classification.require_same_classes(data.rows, data.label_column, model, data.classes)
+    labels = text_classification.read_labels(data.rows, data.label_column, model, data.classes)
     return 100 * np.mean(text_classification.predict_classes(model, tokenizer, data.texts) == labels)
 
 
@@ -134,12 +138,12 @@ class Bench:
         self.task = task
         self.heldout_tokens = experiment.given["heldout_tokens"]
         self.device = experiment.device
-        self._calibration: dict[tuple[int, int | None], Dataset] = {}
+        self._unlabelled: dict[tuple[int, int | None], Dataset] = {}
 
     @cached_property
-    def pruner(self) -> KPruner:
+    def pruner(self) -> SelectingPruner:
         """The pruner of the dense model."""
-        pruner = KPruner.from_pretrained(self.task["model"], task=self.task["task"])
+        pruner = SelectingPruner.from_pretrained(self.task["model"], task=self.task["task"])
         pruner.teacher.to(self.device)
         return pruner
 
@@ -156,7 +160,8 @@ class Bench:
         split = self.task.get("validation_split", "validation")
         rows = read_split(self.task["dataset"], self.task.get("dataset_config"), split)
         columns = find_text_columns(rows.features, self.task["task"], self.task.get("text_columns"))
-        return Validation(rows, list(columns), self.task.get("label_column", self.metric[2]))
+        label_column = self.task.get("label_column", self.metric[2])
+        return Validation(rows, list(columns), label_column, self.task.get("classes"))
 
     @cached_property
     def heldout(self) -> Dataset:
@@ -185,16 +190,15 @@ class Bench:
             seed=seed,
         )
 
-    def calibration(self, config: KPruneConfig) -> Dataset:
-        """Returns the calibration samples of a seed: those drawn, without any text that is held out.
+    def unlabelled(self, num_tokens: int | None, seed: int) -> Dataset:
+        """Returns samples to prune or to recover on: those drawn, without any text that is held out.
 
-        As many tokens more are drawn as are held out; the prune cuts to its budget.
+        As many tokens more are drawn as are held out; what takes the samples cuts to its budget.
         """
-        key = config.seed, config.num_tokens
-        if key not in self._calibration:
-            num_tokens = config.num_tokens and config.num_tokens + self.heldout_tokens
+        key = seed, num_tokens
+        if key not in self._unlabelled:
             heldout = set(map(tuple, self.heldout["input_ids"]))
-            drawn = self.draw(num_tokens, config.seed)
+            drawn = self.draw(num_tokens and num_tokens + self.heldout_tokens, seed)
             rows = [row for row, ids in enumerate(drawn["input_ids"]) if tuple(ids) not in heldout]
             if not rows:
                 raise ValueError(
@@ -202,18 +206,25 @@ class Bench:
                     f"Got {self.heldout_tokens}, which takes all of it."
                 )
             # A data set of its own: what was drawn would be used whole.
-            self._calibration[key] = Dataset.from_dict(drawn[rows])
-        return self._calibration[key]
+            self._unlabelled[key] = Dataset.from_dict(drawn[rows])
+        return self._unlabelled[key]
 
-    def measure(self, config: KPruneConfig | None) -> dict[str, Any]:
-        """Prunes, unless there are no settings, and measures."""
+    def measure(self, run: Run) -> dict[str, Any]:
+        """Prunes and recovers as the run says, unless it is that of the dense model, and measures."""
+        config = run.config
         if config is None:
             return self.measure_model(self.pruner.teacher)
-        result = self.pruner.prune(config, self.calibration(config), batch_size=BATCH_SIZE)
+        self.pruner.selection = run.method.selection
+        calibration = self.unlabelled(config.num_tokens, config.seed)
+        text = self.unlabelled(config.recovery_tokens, config.seed) if config.recovery_tokens else None
+        started = time.process_time()
+        result = self.pruner.prune(config, calibration, batch_size=BATCH_SIZE, recovery_dataset=text)
+        # On a CPU, those of the processor, which other programs do not lengthen.
+        seconds = time.process_time() - started if self.device == "cpu" else result.seconds
         teacher, pruned = self.pruner.teacher, self.pruner.model
         return self.measure_model(pruned) | {
             "divergence": mean_divergence(teacher, pruned, self.pruner.task, self.heldout_batches),
-            "seconds": result.seconds,
+            "seconds": seconds,
             "flops_removed": result.flops_removed,
             "kept": [entry | {"kept": len(entry["kept"])} for entry in result.kept],
         }
@@ -225,6 +236,9 @@ class Bench:
         # The rank correlation of a model that gives all rows one value is undefined: it ranks nothing.
         size = {"parameters": model.num_parameters(), "megabytes": common.saved_megabytes(model)}
         return {"metric_name": name, "metric": 0.0 if math.isnan(value) else value, **size}
+
+
+MakeBench = Callable[[dict[str, Any], Experiment], Bench]
 
 
 class Records:
@@ -267,18 +281,25 @@ def row_key(row: dict[str, Any]) -> str:
     return json.dumps([row.get(name) for name in IDENTITY], sort_keys=True)
 
 
-def work(experiment: Experiment, records: Records) -> None:
-    """Does the runs that are missing or failed; one that fails is recorded too and does not stop the others."""
+def work(experiment: Experiment, records: Records, part: tuple[int, int], make_bench: MakeBench) -> None:
+    """Does the runs that are missing or failed; one that fails is recorded too and does not stop the others.
+
+    Args:
+        experiment: the experiment.
+        records: what was measured so far.
+        part: (p, n) for every n-th run, from the p-th on.
+        make_bench: makes the bench of a task.
+    """
     runs = list(experiment.runs())
     bench = None
-    for number, run in enumerate(runs, 1):
+    for number, run in list(enumerate(runs, 1))[part[0] - 1 :: part[1]]:
         identity = experiment.identity(run)
         if records.finished(identity):
             continue
         if bench is None or bench.task is not run.task:
-            bench = Bench(run.task, experiment)
+            bench = make_bench(run.task, experiment)
         try:
-            row = identity | bench.measure(run.config)
+            row = identity | bench.measure(run)
             records.add(row)
             said = ", ".join(f"{name} {row[name]:.4g}" for name in ablation_report.MEASURES if name in row)
         except Exception as error:
@@ -288,15 +309,63 @@ def work(experiment: Experiment, records: Records) -> None:
         print(f"[{number}/{len(runs)}] {run}: {said}", flush=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Checks, runs what is missing, and reports."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments(description: str | None, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="what to compare: see examples/ablation.toml")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for runs and reports, new or begun")
+    parser.add_argument("--part", type=part_of, default=(1, 1), metavar="P/N", help="do every N-th run, from the P-th")
     parser.add_argument("--plots_only", action="store_true", help="report the runs that are there; start none")
-    args = parser.parse_args(arguments)
+    parser.add_argument("--device", help="in the place of that in the file")
+    by_task: dict[str, Any] = {"nargs": "+", "type": by_name, "default": [], "metavar": "NAME=PATH"}
+    parser.add_argument("--models", **by_task, help="models of the tasks, in the place of those in the file")
+    parser.add_argument("--datasets", **by_task, help="their data")
+    parser.add_argument(
+        "--references",
+        **by_task,
+        help="another program, to draw: json with `results`, a list of `flops_removed`, `metric` and `seconds`",
+    )
+    return parser.parse_args(arguments)
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """Reads P/N."""
+    first, _, count = text.partition("/")
+    if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+        raise argparse.ArgumentTypeError(f"must be P/N with P from 1 to N, such as 2/3. Got {text!r} instead.")
+    return int(first), int(count)
+
+
+def by_name(text: str) -> tuple[str, str]:
+    """Reads NAME=PATH."""
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"must be NAME=PATH, such as SST-2=models/sst2. Got {text!r} instead.")
+    return name, path
+
+
+def main(
+    arguments: Sequence[str] | None = None,
+    description: str | None = __doc__,
+    make_bench: MakeBench = Bench,
+    finish: Callable[[Path, Experiment, list[dict[str, Any]]], None] | None = None,
+    write_report: Callable[..., str] = ablation_report.write_report,
+) -> None:
+    """Checks, runs what is missing, and reports.
+
+    Args:
+        arguments: the command line; None takes that of the process.
+        description: what `--help` says.
+        make_bench: makes the bench of a task.
+        finish: measures what is measured of all runs together, when none is missing.
+        write_report: see `ablation_report.write_report`.
+    """
+    args = parse_arguments(description, arguments)
     try:
-        experiment = read_experiment(args.config)
+        replaced = {"model": dict(args.models), "dataset": dict(args.datasets)}
+        experiment = read_experiment(args.config, replaced, args.device)
+        experiment.require_tasks(dict(args.references), "--references")
+        references = {name: ablation_report.read_reference(Path(path)) for name, path in args.references}
         args.output_dir.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         sys.exit(f"{args.config}: {error}")
@@ -304,11 +373,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("Warning: a spread over fewer than three seeds says little.")
     records = Records(args.output_dir / "runs.jsonl")
     if not args.plots_only:
-        work(experiment, records)
+        work(experiment, records, args.part, make_bench)
     rows, missing = collect(experiment, records)
+    if finish and not missing and not args.plots_only and args.part == (1, 1):
+        finish(args.output_dir, experiment, rows)
     if any(row["rate"] is not None for row in rows):
-        methods = {method.name: method.sweep for method in experiment.methods}
-        print(ablation_report.write_report(args.output_dir, experiment.given, rows, methods))
+        print(write_report(args.output_dir, experiment.given, rows, experiment.sweeps, references))
     if missing:
         shown = "\n".join(missing[:20] + ["..."] * (len(missing) > 20))
         sys.exit(f"Not finished: {len(missing)} runs. The next start (without --plots_only) tries them.\n{shown}")
@@ -323,7 +393,7 @@ def collect(experiment: Experiment, records: Records) -> tuple[list[dict[str, An
             missing.append(str(run))
         else:
             rate, seed = (run.config.compression_rate, run.config.seed) if run.config else (None, None)
-            rows.append(row | {"task": run.task["name"], "method": run.method, "rate": rate, "seed": seed})
+            rows.append(row | {"task": task_label(run.task), "method": run.method.name, "rate": rate, "seed": seed})
     return rows, missing
 
 

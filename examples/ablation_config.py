@@ -1,15 +1,16 @@
 """What an ablation compares: reads the file, checks all of it before any work, and lists the runs."""
 
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from baselines import KNOWLEDGE, SELECTIONS
 
 from optimum_kprune import KPruneConfig
-from optimum_kprune.configuration import SETTINGS
+from optimum_kprune.configuration import RECOVERY_SETTINGS, SETTINGS
 
 TASKS = ("text-classification", "question-answering", "token-classification", "feature-extraction")
 Keys = dict[str, type]
@@ -19,9 +20,11 @@ FILE_KEYS: Keys = {"seeds": list, "rates": list, "num_tokens": int, "heldout_tok
 FILE_KEYS |= {"tasks": list, "methods": list}
 TASK_KEYS: Keys = dict.fromkeys(("name", "task", "model", "dataset"), str)
 TASK_OPTIONS: Keys = dict.fromkeys(("dataset_config", "train_split", "validation_split", "label_column"), str)
-TASK_OPTIONS |= {"text_columns": list}
-IDENTITY = ("task", "device", "heldout_tokens", "settings")
+TASK_OPTIONS |= {"text_columns": list, "encoder": str, "classes": list, "static_embedding": bool}
 METHOD_SETTINGS = tuple(name for name in SETTINGS if name not in ("compression_rate", "seed"))
+METHOD_OPTIONS: Keys = {"paper": bool, "sweep": dict, "selection": str, "int8": bool, "rates": list, "once": list}
+METHOD_OPTIONS |= dict.fromkeys(METHOD_SETTINGS, object)
+IDENTITY = ("task", "device", "heldout_tokens", "settings", "selection", "int8")
 
 
 @dataclass(frozen=True)
@@ -32,20 +35,34 @@ class Method:
         name: its name in tables and plots.
         paper: whether it starts from the published settings instead of the defaults.
         settings: settings on top.
+        selection: how units are chosen: by knowledge, or as in `baselines.SELECTIONS`.
+        int8: whether the pruned model is measured in int8, too.
+        rates: its rates; None takes those of the file.
+        once: rates at which it is run with the first seed alone.
         sweep: for one value of a sweep, the name of the sweep, its setting and the value.
     """
 
     name: str
     paper: bool
     settings: dict[str, Any]
+    selection: str = KNOWLEDGE
+    int8: bool = False
+    rates: list[float] | None = None
+    once: list[float] | None = None
     sweep: tuple[str, str, Any] | None = None
 
     def config(self, num_tokens: int, rate: float, seed: int) -> KPruneConfig:
         """Returns the settings of one prune."""
         make = KPruneConfig.paper if self.paper else KPruneConfig
-        # What a prune lost is measured here, for all methods alike, on data that none of them has seen.
-        given = {"num_tokens": num_tokens, "heldout_share": 0.0, **self.settings}
-        return make(**given | {"compression_rate": rate, "seed": seed})
+        given = {"num_tokens": num_tokens, "compression_rate": rate, "seed": seed}
+        # What a prune lost is measured here, for all methods alike, on data that none of them has seen. Only a
+        # recovery needs held-out data of its own.
+        if not self.settings.get("recovery_tokens"):
+            given["heldout_share"] = 0.0
+        return make(**given | self.settings)
+
+
+DENSE = Method("dense", paper=False, settings={})
 
 
 @dataclass(frozen=True)
@@ -53,11 +70,11 @@ class Run:
     """One prune and what is measured of it; without `config`, the dense model."""
 
     task: dict[str, Any]
-    method: str = "dense"
+    method: Method = DENSE
     config: KPruneConfig | None = None
 
     def __str__(self) -> str:
-        where = f"{self.task['name']}, {self.method}"
+        where = f"{task_label(self.task)}, {self.method.name}"
         return f"{where}, {100 * self.config.compression_rate:g}%, seed {self.config.seed}" if self.config else where
 
 
@@ -73,28 +90,64 @@ class Experiment:
         """The device of the models."""
         return self.given.get("device", "cpu")
 
+    def require_tasks(self, names: Iterable[str], what: str) -> None:
+        """Checks that there are tasks of these names."""
+        for name in names:
+            require_one_of(name, what, [task_label(task) for task in self.given["tasks"]])
+
+    @property
+    def sweeps(self) -> dict[str, tuple[str, str, Any] | None]:
+        """The names of all methods, in their order; for one value of a sweep, with what `Method.sweep` has."""
+        return {method.name: method.sweep for method in self.methods}
+
+    def configs(self) -> Iterator[tuple[Method, KPruneConfig]]:
+        """Yields the settings of all prunes, seed by seed, with their methods."""
+        for seed in self.given["seeds"]:
+            for method in self.methods:
+                rates = self.given["rates"] if method.rates is None else method.rates
+                more = (method.once or []) if seed == self.given["seeds"][0] else []
+                for rate in sorted({*rates, *more}):
+                    yield method, method.config(self.given["num_tokens"], rate, seed)
+
     def runs(self) -> Iterator[Run]:
         """Yields all runs: seed by seed, so that what is there of an unfinished experiment can be compared."""
+        # The dense model is measured in int8, too, if any other is.
+        dense = replace(DENSE, int8=any(method.int8 for method in self.methods))
+        configs = list(self.configs())
         for task in self.given["tasks"]:
-            yield Run(task)
-            for seed in self.given["seeds"]:
-                for method in self.methods:
-                    for rate in self.given["rates"]:
-                        yield Run(task, method.name, method.config(self.given["num_tokens"], rate, seed))
+            yield Run(task, dense)
+            yield from (Run(task, method, config) for method, config in configs)
 
     def identity(self, run: Run) -> dict[str, Any]:
         """Returns everything that determines what is measured in a run; the name of a method does not."""
-        settings = {name: getattr(run.config, name) for name in SETTINGS} if run.config else None
-        return dict(zip(IDENTITY, (run.task, self.device, self.given["heldout_tokens"], settings), strict=True))
+        config, settings = run.config, None
+        if config is not None:
+            # How to recover says nothing where nothing is recovered.
+            names = [name for name in SETTINGS if config.recovery_tokens or name not in RECOVERY_SETTINGS]
+            settings = {name: getattr(config, name) for name in names}
+        shared = run.task, self.device, self.given["heldout_tokens"], settings
+        return dict(zip(IDENTITY, (*shared, run.method.selection, run.method.int8), strict=True))
 
 
-def read_experiment(path: Path) -> Experiment:
+def task_label(task: dict[str, Any]) -> str:
+    """Returns how a task is called, with the encoder if it is said."""
+    return f"{task['encoder']}, {task['name']}" if "encoder" in task else task["name"]
+
+
+def read_experiment(
+    path: Path, replaced: dict[str, dict[str, str]] | None = None, device: str | None = None
+) -> Experiment:
     """Reads the file of an experiment.
+
+    Args:
+        path: the file.
+        replaced: by key of a task (`model`, `dataset`), what some tasks have there instead, by their names.
+        device: the device instead of that in the file; None leaves it.
 
     Raises:
         ValueError: if anything in it cannot be used; the message says what is allowed.
     """
-    given = tomllib.loads(path.read_text(encoding="utf-8"))
+    given = tomllib.loads(path.read_text(encoding="utf-8")) | ({"device": device} if device else {})
     check_table(given, "the file", FILE_KEYS, {"device": str})
     for task in given["tasks"]:
         check_table(task, "a task", TASK_KEYS, TASK_OPTIONS)
@@ -102,12 +155,16 @@ def read_experiment(path: Path) -> Experiment:
     methods = [method for entry in given["methods"] for method in expand_method(entry)]
     require_distinct(given["seeds"], "`seeds`")
     require_distinct(given["rates"], "`rates`")
-    require_distinct([task["name"] for task in given["tasks"]], "The names of `tasks`")
+    require_distinct([task_label(task) for task in given["tasks"]], "The names of `tasks`")
     require_distinct([method.name for method in methods], "The names of `methods`")
     require_one_of(given["baseline"], "`baseline`", [method.name for method in methods])
     if given["heldout_tokens"] < 1:
         raise ValueError(f"`heldout_tokens` must be 1 or above. Got {given['heldout_tokens']} instead.")
     experiment = Experiment(given, methods)
+    for key, values in (replaced or {}).items():
+        experiment.require_tasks(values, f"--{key}s")
+        for task in given["tasks"]:
+            task[key] = values.get(task_label(task), task[key])
     check_settings(experiment)
     check_device(experiment.device)
     return experiment
@@ -115,20 +172,26 @@ def read_experiment(path: Path) -> Experiment:
 
 def expand_method(entry: Any) -> list[Method]:
     """Returns the method of an entry, or one per value of its sweep."""
-    check_table(
-        entry, "a method", {"name": str}, {"paper": bool, "sweep": dict} | dict.fromkeys(METHOD_SETTINGS, object)
-    )
-    name, paper = entry["name"], entry.get("paper", False)
+    check_table(entry, "a method", {"name": str}, METHOD_OPTIONS)
+    name = entry["name"]
     settings = {setting: none_or(value) for setting, value in entry.items() if setting in METHOD_SETTINGS}
+    options = {option: entry[option] for option in ("selection", "int8", "rates", "once") if option in entry}
+    require_one_of(entry.get("selection", KNOWLEDGE), f"`selection` of {name!r}", (KNOWLEDGE, *SELECTIONS))
+    method = Method(name, entry.get("paper", False), settings, **options)
     if "sweep" not in entry:
-        return [Method(name, paper, settings)]
+        return [method]
     sweep = entry["sweep"]
     check_table(sweep, f"the sweep of {name!r}", {"setting": str, "values": list}, {})
     setting = sweep["setting"]
     require_one_of(setting, f"`setting` in the sweep of {name!r}", METHOD_SETTINGS)
     require_distinct(sweep["values"], f"`values` in the sweep of {name!r}")
     return [
-        Method(f"{name}={value}", paper, settings | {setting: none_or(value)}, (name, setting, value))
+        replace(
+            method,
+            name=f"{name}={value}",
+            settings=settings | {setting: none_or(value)},
+            sweep=(name, setting, value),
+        )
         for value in sweep["values"]
     ]
 
@@ -171,7 +234,7 @@ def require_distinct(values: list[Any], what: str) -> None:
 def check_settings(experiment: Experiment) -> None:
     """Checks the settings of every prune, by making them."""
     for method in experiment.methods:
-        for rate in experiment.given["rates"]:
+        for rate in (*experiment.given["rates"], *(method.rates or ()), *(method.once or ())):
             for seed in experiment.given["seeds"]:
                 try:
                     method.config(experiment.given["num_tokens"], rate, seed)

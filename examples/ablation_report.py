@@ -4,12 +4,14 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from scipy.stats import t
 
 try:
+    from matplotlib import colormaps
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 except ImportError as error:
@@ -21,12 +23,14 @@ MEASURES = ("metric", "divergence", "flops_removed", "parameters", "seconds")
 # +1 where more is better, -1 where less is.
 COMPARED = {"metric": 1, "divergence": -1}
 FORMATS = {"metric": ".2f", "divergence": ".3g", "seconds": ".1f"}
-LOGARITHMIC = ("lambda_rep", "ridge", "num_tokens", "measure_tokens")
+LOGARITHMIC = ("lambda_rep", "ridge", "num_tokens", "measure_tokens", "seconds")
 NOTE = """
 Mean ± standard deviation over the seeds of the calibration rows; difference to {baseline} on the same seeds, with the
 half-width of its 95% t interval. "no difference": zero lies inside the interval. What the choice of validation rows
 adds is not in it. The divergence is from the dense model, on held-out rows.
 """
+
+REFERENCE = "authors' program"
 
 Row = dict[str, Any]
 # In their order; for one value of a sweep, with the name of the sweep, its setting and the value.
@@ -84,6 +88,26 @@ def aggregate(rows: Sequence[Row], baseline: str) -> list[Row]:
     return sorted(entries, key=lambda entry: entry["rate"])
 
 
+def read_reference(path: Path) -> list[Row]:
+    """Returns what another program measured: one entry per rate, as far as it is drawn.
+
+    Raises:
+        ValueError: if the file is none of a reference.
+    """
+    measures = {"flops_removed", "metric", "seconds"}
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))["results"]
+        return [
+            {"method": REFERENCE, "rate": round(found["flops_removed"], 2)}
+            | {name: summarize([found[name]]) for name in measures}
+            for found in results
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} must be json with `results`, a list with {', '.join(sorted(measures))}. Got {error!r}."
+        ) from error
+
+
 def by_task(groups: Sequence[Row]) -> dict[str, list[Row]]:
     """Returns the entries of every task."""
     return {group["task"]: [other for other in groups if other["task"] == group["task"]] for group in groups}
@@ -132,15 +156,23 @@ def table_line(group: Row, baseline: str) -> str:
 def plot_against(measure: str, label: str, groups: Sequence[Row], dense: dict[str, float], path: Path) -> None:
     """Draws the metric against another measure: a panel per task, a curve per method."""
     panels = by_task(groups)
+    colors = dict(
+        zip(dict.fromkeys(group["method"] for group in groups), cycle(colormaps["tab20"].colors), strict=False)
+    )
     figure, axes = make_panels(1, len(panels))
+    lines = {}
     for axis, (task, members) in zip(axes[0], panels.items(), strict=True):
-        for method in dict.fromkeys(group["method"] for group in members):
+        for method, color in colors.items():
             points = [group for group in members if group["method"] == method]
             places = [point[measure]["mean"] for point in points]
-            draw_curve(axis, places, points, method)
-            for place, point in zip(places, points, strict=True):
-                axis.annotate(f"{100 * point['rate']:g}%", (place, point["metric"]["mean"]), fontsize="x-small")
-        finish_panel(axis, task, label, members[0]["metric_name"], dense.get(task))
+            if points:
+                set_scale(axis, measure, places)
+                lines[method] = draw_curve(axis, places, points, method, color)
+            # Where the place is not the rate, the rate is said.
+            for place, point in zip(places, points, strict=True) if measure != "flops_removed" else ():
+                axis.annotate(f"{100 * point['rate']:g}%", (place, point["metric"]["mean"]), fontsize="xx-small")
+        finish_panel(axis, f"{task} (dashed: dense)", label, members[0]["metric_name"], dense.get(task))
+    figure.legend(lines.values(), lines.keys(), loc="outside right upper", fontsize="small")
     figure.savefig(path)
 
 
@@ -161,6 +193,7 @@ def plot_sensitivity(methods: Methods, groups: Sequence[Row], dense: dict[str, f
                 places = [values[point["method"]] for point in points]
                 draw_curve(axis, places, points, f"{100 * rate:g}% of FLOPs removed")
             finish_panel(axis, f"{name}: {task}", setting, members[0]["metric_name"], dense.get(task))
+            axis.legend(fontsize="small")
     figure.savefig(path)
 
 
@@ -187,11 +220,11 @@ def make_panels(rows: int, columns: int) -> tuple[Figure, Any]:
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def draw_curve(axis: Axes, places: Sequence[Any], points: Sequence[Row], label: str) -> None:
-    """Draws the mean metric of some entries with its standard deviation."""
+def draw_curve(axis: Axes, places: Sequence[Any], points: Sequence[Row], label: str, color: Any = None) -> Any:
+    """Draws the mean metric of some entries with its standard deviation; returns what stands for it in a legend."""
     means = [point["metric"]["mean"] for point in points]
     spreads = [point["metric"]["sd"] or 0.0 for point in points]
-    axis.errorbar(places, means, yerr=spreads, marker="o", markersize=4, capsize=3, label=label)
+    return axis.errorbar(places, means, yerr=spreads, marker="o", markersize=4, capsize=3, label=label, color=color)
 
 
 def finish_panel(axis: Axes, title: str, label: str, metric_name: str, dense: float | None) -> None:
@@ -200,13 +233,14 @@ def finish_panel(axis: Axes, title: str, label: str, metric_name: str, dense: fl
         axis.axhline(dense, color="black", linestyle="--", linewidth=1, label="dense")
     axis.set(title=title, xlabel=label, ylabel=metric_name)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
 
 
 # --------------------------------------------------------------------------------------------------------- outputs
 
 
-def write_report(folder: Path, experiment: Row, rows: Sequence[Row], methods: Methods) -> str:
+def write_report(
+    folder: Path, experiment: Row, rows: Sequence[Row], methods: Methods, references: dict[str, list[Row]]
+) -> str:
     """Writes results.json, table.md and the plots.
 
     Args:
@@ -214,6 +248,7 @@ def write_report(folder: Path, experiment: Row, rows: Sequence[Row], methods: Me
         experiment: what was asked for, with the name of the `baseline`.
         rows: what was measured, one row per run; those without a rate are of the dense model.
         methods: all methods.
+        references: by task, what another program measured, to be drawn as well.
 
     Returns:
         the table.
@@ -230,8 +265,11 @@ def write_report(folder: Path, experiment: Row, rows: Sequence[Row], methods: Me
     # The values of a sweep have a plot of their own.
     shown = [group for group in groups if group["method"] == baseline or not methods[group["method"]]]
     if shown:
+        names = {group["task"]: group["metric_name"] for group in shown}
+        others = ((task, entry) for task, entries in references.items() if task in names for entry in entries)
+        shown += [entry | {"task": task, "metric_name": names[task]} for task, entry in others]
         plot_against("flops_removed", "share of FLOPs removed", shown, dense, folder / "flops.png")
-        plot_against("seconds", "seconds of the prune", shown, dense, folder / "seconds.png")
+        plot_against("seconds", "seconds", shown, dense, folder / "seconds.png")
     if any(methods.values()):
         plot_sensitivity(methods, groups, dense, folder / "sensitivity.png")
     return table

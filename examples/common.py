@@ -15,7 +15,7 @@ from datasets import Dataset, load_dataset
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from optimum_kprune import KPruneConfig, KPruneResult
+from optimum_kprune import KPruneConfig, KPruner, KPruneResult
 from optimum_kprune.evaluation.latency import latencies
 
 FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -47,6 +47,7 @@ def parse_arguments(
     parser.add_argument("--label_column", default=label_column, help="used by the evaluation; default: %(default)s")
     parser.add_argument("--compression_rate", type=float, default=0.5, help="share of the FLOPs to remove")
     parser.add_argument("--num_tokens", type=int, default=100_000, help="budget of calibration tokens")
+    parser.add_argument("--recovery_tokens", type=int, default=0, help="tokens of the data to recover on afterwards")
     parser.add_argument("--output_dir", required=True, help="folder for the pruned model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--paper", action="store_true", help="published settings instead of ours")
@@ -69,18 +70,31 @@ def require_free(output_dir: str) -> None:
 def make_config(args: argparse.Namespace) -> KPruneConfig:
     """Returns the settings of the prune that the command line asks for."""
     make = KPruneConfig.paper if args.paper else KPruneConfig
-    return make(compression_rate=args.compression_rate, num_tokens=args.num_tokens, seed=args.seed)
+    names = ("compression_rate", "num_tokens", "recovery_tokens", "seed")
+    return make(**{name: getattr(args, name) for name in names})
 
 
-def calibration_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the arguments of `KPruner.get_calibration_dataset` that the command line gives."""
-    return {
+def prune(pruner: KPruner, args: argparse.Namespace, **reading: Any) -> KPruneResult:
+    """Draws data, prunes, recovers if asked to, saves, and prints the result.
+
+    Args:
+        pruner: the model to prune.
+        args: the command line.
+        reading: further arguments of `KPruner.get_calibration_dataset`.
+    """
+    options = {
         "dataset_config_name": args.dataset_config,
         "dataset_split": args.train_split,
         "text_columns": args.text_columns,
-        "num_tokens": args.num_tokens,
         "seed": args.seed,
+        **reading,
     }
+    data = {"calibration_dataset": pruner.get_calibration_dataset(args.dataset, args.num_tokens, **options)}
+    if args.recovery_tokens:
+        data["recovery_dataset"] = pruner.get_calibration_dataset(args.dataset, args.recovery_tokens, **options)
+    result = pruner.prune(make_config(args), **data, save_directory=args.output_dir)
+    print(result)
+    return result
 
 
 def load_validation(args: argparse.Namespace) -> Dataset:

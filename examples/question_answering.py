@@ -34,9 +34,22 @@ def best_span(
 
 
 def predict_answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], contexts: Sequence[str]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[str],
+    contexts: Sequence[str],
+    may_be_unanswerable: bool = False,
 ) -> list[str]:
-    """Returns the best answer of every question over all windows of its context."""
+    """Returns the best answer of every question over all windows of its context.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        questions: the questions.
+        contexts: the context of each.
+        may_be_unanswerable: whether the answer is the empty text where the classification token scores higher, in
+            every window, than the best answer: SQuAD 2.0, with the usual threshold of 0.
+    """
     # Questions may begin with blanks, which would take the place of context.
     questions = [question.strip() for question in questions]
     max_length = min(MAX_LENGTH, tokenizer.model_max_length)
@@ -52,13 +65,17 @@ def predict_answers(
     )
     questions_of_windows, offsets = windows.pop("overflow_to_sample_mapping"), windows.pop("offset_mapping")
     best = [(-np.inf, "")] * len(questions)
+    none = np.full(len(questions), np.inf if may_be_unanswerable else -np.inf)
     for window, outputs in common.predict(model, tokenizer, windows):
         in_context = torch.tensor([part == 1 for part in windows.sequence_ids(window)])
         score, start, end = best_span(outputs["start_logits"], outputs["end_logits"], in_context)
         question = questions_of_windows[window]
         answer = contexts[question][offsets[window][start][0] : offsets[window][end][1]]
         best[question] = max(best[question], (score, answer))
-    return [answer for _, answer in best]
+        if may_be_unanswerable:
+            token = windows["input_ids"][window].index(tokenizer.cls_token_id)
+            none[question] = min(none[question], float(outputs["start_logits"][token] + outputs["end_logits"][token]))
+    return ["" if no_answer > score else answer for (score, answer), no_answer in zip(best, none, strict=True)]
 
 
 def evaluate(
@@ -67,8 +84,10 @@ def evaluate(
     """Returns exact match and F1 in percent."""
     questions, contexts = (list(rows[column]) for column in args.text_columns)
     references = [answers["text"] for answers in rows[args.label_column]]
-    answers = predict_answers(model, tokenizer, questions, contexts)
-    return 100 * np.mean([common.answer_scores(*pair) for pair in zip(answers, references, strict=True)], axis=0)
+    # A question without references has no answer in its context.
+    answers = predict_answers(model, tokenizer, questions, contexts, not all(references))
+    pairs = ((answer, texts or [""]) for answer, texts in zip(answers, references, strict=True))
+    return 100 * np.mean([common.answer_scores(*pair) for pair in pairs], axis=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -81,10 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     before = evaluate(dense, tokenizer, rows, args)
     print(f"dense exact match {before[0]:.2f}, F1 {before[1]:.2f} on {len(rows):,} questions")
 
-    options = common.calibration_options(args) | {"max_length": min(MAX_LENGTH, tokenizer.model_max_length)}
-    calibration = pruner.get_calibration_dataset(args.dataset, **options)
-    result = pruner.prune(common.make_config(args), calibration, save_directory=args.output_dir)
-    print(result)
+    result = common.prune(pruner, args, max_length=min(MAX_LENGTH, tokenizer.model_max_length))
 
     after = evaluate(pruner.model, tokenizer, rows, args)
     table = {name: (float(before[i]), float(after[i])) for i, name in enumerate(("exact match [%]", "F1 [%]"))}

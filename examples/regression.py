@@ -34,9 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dense_values = predict_values(dense, tokenizer, texts)
     print(f"dense Spearman correlation {100 * spearmanr(dense_values, labels)[0]:.2f} on {len(rows):,} rows")
 
-    calibration = pruner.get_calibration_dataset(args.dataset, **common.calibration_options(args))
-    result = pruner.prune(common.make_config(args), calibration, save_directory=args.output_dir)
-    print(result)
+    result = common.prune(pruner, args)
 
     values = predict_values(pruner.model, tokenizer, texts)
     table = {

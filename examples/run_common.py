@@ -35,6 +35,7 @@ class PruneArguments:
 
     compression_rate: float = field(default=0.5, metadata={"help": "share of the FLOPs to remove"})
     num_tokens: int = field(default=100_000, metadata={"help": "calibration tokens, drawn from the train data"})
+    recovery_tokens: int = field(default=0, metadata={"help": "tokens of the train data to recover on afterwards"})
     paper: bool = field(default=False, metadata={"help": "published settings instead of ours"})
 
 
@@ -124,7 +125,8 @@ def run(
         trainer.save_model()
     pruner = KPruner.from_trainer(trainer)
     make_config = KPruneConfig.paper if prune.paper else KPruneConfig
-    config = make_config(compression_rate=prune.compression_rate, num_tokens=prune.num_tokens, seed=training.seed)
+    settings = {name: getattr(prune, name) for name in ("compression_rate", "num_tokens", "recovery_tokens")}
+    config = make_config(**settings, seed=training.seed)
     print(pruner.prune(config, save_directory=pruned_folder(training)))
     if training.do_eval:
         scores = pruner.evaluate()

@@ -48,9 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     before = similarity_correlation(dense, dense_embeddings, labels)
     print(f"dense Spearman correlation {before:.2f} on {len(rows):,} pairs")
 
-    calibration = pruner.get_calibration_dataset(args.dataset, **common.calibration_options(args))
-    result = pruner.prune(common.make_config(args), calibration, save_directory=args.output_dir)
-    print(result)
+    result = common.prune(pruner, args)
 
     pruned = SentenceTransformer(args.output_dir)
     embeddings, speed = embed(pruned, texts)

@@ -12,6 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from optimum_kprune import KPruner
+from optimum_kprune.evaluation.labels import classes_of, numbered
 
 
 def predict_classes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[list]) -> np.ndarray:
@@ -22,9 +23,44 @@ def predict_classes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     return classes
 
 
-def read_labels(rows: Dataset, column: str, model: PreTrainedModel) -> np.ndarray:
-    """Returns the labels as class indices of the model; the data may hold their names."""
-    return np.array([model.config.label2id[label] if isinstance(label, str) else label for label in rows[column]])
+def read_labels(
+    rows: Dataset, column: str, model: PreTrainedModel, classes: Sequence[str] | None = None
+) -> np.ndarray:
+    """Returns the labels as class indices of the model: by their names if the data has them, whatever their case.
+
+    Args:
+        rows: the labelled rows.
+        column: the column of the labels.
+        model: the model.
+        classes: names of its classes, in its order; None takes those of its config.
+    """
+    known, names = numbers_by_name(model, classes), names_in(rows, column)
+    labels = [names[label] for label in rows[column]] if set(names) <= known.keys() and names else rows[column]
+    return np.array(numbered([label.lower() if isinstance(label, str) else label for label in labels], known))
+
+
+def require_same_classes(rows: Dataset, column: str, model: PreTrainedModel, classes: Sequence[str] | None) -> None:
+    """Raises a ValueError if the data names its classes, and the model does not have these names.
+
+    Their order would be a guess: checkpoints for MNLI, for example, have its classes in several orders.
+    """
+    known, names = numbers_by_name(model, classes), names_in(rows, column)
+    if not set(names) <= known.keys():
+        raise ValueError(
+            f"The classes of the data are {', '.join(names)}, and those of {model.name_or_path!r} "
+            f"{', '.join(known)}: which is which is not known. Say it by `classes`: the names in the model's order."
+        )
+
+
+def numbers_by_name(model: PreTrainedModel, classes: Sequence[str] | None) -> dict[str, int]:
+    """Returns the numbers that a model has for its classes, by their names in lower case."""
+    numbers = classes_of(model.config) if classes is None else {name: number for number, name in enumerate(classes)}
+    return {name.lower(): number for name, number in numbers.items()}
+
+
+def names_in(rows: Dataset, column: str) -> list[str]:
+    """Returns the names that a data set has for its numbers of classes, in lower case."""
+    return [name.lower() for name in getattr(rows.features[column], "names", None) or ()]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,9 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dense_classes = predict_classes(dense, tokenizer, texts)
     print(f"dense accuracy {100 * np.mean(dense_classes == labels):.2f} on {len(rows):,} rows")
 
-    calibration = pruner.get_calibration_dataset(args.dataset, **common.calibration_options(args))
-    result = pruner.prune(common.make_config(args), calibration, save_directory=args.output_dir)
-    print(result)
+    result = common.prune(pruner, args)
 
     classes = predict_classes(pruner.model, tokenizer, texts)
     accuracies = [100 * float(np.mean(predicted == labels)) for predicted in (dense_classes, classes)]

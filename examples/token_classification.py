@@ -62,9 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     before = score_tags(predict_tags(dense, tokenizer, sentences), gold)
     print(f"dense accuracy {before[0]:.2f}, entity F1 {before[1]:.2f} on {len(rows):,} sentences")
 
-    calibration = pruner.get_calibration_dataset(args.dataset, **common.calibration_options(args))
-    result = pruner.prune(common.make_config(args), calibration, save_directory=args.output_dir)
-    print(result)
+    result = common.prune(pruner, args)
 
     after = score_tags(predict_tags(pruner.model, tokenizer, sentences), gold)
     table = {name: (float(before[i]), float(after[i])) for i, name in enumerate(("accuracy [%]", "entity F1 [%]"))}

@@ -5,7 +5,9 @@ import re
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from .encoder.tasks import main_input_of
 from .evaluation.evaluate import Figures, pairs_of
 from .folder import require_free
 from .names import hub_name, looks_like_path
+from .prune.preconditions import require_recovery
 from .pruner import KPruner
 from .publish import hub
 from .publish.card import CardFacts
@@ -51,13 +54,20 @@ OPTIONS = {
     "checkpoint_dir": "--checkpoint_dir",
     "label_column": "--label_column",
     "overwrite": "--overwrite_output_dir",
+    "recovery_tokens": "--recovery_tokens",
+    "recovery_dataset": "--recovery_dataset",
 }
 
-# The same for labelled data, which is read by the same functions as calibration data.
+# The same for labelled data and for text to recover on, which are read by the same functions as calibration data.
 EVALUATION_OPTIONS = {
     "dataset_name": "--eval_dataset",
     "dataset_config_name": "--eval_config",
     "dataset_split": "--eval_split",
+}
+RECOVERY_OPTIONS = {
+    "dataset_name": "--recovery_dataset",
+    "dataset_config_name": "--recovery_config",
+    "dataset_split": "--recovery_split",
 }
 
 
@@ -102,6 +112,16 @@ def in_options(message: str, options: Mapping[str, str] = OPTIONS) -> str:
     return message
 
 
+@contextmanager
+def _told_in(options: Mapping[str, str]) -> Iterator[None]:
+    """Makes the errors inside name these options."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        error.args = (in_options(str(error), options),)
+        raise
+
+
 def _is_mendable(error: Exception) -> bool:
     """Whether an error comes from what was given, or from the disk, memory or network, and not from a defect."""
     kinds = (ValueError, OSError, MemoryError, SafetensorError, HTTPError, DatasetsError, OutOfMemoryError)
@@ -139,6 +159,7 @@ def _settle_output(arguments: Namespace) -> None:
 def _prune(arguments: Namespace, facts: CardFacts) -> None:
     """Loads, calibrates, prunes, saves, evaluates and uploads. What can fail is checked before the prune."""
     config, overwrite = _config(arguments), arguments.overwrite_output_dir
+    require_recovery(config, arguments.recovery_dataset or arguments.recovery_config or arguments.recovery_split)
     in_main(require_free)(arguments.output_dir, overwrite)
     if arguments.push_to_hub is not None:
         hub.require_uploadable(arguments.push_to_hub)
@@ -146,17 +167,8 @@ def _prune(arguments: Namespace, facts: CardFacts) -> None:
     evaluate = _evaluation(pruner, arguments)
     # Evaluated first: a mistake in the labelled data shows before the prune, not after it.
     dense = evaluate(pruner.teacher) if evaluate else {}
-    calibration = pruner.get_calibration_dataset(
-        arguments.dataset,
-        num_tokens=config.num_tokens,
-        dataset_config_name=arguments.dataset_config,
-        dataset_split=arguments.dataset_split,
-        text_columns=arguments.text_columns,
-        max_length=arguments.max_length,
-        seed=config.seed,
-    )
-    checkpoint = {"checkpoint_dir": arguments.checkpoint_dir}
-    result = pruner.prune(config, calibration, **_given(arguments, "batch_size"), **checkpoint)
+    options = _given(arguments, "batch_size", "checkpoint_dir")
+    result = pruner.prune(config, **_data(pruner, arguments, config), **options)
     _tell(str(result))
     card: dict[str, Any] = {"facts": facts, "measure_latency": arguments.measure_latency}
     pruner.save_pretrained(arguments.output_dir, overwrite=overwrite, **card)
@@ -168,6 +180,32 @@ def _prune(arguments: Namespace, facts: CardFacts) -> None:
         _tell(_figures(card["facts"]))
     if arguments.push_to_hub is not None:
         _upload(pruner, arguments, card)
+
+
+def _data(pruner: KPruner, arguments: Namespace, config: KPruneConfig) -> dict[str, Any]:
+    """Draws the data of a prune: `calibration_dataset`, and `recovery_dataset` if there is a recovery."""
+    read = partial(
+        pruner.get_calibration_dataset,
+        text_columns=arguments.text_columns,
+        max_length=arguments.max_length,
+        seed=config.seed,
+    )
+    name, *source = arguments.dataset, arguments.dataset_config, arguments.dataset_split
+    data = {"calibration_dataset": read(name, config.num_tokens, *source)}
+    if config.recovery_tokens:
+        name, *source = _recovery_source(arguments)
+        with _told_in(RECOVERY_OPTIONS):
+            data["recovery_dataset"] = read(name, config.recovery_tokens, *source)
+    return data
+
+
+def _recovery_source(arguments: Namespace) -> list[Any]:
+    """Returns name, configuration and split of the data to recover on; what is not given is as in the calibration."""
+    default = [arguments.dataset, arguments.dataset_config, arguments.dataset_split]
+    if arguments.recovery_dataset is not None:
+        default = [None, None, "train"]
+    given = [arguments.recovery_dataset, arguments.recovery_config, arguments.recovery_split]
+    return [own or other for own, other in zip(given, default, strict=True)]
 
 
 def _load(arguments: Namespace) -> KPruner:
@@ -209,10 +247,8 @@ def _evaluation(pruner: KPruner, arguments: Namespace) -> Callable[[Any], Figure
     if arguments.eval_dataset is None:
         return None
     split = arguments.eval_split or default_split(arguments.eval_dataset)
-    try:
+    with _told_in(EVALUATION_OPTIONS):
         rows = read_split(arguments.eval_dataset, arguments.eval_config, split)
-    except (ValueError, OSError) as error:
-        raise type(error)(in_options(str(error), EVALUATION_OPTIONS)) from error
     options = _given(arguments, "text_columns", "label_column", "max_length", "batch_size")
     names = [metric for metric in arguments.metric or () if "=" not in metric]
     each = [pruner.evaluation_on(rows, name, **options) for name in names or [None]]
@@ -287,7 +323,7 @@ def _move(pruner: KPruner, device: str) -> None:
 
 def _config(arguments: Namespace) -> KPruneConfig:
     """Returns the settings of `--config`, or the defaults; options of the command line win over them."""
-    overrides = _given(arguments, "compression_rate", "num_tokens", "seed")
+    overrides = _given(arguments, "compression_rate", "num_tokens", "recovery_tokens", "seed")
     if arguments.config is None:
         return KPruneConfig(**overrides)
     source = Path(arguments.config)

@@ -75,9 +75,10 @@ class KPruneConfig(BaseConfig):
             a regression is compared with the teacher's outputs for all samples of its batch.
         recovery_tokens (`int`, defaults to 0): number of tokens of unlabelled text from which the pruned model learns
             what the dense model computes, after the prune (see `prune`, `recovery_dataset`). Text that holds fewer is
-            passed over up to four times. The weights that are best on the held-out calibration data are kept, so that
-            by them nothing gets worse. With 0, nothing is learned.
-        recovery_learning_rate (`float`, defaults to 3e-4): highest learning rate of the recovery.
+            passed over several times, up to sixteen. The weights that are best on the held-out calibration data are
+            kept, so that by them nothing gets worse. With 0, nothing is learned.
+        recovery_learning_rate (`float`, defaults to 3e-4): highest learning rate of a recovery of 1,000 steps or more,
+            about a million tokens. One of fewer steps takes it times the root of their share of these.
         recovery_precision (`str`, defaults to `"auto"`): precision of the passes of the recovery. `"bfloat16"` runs
             them under bfloat16 autocast, `"auto"` does so if the hardware multiplies bfloat16 natively. The weights
             and the steps that they take are in float32 in any case.

@@ -34,7 +34,13 @@ from .evaluation.mixin import EvaluationMixin
 from .folder import require_free
 from .names import UNKNOWN, hub_name, publishable
 from .prune.checkpoint import begins_to_save, has_begun_to_save
-from .prune.preconditions import check_config, require_finite_weights, require_prunable, require_recoverable
+from .prune.preconditions import (
+    check_config,
+    require_finite_weights,
+    require_prunable,
+    require_recoverable,
+    require_recovery,
+)
 from .prune.sweep import Sweep, configs_of
 from .publish.save import SavingMixin
 from .recovery.recover import recover
@@ -280,9 +286,9 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
             batch_size: most samples in a batch. It does not affect the result, except with `gradient="batch"`.
             save_directory: folder to save the pruned model in, new or empty.
             overwrite: whether to replace a model that is saved there. It is replaced as the last step.
-            checkpoint_dir: folder for the progress, written after every sublayer. If a prune was killed, the same call
-                goes on from there, and gives the same result (bit for bit on the same machine). The folder stays when
-                the prune is over; remove it when the model is saved.
+            checkpoint_dir: folder for the progress, written after every sublayer, and ten times in a recovery. If a
+                prune was killed, the same call goes on from there, and gives the same result (bit for bit on the same
+                machine). The folder stays when the prune is over; remove it when the model is saved.
             recovery_dataset: unlabelled data to recover on (`recovery_tokens` in the settings), in any form that
                 `calibration_dataset` can have; what is held out of that is not learned from. None takes
                 `calibration_dataset`.
@@ -364,7 +370,7 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         calibration = self._calibration(config, data)
         text = self._recovery_text(config, data, calibration)
         results, dense = [], self._encoder(self.teacher)
-        with Sweep(dense, self.task, calibration, config.memory_budget) as sweep:
+        with self._sweep_over(dense, calibration, config) as sweep:
             for order in orders:
                 model, result = sweep.prune(order.config, order.checkpoint_dir)
                 if text is not None:
@@ -375,6 +381,10 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
                 order.save()
                 results.append(result)
         return results
+
+    def _sweep_over(self, dense: Encoder, calibration: CalibrationBatches, config: KPruneConfig) -> Sweep:
+        """Returns what prunes copies of the dense model. A subclass may give it other scores."""
+        return Sweep(dense, self.task, calibration, config.memory_budget)
 
     def _encoder(self, model: nn.Module) -> Encoder:
         """Returns a model (teacher or pruned) as an `Encoder`."""
@@ -408,14 +418,16 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         """Returns the text to recover on, or None if the settings ask for no recovery. It is read before the prune."""
         if not config.recovery_tokens:
             return None
-        require_recoverable(self._encoder(self.teacher), calibration)
+        require_recoverable(self._encoder(self.teacher), bool(calibration.heldout))
         text = data.calibration if data.recovery is None else data.recovery
         spec = self._input_spec(config.seed)
         return recovery_text(text, spec, config.recovery_tokens, calibration.heldout, data.collator)
 
     def _arguments_with(self, data: "_Data") -> dict[str, dict[str, Any]]:
         """Returns how the pruned model is made: the arguments so far, and those of the prune and of its data."""
-        prune = publishable(data_collator=data.collator, batch_size=data.batch_size)
+        # Drawn data is published by the arguments of its draw.
+        recovery = None if data.recovery is None else drawn_with(data.recovery) or UNKNOWN
+        prune = publishable(recovery_dataset=recovery, data_collator=data.collator, batch_size=data.batch_size)
         drawn = drawn_with(data.calibration)
         return {**self._arguments, "pruner.get_calibration_dataset": drawn, "pruner.prune": prune}
 
@@ -437,11 +449,7 @@ class _Data(NamedTuple):
 
     def require_fit(self, config: KPruneConfig) -> None:
         """Raises a ValueError if there is data to recover on without a recovery, or the other way round."""
-        if self.recovery is not None and not config.recovery_tokens:
-            raise ValueError(
-                "`recovery_dataset` is for a recovery, and `recovery_tokens` is 0. Set it to the number of tokens to "
-                "learn from, such as 1_000_000, or leave out the data."
-            )
+        require_recovery(config, self.recovery)
         if config.recovery_tokens and self.recovery is None and isinstance(self.calibration, Iterator):
             raise ValueError(
                 "A recovery needs a `recovery_dataset` where `calibration_dataset` is an iterator, which is used up "

@@ -89,11 +89,12 @@ class RecoveryResult:
 
     Attributes:
         tokens: number of tokens that the student learned from, in all passes.
-        text_tokens: number of tokens in the text, or as many of them as there are in `tokens`.
+        text_tokens: number of tokens in the text that it was given.
         steps: number of steps that were made.
         kept_step: the step after which the weights were the best on held-out data; 0 if they are those of the prune.
         before: what the prune lost, before the recovery.
         seconds: time of the recovery.
+        tokens_are: what `tokens` counts; see `CalibrationSummary`.
     """
 
     tokens: int
@@ -102,6 +103,7 @@ class RecoveryResult:
     kept_step: int
     before: HeldoutQuality
     seconds: float
+    tokens_are: str = "tokens"
 
     def __str__(self) -> str:
         passes = self.tokens / self.text_tokens
@@ -109,7 +111,7 @@ class RecoveryResult:
         kept = f"the weights of step {self.kept_step:,} of {self.steps:,} are the best"
         if not self.kept_step:
             kept = "no weights were better than those of the prune, which are kept"
-        return f"Recovered on {self.tokens:,} tokens{over} in {self.seconds:.1f} seconds: {kept}"
+        return f"Recovered on {self.tokens:,} {self.tokens_are}{over} in {self.seconds:.1f} seconds: {kept}"
 
 
 @dataclass(frozen=True, repr=False)

@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from .configuration import KPruneConfig
 from .distributed import in_main
 from .folder import require_free
-from .prune.preconditions import check_config
+from .prune.preconditions import check_config, require_recoverable
 from .pruner import KPruner
 from .trainer import calibration_data, plain_model
 
@@ -17,9 +17,10 @@ from .trainer import calibration_data, plain_model
 class KPruneCallback(TrainerCallback):
     """Prunes the model that training ends with (the best one with `load_best_model_at_end`) and saves it.
 
-    It calibrates on the train data of the trainer, with its collator; labels are not used. The trained model stays as
-    it is. What can be checked is checked before training, so that no training is wasted. All processes prune, each on
-    its share of the data, and the main one saves.
+    It calibrates on the train data of the trainer, with its collator. With `recovery_tokens` in the settings, the
+    pruned model learns on that data too, from the trained one. Labels are not used. The trained model stays as it is.
+    What can be checked is checked before training, so that no training is wasted. All processes prune, each on its
+    share of the data, and the main one saves.
 
     Args:
         config: the settings of the prune.
@@ -31,8 +32,8 @@ class KPruneCallback(TrainerCallback):
         pruner: the pruner after training, with the pruned `model` and the `result`; None before.
 
     Raises:
-        ValueError: if `config` is no `KPruneConfig`; before training, if the model cannot be pruned or the train data
-            is nothing to calibrate on.
+        ValueError: if `config` is no `KPruneConfig`; before training, if the model cannot be pruned (or not
+            recovered), or the train data is nothing to calibrate on.
         FileExistsError: before training, if the output folder is not empty.
         OSError: before training, if the output folder cannot be written.
     """
@@ -53,7 +54,9 @@ class KPruneCallback(TrainerCallback):
         self.config.check()
         in_main(require_free)(self._folder(args), self.overwrite)
         # Made for its checks only: the model has yet to be trained.
-        KPruner(plain_model(kwargs["model"]))
+        pruner = KPruner(plain_model(kwargs["model"]))
+        if self.config.recovery_tokens:
+            require_recoverable(pruner._encoder(pruner.teacher), bool(self.config.heldout_share))
         calibration_data(kwargs["train_dataloader"].dataset)
 
     def on_train_end(

@@ -36,6 +36,13 @@ def test_two_processes_keep_and_tune_what_one_does(job, both, tmp_path):
         torch.testing.assert_close(first["state"][name], values, rtol=1e-5, atol=1e-5 * scale)
 
 
+def test_a_recovery_after_a_training_of_both_gives_both_the_same(both):
+    first, second = (found["recovered"] for found in both)
+    assert first["recovery"] == second["recovery"] and first["recovery"][2] > 0
+    assert all(torch.equal(second["state"][name], values) for name, values in first["state"].items())
+    assert first["trainer"] == second["trainer"] and first["trainer"][0] == "bf16"
+
+
 def test_what_was_lost_is_measured_on_the_shares_of_all(both, tmp_path):
     first, second = (found["prune_texts"]["heldout"] for found in both)
     alone = prune_texts(tmp_path)["heldout"]

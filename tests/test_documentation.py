@@ -167,7 +167,7 @@ def parsed_by_script(script, arguments, monkeypatch):
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name_of)
 def test_commands_exist(page, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "examples")
-    if page.name == "deploy.md":
+    if page.name in ("deploy.md", "results.md"):
         pytest.importorskip("transformers.exporters", exc_type=ImportError)
     for command in commands(page):
         require_known(command, monkeypatch)
@@ -176,7 +176,9 @@ def test_commands_exist(page, monkeypatch):
 # Names and links
 
 # A name in a room of the package, such as `algorithm.search.select_units`.
-NAME = re.compile(r"`((?:algorithm|calibration|encoder|prune|evaluation|publish|modeling_kprune)\.(?!py`)[\w.]+)`")
+NAME = re.compile(
+    r"`((?:algorithm|calibration|encoder|prune|recovery|evaluation|publish|modeling_kprune)\.(?!py`)[\w.]+)`"
+)
 FILE = re.compile(r"`((?:optimum_kprune|tests|examples|docs|notebooks)/[\w./]*)`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 

@@ -1,9 +1,12 @@
 """What a result tells, and what it looks like in a console, a notebook and a table."""
 
+from dataclasses import asdict, replace
+from html import escape
+
 from prunes import TOTALS, prune
 from tiny import LAYERS, sublayers_of, tiny_model
 
-from optimum_kprune.result import HeldoutQuality, KPruneResult, SublayerResult
+from optimum_kprune.result import HeldoutQuality, KPruneResult, RecoveryResult, SublayerResult
 
 # The pruned model is the dense one with masks and with other weights in its projections
 
@@ -55,6 +58,29 @@ def result_of(layers=2, neurons=4000, heldout=None):
         for kind, total in (("attention", 12), ("ffn", neurons))
     ]
     return KPruneResult(sublayers, 128, 10, 1000, 40_000, 30_000, 6.0, heldout)
+
+
+BEFORE = HeldoutQuality("agreement", 0.8, 0.01, 0.5, 0.04, 99)
+
+
+def test_a_recovery_tells_passes_and_what_is_kept():
+    told = str(RecoveryResult(30_000, 10_000, 60, 48, BEFORE, 7.0))
+    assert told == (
+        "Recovered on 30,000 tokens (3.0 passes over 10,000) in 7.0 seconds: the weights of step 48 of 60 are the best"
+    )
+    told = str(RecoveryResult(10_000, 90_000, 20, 0, BEFORE, 7.0, "positions"))
+    assert told.startswith("Recovered on 10,000 positions in ")
+    assert told.endswith("no weights were better than those of the prune, which are kept")
+
+
+def test_a_result_tells_what_was_lost_before_a_recovery_and_after_it():
+    result = replace(
+        result_of(heldout=replace(BEFORE, divergence=0.1)), recovery=RecoveryResult(9, 9, 1, 1, BEFORE, 7)
+    )
+    before, recovered, after = str(result).splitlines()[-3:]
+    assert before == f"Before the recovery: {BEFORE}" and "divergence 0.1" in after
+    assert recovered == str(result.recovery) and escape(recovered) in result._repr_html_()
+    assert result.to_dict()["recovery"]["before"] == asdict(BEFORE)
 
 
 def test_the_repr_of_a_result_is_short_and_tells_the_outcome():

@@ -28,6 +28,14 @@ def test_a_pruner_takes_everything_from_a_trainer(tmp_path):
     assert scores["pruned"]["eval_loss"] == pytest.approx(pruned.evaluate()["eval_loss"])
 
 
+def test_a_recovery_learns_from_the_train_data_and_the_trainer_evaluates_both_models(tmp_path):
+    trainer = make_trainer(tmp_path, train_dataset=rows(200), bf16=True)
+    before, pruner = trainer.evaluate()["eval_loss"], KPruner.from_trainer(trainer)
+    config = KPruneConfig(compression_rate=0.6, num_tokens=300, heldout_share=0.3, recovery_tokens=1000)
+    assert pruner.prune(config).recovery.text_tokens > 300
+    assert set(pruner.evaluate()) == {"dense", "pruned"} and trainer.evaluate()["eval_loss"] == before
+
+
 def test_the_train_data_is_drawn_by_the_seed(tmp_path):
     pruner = KPruner.from_trainer(make_trainer(tmp_path, train_dataset=rows(200)))
     errors = [

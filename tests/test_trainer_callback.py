@@ -7,7 +7,7 @@ from tiny import same_state, tiny_model, tiny_tokenizer
 from trainers import CONFIG, make_trainer, rows
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
-from optimum_kprune import KPruneCallback, KPruner
+from optimum_kprune import KPruneCallback, KPruneConfig, KPruner
 
 
 @pytest.mark.slow
@@ -28,6 +28,32 @@ def test_the_callback_prunes_the_best_model_beside_its_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_recovery_learns_from_the_trained_model_and_leaves_its_trainer_alone(tmp_path, monkeypatch):
+    """Also one in another precision: trainers share the state of their process."""
+    monkeypatch.setattr("optimum_kprune.recovery.text.BATCH_TOKENS", 128)
+    config = dict(compression_rate=0.6, heldout_share=0.3, num_tokens=800)
+    recovery = dict(recovery_tokens=1000, recovery_learning_rate=1e-4, recovery_precision="float32")
+    found = []
+    for settings in ({}, recovery):
+        callback = KPruneCallback(KPruneConfig(**config, **settings))
+        data, options = rows(200), dict(bf16=True, gradient_accumulation_steps=2, train_dataset=rows(200))
+        trainer = make_trainer(tmp_path / str(len(found)), tiny_model(), [callback], **options)
+        trainer.train()
+        trainer.save_model(tmp_path / "saved")
+        trained = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+        assert same_state(trained, trainer.model) and trainer.accelerator.mixed_precision == "bf16"
+        trainer.remove_callback(callback)
+        figures = trainer.evaluate()["eval_loss"], trainer.train().training_loss, trainer.evaluate()["eval_loss"]
+        found.append((figures, callback.pruner.result.recovery))
+    (before, none), (after, recovered) = found
+    assert before == after and none is None and recovered.kept_step > 0
+    by_hand = KPruner(trained, tiny_tokenizer())
+    by_hand.prune(KPruneConfig(**config, **recovery), data)
+    pruned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "1" / "pruned")
+    assert same_state(by_hand.model, pruned)
+
+
+@pytest.mark.slow
 def test_the_callback_says_before_training_what_will_not_work(tmp_path):
     def train(callback, **options):
         trainer = make_trainer(tmp_path / "run", callbacks=[callback], **options)
@@ -44,6 +70,8 @@ def test_the_callback_says_before_training_what_will_not_work(tmp_path):
         train(KPruneCallback(CONFIG, tmp_path / "taken"))
     with pytest.raises(ValueError, match="chunk_size_feed_forward"):
         train(KPruneCallback(CONFIG), model=tiny_model(chunk_size_feed_forward=1))
+    with pytest.raises(ValueError, match="needs calibration data that is held out"):
+        train(KPruneCallback(KPruneConfig(recovery_tokens=100, heldout_share=0)))
 
 
 @pytest.mark.slow

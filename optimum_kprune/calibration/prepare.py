@@ -162,7 +162,8 @@ def load_calibration_dataset(
         )
     data = read_split(dataset_name, dataset_config_name, dataset_split) if is_name else dataset_name
     given = given_as(data, spec)
-    samples, reading = drawn_samples(given, spec, num_tokens)
+    # Not "calibration data": a recovery may learn from it.
+    samples, reading = drawn_samples(given, spec, num_tokens, name="data set")
     arguments = publishable(
         dataset_name=hub_name(dataset_name) or UNKNOWN,
         dataset_config_name=dataset_config_name,
@@ -259,7 +260,7 @@ def _how(given: Given, spec: InputSpec) -> str:
 
 
 def drawn_samples(
-    given: Given, spec: InputSpec, num_tokens: int | None, with_labels: bool = False, purpose: str = "calibration"
+    given: Given, spec: InputSpec, num_tokens: int | None, with_labels: bool = False, name: str = "calibration data"
 ) -> tuple[list[Sample], Reading]:
     """Draws samples from rows until the budget is reached. Returns the samples, and how the rows were read."""
     if given.tables is None:
@@ -269,7 +270,7 @@ def drawn_samples(
         spec = replace(spec, text_columns=first.column_names)
     reading = reading_of(first, spec, with_labels)
     drawn, tokens_of = draw_samples(tables, reading, spec.seed), partial(sample_tokens, spec=spec)
-    samples = _take(drawn, tokens_of, num_tokens, spec, purpose)
+    samples = _take(drawn, tokens_of, num_tokens, spec, name)
     # Columns of plain items were named here: the summary must not show names that the user never gave.
     return samples, replace(reading, text_columns=None) if given.are_items else reading
 
@@ -281,17 +282,17 @@ def _halves(batches: list[Batch]) -> list[Batch]:
 
 
 def take_batches(
-    batches: Iterable[Any], spec: InputSpec, num_tokens: int | None, purpose: str = "calibration"
+    batches: Iterable[Any], spec: InputSpec, num_tokens: int | None, name: str = "calibration data"
 ) -> list[Batch]:
     """Takes batches until the budget is reached: drawn from a list, or as they come from an iterator."""
     tensors = (_without_padding_rows(to_tensors(batch, spec)) for batch in batches)
     tokens_of = partial(batch_tokens, spec=spec)
     if not isinstance(batches, list):
-        return _take(tensors, tokens_of, num_tokens, spec, purpose)
+        return _take(tensors, tokens_of, num_tokens, spec, name)
     listed = list(tensors)
     order = iter(drawn_order((_content(batch, spec) for batch in listed), spec.seed))
     # The seed decides which batches are taken; sorting puts these back into the order of the list.
-    taken = _take(order, lambda index: tokens_of(listed[index]), num_tokens, spec, purpose)
+    taken = _take(order, lambda index: tokens_of(listed[index]), num_tokens, spec, name)
     return [listed[index] for index in sorted(taken)]
 
 
@@ -308,11 +309,11 @@ def _without_padding_rows(batch: Batch) -> Batch:
 
 
 def _take(
-    items: Iterator[Item], tokens_of: Callable[[Item], int], num_tokens: int | None, spec: InputSpec, purpose: str
+    items: Iterator[Item], tokens_of: Callable[[Item], int], num_tokens: int | None, spec: InputSpec, name: str
 ) -> list[Item]:
     """Takes items until they have `num_tokens` real tokens. Leaves out items that are all padding."""
     taken, total, unit = [], 0, f"{spec.modality.position}s"
-    with progress_bar(total=num_tokens, desc=f"Reading {purpose} data", unit=f" {unit}", leave=False) as progress:
+    with progress_bar(total=num_tokens, desc=f"Reading {name}", unit=f" {unit}", leave=False) as progress:
         for item in items:
             count = tokens_of(item)
             if count:
@@ -321,19 +322,19 @@ def _take(
             progress.update(count)
             if num_tokens is not None and total >= num_tokens:
                 break
-    _check_total(total, num_tokens, unit, purpose)
+    _check_total(total, num_tokens, unit, name)
     return taken
 
 
-def _check_total(total: int, num_tokens: int | None, unit: str, purpose: str) -> None:
+def _check_total(total: int, num_tokens: int | None, unit: str, name: str) -> None:
     """Raises a ValueError if the data holds no tokens, and warns if it holds fewer than the budget."""
     if total == 0:
         raise ValueError(
-            f"The {purpose} data must hold {unit}. Got none: it has no rows, or only missing, blank or padded ones. "
+            f"The {name} must hold {unit}. Got none: it has no rows, or only missing, blank or padded ones. "
             "Pass other data, or name other columns with `text_columns`."
         )
     if num_tokens is not None and total < num_tokens:
-        logger.warning("The %s data holds %d %s, less than the budget of %d.", purpose, total, unit, num_tokens)
+        logger.warning("The %s holds %d %s, less than the budget of %d.", name, total, unit, num_tokens)
 
 
 def _split_samples(

@@ -191,14 +191,28 @@ def check_config(config: KPruneConfig) -> None:
     config.check()
 
 
-def require_recoverable(encoder: Encoder, calibration: CalibrationBatches) -> None:
-    """Raises a ValueError if a student cannot learn from a model after the prune."""
+def require_recovery(config: KPruneConfig, recovery_dataset: Any) -> None:
+    """Raises a ValueError if there is data to recover on, and the settings ask for no recovery."""
+    if recovery_dataset is not None and not config.recovery_tokens:
+        raise ValueError(
+            "`recovery_dataset` is for a recovery, and `recovery_tokens` is 0. Set it to the number of tokens to "
+            "learn from, such as 1000000, or leave out the data."
+        )
+
+
+def require_recoverable(encoder: Encoder, is_held_out: bool) -> None:
+    """Raises a ValueError if a student cannot learn from a model after the prune.
+
+    Args:
+        encoder: the model.
+        is_held_out: whether calibration data is held out.
+    """
     if getattr(encoder.config, "kprune", None) is not None:
         raise ValueError(
             "A recovery needs the dense model as the teacher. Got one that is pruned already, and a pruned folder "
             "does not hold the dense one. Prune the dense model with `recovery_tokens`, or leave them out."
         )
-    if not calibration.heldout:
+    if not is_held_out:
         raise ValueError(
             "A recovery needs calibration data that is held out: by it, the weights are chosen that are kept. Got "
             "none. Set `heldout_share` above 0, and give more data where it has too few samples; or leave out "

@@ -72,6 +72,10 @@ class Sweep:
         task: what must be preserved.
         calibration: the calibration data.
         memory_budget: bytes that hidden states may take in memory; None is no limit.
+
+    Attributes:
+        first_scores: the scores at the lowest target, by place, which hold for all rates. None until the first prune
+            has measured them. Scores that are set before are used instead, up to the next measurement.
     """
 
     def __init__(
@@ -92,7 +96,7 @@ class Sweep:
         self._teacher = private_copy(encoder)
         # Made by the first prune, and shared by all rates.
         self._predictions: Predictions | None = None
-        self._first_scores: dict[Place, Tensor] | None = None
+        self.first_scores: dict[Place, Tensor] | None = None
 
     def __enter__(self) -> "Sweep":
         return self
@@ -136,11 +140,11 @@ class Sweep:
         checkpoint = None if checkpoint_dir is None else Checkpoint(checkpoint_dir, self._identity(config))
         predictions = self._predictions_at_start(config)
         pair, length = predictions.pair, config.sequence_length or self._calibration.mean_length
-        scores = Scores(predictions, config, length, self._first_scores)
+        scores = Scores(predictions, config, length, self.first_scores)
         pruner = SublayerPruner(pair, scores, config, length, checkpoint)
         sublayers = pruner.run()
         pair.clear()
-        self._first_scores = scores.first
+        self.first_scores = scores.first
         # Measured before the pruned model is made, which takes apart a student that accelerate placed.
         heldout = heldout_quality(self._teacher, pair.student.encoder, self._calibration, self._task)
         model = self._pruned_model(pair.student.encoder, sublayers, config)

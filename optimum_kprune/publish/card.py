@@ -143,11 +143,14 @@ def model_card(prune: Publication, repo_id: str | None = None) -> ModelCard:
     """
     source, processor, place = prune.dense.config._name_or_path, prune.processing_class, repo_id or NO_PLACE
     modality = MODALITIES[prune.dense.main_input_name]
+    recovery = prune.arguments["pruner.prune"].get("recovery_dataset")
     told: dict[str, Any] = {
         "prune": prune,
         "name": hub_name(source) or type(prune.dense).__name__,
         "base_model": hub_name(source),
         "dataset_name": hub_name(prune.arguments["pruner.get_calibration_dataset"].get("dataset_name")),
+        # The draw of the text to recover on; None if it was not drawn.
+        "recovery_draw": recovery if isinstance(recovery, Mapping) else None,
         "place": place,
         "loading": how_to_load(prune.model, prune.encoder, place),
         "before": "dense" if getattr(prune.dense.config, "kprune", None) is None else "pruned before",
@@ -238,7 +241,8 @@ def eval_results(task: str, facts: CardFacts) -> list[EvalResult]:
 def _metadata(told: Mapping[str, Any], repo_id: str | None) -> ModelCardData:
     """Returns the metadata at the head of the card; what was given wins over what the dense model's card has."""
     prune: Publication = told["prune"]
-    datasets = [name for name in (told["dataset_name"], hub_name(prune.facts.dataset_name)) if name]
+    recovered_on = hub_name((told["recovery_draw"] or {}).get("dataset_name"))
+    datasets = [name for name in (told["dataset_name"], recovered_on, hub_name(prune.facts.dataset_name)) if name]
     results = eval_results(prune.task.name, prune.facts)
     given = {name: getattr(prune.facts, name) for name in ("license", "language") if getattr(prune.facts, name)}
     inherited = inherited_fields(prune.dense.config._name_or_path)

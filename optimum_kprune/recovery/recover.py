@@ -78,11 +78,11 @@ def recover(
     _warn_if_unlike(Heldout(teacher, _part_of(text, calibration), task).quality(pruned), before)
     given = [(weight, weight.detach().clone()) for block in pruned.blocks for weight in block.parameters()]
     identity = _identity(pruned, config, text)
-    with learning(pruned), _process_as_it_was(), _folder(checkpoint_dir, identity) as folder:
+    with learning(pruned), _same_process_state(), _folder(checkpoint_dir, identity) as folder:
         learner = Learner(teacher, pruned, task, [(batch, calibration.mask(batch)) for batch in calibration.heldout])
         learner.keep(before.divergence, 0)
         bfloat16 = recovers_in_bfloat16(pruned.device, config)
-        args = training_arguments(config, folder, pruned.device, bfloat16)
+        args = training_arguments(config, len(text), folder, pruned.device, bfloat16)
         measure = partial(heldout.quality, pruned)
         trainer = RecoveryTrainer(learner, text, args, measure, writes=checkpoint_dir is not None)
         trainer.train(resume_from_checkpoint=last_whole(folder))
@@ -101,6 +101,7 @@ def recover(
         kept_step=int(learner.kept_step) if after is not before else 0,
         before=before,
         seconds=seconds,
+        tokens_are=result.calibration.tokens_are if result.calibration else "tokens",
     )
     logger.info("%s", recovery)
     stages = {**result.stages, "recovery": seconds}
@@ -147,23 +148,22 @@ def _folder(checkpoint_dir: str | PathLike | None, identity: dict[str, Any]) -> 
 
 
 @contextmanager
-def _process_as_it_was() -> Iterator[None]:
-    """Puts back what a trainer sets for all of the process: the random states, and the state of accelerate.
-
-    Another trainer that is at work, such as one whose callback prunes, has its precision and its device there.
-    """
-    shared = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
-    entries = [dict(state) for state in shared]
+def _same_process_state() -> Iterator[None]:
+    """Puts back what a trainer changes for its whole process: random states, and the precision of other trainers."""
     # numpy's generator of the process is that which transformers seeds.
-    random_states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
     accelerator = torch.accelerator.current_accelerator() or torch.device("cuda")
+    # All trainers of a process share these. The last one that was made decides how the others evaluate and train.
+    shared = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
+    given = [dict(each) for each in shared]
     try:
         # All devices are named, or a warning says that they are many.
         with torch.random.fork_rng(range(torch.accelerator.device_count()), device_type=accelerator.type):
             yield
     finally:
-        random.setstate(random_states[0])
-        np.random.set_state(random_states[1])  # noqa: NPY002
-        for state, before in zip(shared, entries, strict=True):
-            state.clear()
-            state.update(before)
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        for each, values in zip(shared, given, strict=True):
+            # In place, because trainers hold these objects.
+            each.clear()
+            each.update(values)

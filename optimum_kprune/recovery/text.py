@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..calibration.batches import DataCollator, default_collator, for_model, make_batches, width_of
+from ..calibration.draw import Draw
 from ..calibration.prepare import drawn_samples, take_batches
 from ..calibration.spec import Batch, InputSpec, main_input, real_entries, samples_in
 from ..calibration.tables import given_as
@@ -21,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 # Tokens in a batch, padding included. The same for short and for long texts, so that one learning rate fits both.
 BATCH_TOKENS = 1024
-# With more passes over the same text, a student learns the text by heart and not its teacher.
-MOST_PASSES = 4
+# More passes over the same text bring nothing more.
+MOST_PASSES = 16
 
 
 class RecoveryText(Dataset):
@@ -46,8 +47,8 @@ class RecoveryText(Dataset):
         if passes > MOST_PASSES:
             logger.warning(
                 f"`recovery_tokens` is {budget:,}, and the recovery data holds {self.tokens:,}. It is passed over "
-                f"{MOST_PASSES} times, which are {MOST_PASSES * self.tokens:,} tokens: more often, a student learns "
-                "the text by heart. For the whole budget, pass a larger `recovery_dataset`."
+                f"{MOST_PASSES} times, which are {MOST_PASSES * self.tokens:,} tokens: more passes bring nothing "
+                "more. For the whole budget, pass a larger `recovery_dataset`."
             )
         self._steps = max(1, round(min(passes, MOST_PASSES) * len(batches)))
 
@@ -92,9 +93,11 @@ def recovery_text(
     """
     given = given_as(data, spec)
     if given.batches is not None:
-        batches = take_batches(given.batches, spec, budget, "recovery")
+        batches = take_batches(given.batches, spec, budget, "recovery data")
     else:
-        samples, _ = drawn_samples(given, spec, budget, data_collator is not None, "recovery")
+        # What was drawn is taken whole, and its shortage was told.
+        num_tokens = budget if Draw.of(data) is None else None
+        samples, _ = drawn_samples(given, spec, num_tokens, data_collator is not None, "recovery data")
         # Of one length, samples stay in the order of the draw, so that a batch is no selection by content.
         samples.sort(key=lambda sample: width_of(sample, spec))
         collate = data_collator or default_collator(spec)

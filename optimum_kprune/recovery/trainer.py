@@ -1,6 +1,7 @@
 """The trainer of a recovery: a `transformers.Trainer` whose loss needs a teacher and no labels."""
 
 import logging
+import math
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 MEASUREMENTS = 10
 # Share of the steps in which the learning rate rises; after it, it falls along a cosine.
 WARMUP = 0.1
+# A recovery of so many steps or more takes the whole learning rate. In fewer steps, less noise would be averaged out.
+FULL_STEPS = 1000
 
 
 class RecoveryTrainer(Trainer):
@@ -147,13 +150,19 @@ def _only(items: list[Any]) -> Any:
     return item
 
 
+def learning_rate(config: KPruneConfig, steps: int) -> float:
+    """Returns the highest learning rate of a recovery of so many steps."""
+    return config.recovery_learning_rate * min(1.0, math.sqrt(steps / FULL_STEPS))
+
+
 def training_arguments(
-    config: KPruneConfig, folder: str | PathLike, device: torch.device, bfloat16: bool
+    config: KPruneConfig, steps: int, folder: str | PathLike, device: torch.device, bfloat16: bool
 ) -> TrainingArguments:
     """Returns the arguments of a recovery.
 
     Args:
         config: the settings.
+        steps: number of steps.
         folder: where checkpoints are written.
         device: the device of the student.
         bfloat16: whether the models run under bfloat16 autocast.
@@ -161,7 +170,7 @@ def training_arguments(
     args = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=1,
-        learning_rate=config.recovery_learning_rate,
+        learning_rate=learning_rate(config, steps),
         lr_scheduler_type="cosine",
         warmup_steps=WARMUP,
         bf16=bfloat16,

@@ -197,7 +197,7 @@ def test_a_shortage_is_told_once(tokenizer, caplog):
     drawn = load_calibration_dataset(Dataset.from_dict({"text": ["w1"]}), spec_of(tokenizer), num_tokens=50)
     prepare_batches(drawn, spec_of(tokenizer))
     messages = [record.getMessage() for record in caplog.records if "budget" in record.getMessage()]
-    assert messages == ["The calibration data holds 3 tokens, less than the budget of 50."]
+    assert messages == ["The data set holds 3 tokens, less than the budget of 50."]
 
 
 def test_copies_and_saved_folders_are_known_and_parts_are_not(drawn, tmp_path):

@@ -1,6 +1,7 @@
 """The program in the card makes the model again, and the report holds the arguments that it is made of."""
 
 import ast
+import dataclasses
 import json
 import re
 
@@ -57,6 +58,35 @@ def test_the_program_makes_the_model_again(folder, monkeypatch):
     )
 
 
+def test_the_program_makes_a_recovered_model_again(folder, monkeypatch):
+    monkeypatch.setattr("optimum_kprune.recovery.text.BATCH_TOKENS", 128)
+    (folder / "texts.txt").write_text("\n".join(texts_of(ragged_samples(200))))
+    pruner = KPruner.from_pretrained(folder / "model")
+    calibration = pruner.get_calibration_dataset(folder / "texts.txt", num_tokens=1000)
+    text = pruner.get_calibration_dataset(folder / "texts.txt", num_tokens=1000, seed=3)
+    config = KPruneConfig(compression_rate=0.6, recovery_tokens=1000, heldout_share=0.3, recovery_learning_rate=1e-4)
+    pruner.prune(config, calibration, recovery_dataset=text, save_directory=folder / "out")
+    program = program_in(folder / "out")
+    for name, path in {"model_or_path": "model", "dataset_name": "texts.txt"}.items():
+        program = program.replace(f"{name}=...", f"{name}={str(folder / path)!r}")
+    monkeypatch.chdir(folder)
+    scope = {}
+    exec(program.replace("path/to/this/folder", str(folder / "out")), scope)
+    assert pruner.result.recovery.kept_step and same_state(scope["pruner"].model, pruner.model)
+    recovered_on = arguments_in(folder / "out")["pruner.prune"]["recovery_dataset"]
+    assert recovered_on == {"dataset_name": "...", "dataset_split": "train", "seed": 3, "num_tokens": 1000}
+    recovery = json.loads((folder / "out" / "kprune_report.json").read_text())["recovery"]
+    assert recovery == dataclasses.asdict(pruner.result.recovery)
+
+
+def test_text_that_was_not_drawn_is_not_told(folder):
+    pruner = KPruner.from_pretrained(folder / "model")
+    texts = texts_of(ragged_samples(100))
+    pruner.prune(KPruneConfig(heldout_share=0.3, recovery_tokens=100), texts, recovery_dataset=texts)
+    pruner.save_pretrained(folder / "out")
+    assert "pruner.prune(config, calibration, recovery_dataset=..., batch_size=32)" in program_in(folder / "out")
+
+
 def test_the_report_holds_the_arguments_without_paths_and_functions(folder):
     pruner = KPruner.from_pretrained(folder / "model", dtype="float32", revision="v1")
     rows = {"preprocess_function": lambda rows: {"input_ids": [[0, 5, 2]] * len(rows["words"])}}
@@ -100,14 +130,20 @@ def test_names_on_the_hub_are_told(folder):
     calibration = pruner.get_calibration_dataset(folder / "texts.csv", text_columns=["words"])
     note = calibration.info.description.replace('"dataset_name": "..."', '"dataset_name": "nyu-mll/glue"')
     calibration.info.description = note
-    pruner.prune(KPruneConfig(), calibration, data_collator=lambda samples: tiny_tokenizer().pad(samples))
+    text = pruner.get_calibration_dataset(folder / "texts.csv", text_columns=["words"])
+    text.info.description = note.replace("nyu-mll/glue", "wikitext")
+    options = {"recovery_dataset": text, "data_collator": lambda samples: tiny_tokenizer().pad(samples)}
+    pruner.prune(KPruneConfig(heldout_share=0.3, recovery_tokens=100), calibration, **options)
     pruner.save_pretrained(folder / "out")
     card = (folder / "out" / "README.md").read_text()
-    assert "of nyu-mll/glue, without their labels" in card and "datasets:\n- nyu-mll/glue\n" in card
+    assert "of nyu-mll/glue, without their labels" in card and "datasets:\n- nyu-mll/glue\n- wikitext\n" in card
     program = program_in(folder / "out")
     calls = {
         ast.unparse(call.func): ast.unparse(call) for call in ast.walk(ast.parse(program)) if type(call) is ast.Call
     }
     assert calls["KPruner"] == "KPruner(model=..., processing_class=..., prediction=...)"
-    assert calls["pruner.prune"] == "pruner.prune(config, calibration, data_collator=..., batch_size=32)"
+    assert (
+        calls["pruner.prune"]
+        == "pruner.prune(config, calibration, recovery_dataset=text, data_collator=..., batch_size=32)"
+    )
     assert "dataset_name='nyu-mll/glue', dataset_split='train', text_columns=['words']" in program

@@ -340,12 +340,13 @@ def test_a_recovery_learns_from_as_many_tokens(tokens):
     assert recovery is None if tokens == 0 else abs(recovery.tokens - tokens) < 72
 
 
-@pytest.mark.parametrize("rate", [1e-3, 1e-2])
+@pytest.mark.parametrize("rate", [1e-2, 1e-1])
 def test_weights_move_by_at_most_the_learning_rate(rate):
     """Adam moves every weight by about its rate at most, in each step."""
     pruner = recovered(recovery_learning_rate=rate)
     before, after = recovered(recovery_tokens=0).model.state_dict(), pruner.model.state_dict()
-    steps = pruner.result.recovery.kept_step
+    recovery = pruner.result.recovery
+    steps, rate = recovery.kept_step, rate * (recovery.steps / 1000) ** 0.5
     moved = max((after[name] - before[name]).abs().max().item() for name in before)
     assert steps > 1 and rate / 5 < moved < steps * rate
 

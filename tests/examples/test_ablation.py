@@ -11,7 +11,7 @@ import ablation_report
 import numpy as np
 import pytest
 import torch
-from ablation_config import read_experiment
+from ablation_config import Run, read_experiment
 from rows import TAGS, classification_rows, pair_rows, question_rows, tagged_rows, write
 from scipy.stats import ttest_rel
 from tiny import save_tiny, tiny_model
@@ -168,12 +168,12 @@ def test_no_run_calibrates_on_what_is_held_out(tmp_path, rows):
     assert sum(map(len, bench.heldout["input_ids"])) >= 60
     drawn = []
     for seed in range(5):
-        ids = bench.calibration(KPruneConfig(num_tokens=150, seed=seed))["input_ids"]
+        ids = bench.unlabelled(150, seed)["input_ids"]
         assert not heldout & set(map(tuple, ids))
         assert rows is repeated_rows or sum(map(len, ids)) >= 150
         drawn.append(ids)
     assert drawn[0] != drawn[1]
-    everything = bench.calibration(KPruneConfig(num_tokens=None))["input_ids"]
+    everything = bench.unlabelled(None, 0)["input_ids"]
     assert heldout | set(map(tuple, everything)) == set(map(tuple, bench.draw(None, 0)["input_ids"]))
 
 
@@ -181,7 +181,7 @@ def test_holding_out_all_there_is_leaves_nothing_to_calibrate_on(tmp_path):
     bench = bench_of(tmp_path, make_task(tmp_path))
     bench.heldout_tokens = 10_000
     with pytest.raises(ValueError, match=r"must hold more than `heldout_tokens`.*Got 10000"):
-        bench.calibration(KPruneConfig())
+        bench.unlabelled(100_000, 0)
 
 
 @pytest.mark.parametrize(
@@ -201,8 +201,8 @@ def test_holding_out_all_there_is_leaves_nothing_to_calibrate_on(tmp_path):
 )
 def test_every_task_has_its_metric(tmp_path, task, head, options, rows, metric):
     bench = bench_of(tmp_path, make_task(tmp_path, task, head, rows, **options))
-    row = bench.measure(KPruneConfig(num_tokens=150))
-    assert row["metric_name"] == metric == bench.measure(None)["metric_name"]
+    row = bench.measure(Run(bench.task, config=KPruneConfig(num_tokens=150)))
+    assert row["metric_name"] == metric == bench.measure(Run(bench.task))["metric_name"]
     assert -100 <= row["metric"] <= 100 and row["divergence"] > 0
 
 

@@ -1,5 +1,6 @@
 """The examples run from end to end on tiny models and local files, and their metrics are right."""
 
+import argparse
 import json
 import re
 import runpy
@@ -15,6 +16,7 @@ import sentence_embeddings
 import text_classification
 import token_classification
 import torch
+from datasets import ClassLabel, Dataset, Features, Value
 from rows import TAGS, classification_rows, pair_rows, question_rows, tagged_rows, write
 from tiny import HEADS, WORDS, save_tiny, tiny_model, tiny_tokenizer
 from transformers.models.auto import modeling_auto
@@ -57,7 +59,7 @@ def test_task_example(tmp_path, capsys, example, head, options, make_rows, suffi
     output = tmp_path / "pruned"
     arguments = ["--model", model, "--dataset", dataset, "--output_dir", output, "--compression_rate", 0.6]
 
-    example.main([*map(str, arguments), *([] if is_folder else ["--paper"])])
+    example.main([*map(str, arguments), *(["--recovery_tokens", "900"] if is_folder else ["--paper"])])
 
     printed = capsys.readouterr().out
     before, after = map(float, re.search(re.escape(metric) + r".* (-?[\d.]+) +(-?[\d.]+) +\S+\n", printed).groups())
@@ -65,6 +67,7 @@ def test_task_example(tmp_path, capsys, example, head, options, make_rows, suffi
     assert "ms per batch of 32 (threads: 1)" in printed
     report = json.loads((output / "kprune_report.json").read_text())
     assert report["flops_removed"] >= 0.6
+    assert bool(report["recovery"]) == is_folder == ("Recovered on " in printed)
     config = json.loads((output / "kprune_config.json").read_text())
     assert config["compression_rate"] == 0.6 and config["gradient"] == ("sample" if is_folder else "batch")
     loaded = getattr(modeling_auto, f"AutoModel{HEADS[head][0]}").from_pretrained(output)
@@ -152,6 +155,61 @@ def test_an_answer_can_come_from_any_window():
     context = " ".join([*WORDS[10:90], "w0"])
     answers = question_answering.predict_answers(Finder(), tokenizer, ["w5 w6", " w7"], [context, "w9 w0 w8"])
     assert answers == ["w0", "w0"]
+
+
+@pytest.mark.parametrize(
+    ("word", "score", "answer"), [("w5", 3, "w0"), ("w5", 5, ""), ("w0", 5, "w0"), ("w1", 5, "w0")]
+)
+def test_a_question_has_no_answer_where_that_scores_higher_in_every_window(word, score, answer):
+    """The first token scores so much where a word is: w5 in every window, w1 in the first, and w0 in the last."""
+
+    class Doubter(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def forward(self, input_ids, attention_mask):
+            logits = 2 * (input_ids == ids["w0"]).float()  # the answer scores 4
+            logits[:, 0] = score / 2 * (input_ids == ids[word]).any(dim=1)
+            return {"start_logits": logits, "end_logits": logits}
+
+    tokenizer = tiny_tokenizer()
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in ("w0", word)}
+    context = " ".join(["w1", *WORDS[10:40], "w0"])
+    arguments = Doubter(), tokenizer, ["w5 w6"], [context]
+    assert question_answering.predict_answers(*arguments) == ["w0"]
+    assert question_answering.predict_answers(*arguments, may_be_unanswerable=True) == [answer]
+    for references, scored in (["w0"], answer == "w0"), ([], not answer):
+        # Of the second question, which decides nothing, all references are the answer.
+        rows = Dataset.from_dict({"q": ["w5 w6"] * 2, "c": [context] * 2, "a": [{"text": references}, {"text": []}]})
+        args = argparse.Namespace(text_columns=["q", "c"], label_column="a")
+        exact, f1 = question_answering.evaluate(Doubter(), tokenizer, rows, args)
+        assert exact == f1 == 100 * np.mean([scored, not answer])
+
+
+NAMED = Features({"sentence": Value("string"), "label": ClassLabel(names=["entailment", "neutral", "contradiction"])})
+
+
+def test_labels_are_matched_by_name_whatever_their_case():
+    rows = Dataset.from_dict({"sentence": ["w1"] * 3, "label": [0, 1, 2]}, features=NAMED)
+    named = tiny_model(id2label={0: "CONTRADICTION", 1: "ENTAILMENT", 2: "NEUTRAL"})
+    assert text_classification.read_labels(rows, "label", named).tolist() == [1, 2, 0]
+    text_classification.require_same_classes(rows, "label", named, None)
+    classes = ["neutral", "contradiction", "entailment"]
+    assert text_classification.read_labels(rows, "label", tiny_model(), classes).tolist() == [2, 0, 1]
+    texts = Dataset.from_dict({"label": ["neutral", "Entailment"]})
+    assert text_classification.read_labels(texts, "label", named).tolist() == [2, 1]
+
+
+def test_classes_whose_order_is_not_known_are_refused():
+    rows = Dataset.from_dict({"sentence": ["w1"] * 3, "label": [0, 1, 2]}, features=NAMED)
+    with pytest.raises(
+        ValueError, match=r"entailment, neutral, contradiction, and those of .* label_0, label_1, label"
+    ):
+        text_classification.require_same_classes(rows, "label", tiny_model(), None)
+    with pytest.raises(ValueError, match="Say it by `classes`"):
+        text_classification.require_same_classes(rows, "label", tiny_model(), ["yes", "no", "neutral"])
+    numbers = rows.cast_column("label", Value("int64"))
+    text_classification.require_same_classes(numbers, "label", tiny_model(), None)
+    assert text_classification.read_labels(numbers, "label", tiny_model()).tolist() == [0, 1, 2]
 
 
 def test_the_quickstart_data_is_balanced_and_drawn_reproducibly():

@@ -77,6 +77,28 @@ def train(folder):
     return told(callback.pruner)
 
 
+def train_and_recover(folder):
+    """A training of all processes in another precision, and a prune with a recovery at its end."""
+    rows = Dataset.from_list([{"input_ids": ids, "label": index % 3} for index, ids in enumerate(ragged_samples(200))])
+    callback = KPruneCallback(settings(heldout_share=0.3, recovery_tokens=3000, recovery_learning_rate=1e-4))
+    options = dict(max_steps=1, bf16=True, use_cpu=True, report_to="none", disable_tqdm=True, save_strategy="no")
+    trainer = Trainer(
+        tiny_model(),
+        TrainingArguments(folder / "recovered", **options),
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=tiny_tokenizer(),
+        callbacks=[callback],
+    )
+    trainer.train()
+    result = callback.pruner.result
+    return {
+        "state": callback.pruner.model.state_dict(),
+        "recovery": (result.recovery.steps, result.recovery.tokens, result.recovery.kept_step, result.heldout),
+        "trainer": (trainer.accelerator.mixed_precision, trainer.evaluate()["eval_loss"]),
+    }
+
+
 PRUNES = [prune_texts, prune_with_gradients_of_batches, prune_on_one_batch, sweep, train]
 
 
@@ -156,6 +178,7 @@ def work(rank, folder, port):
     bars = mock.patch.object(progress, "tqdm", wraps=progress.tqdm)
     with bars as bar, mock.patch.object(sweeping, "Predictions", wraps=sweeping.Predictions) as pairs:
         found = {job.__name__: job(folder) for job in PRUNES}
+    found |= {"recovered": train_and_recover(folder)}
     found |= {"batches": [(len(call.args[0]), call.args[0].measured) for call in pairs.call_args_list]}
     found |= {"hidden bars": [call.kwargs.get("disable", False) for call in bar.call_args_list]}
     found |= {"other solution": prune_with_another_solution(rank, folder)}

@@ -8,7 +8,7 @@ from tiny import save_tiny, texts_of, tiny_model
 from optimum_kprune import CardFacts, KPruneConfig, KPruner
 from optimum_kprune.calibration.summary import CalibrationSummary
 from optimum_kprune.publish.card import BEGIN, END, merge_cards
-from optimum_kprune.result import HeldoutQuality
+from optimum_kprune.result import HeldoutQuality, RecoveryResult
 
 # The text
 
@@ -117,6 +117,28 @@ def test_what_was_lost_is_told_with_its_uncertainty_and_meaning(measure, meaning
     (sentence,) = [line for line in card.text.splitlines() if "1,234 calibration samples" in line]
     assert sentence.startswith(f"{measure.capitalize()} and divergence") and meaning in sentence
     assert not cells(card_with(pruner, tmp_path / "other", heldout=None), "divergence")
+
+
+@pytest.mark.parametrize("kept_step", [60, 0])
+def test_a_recovery_is_told_and_what_it_changed(kept_step, pruner, tmp_path):
+    before, after = (
+        HeldoutQuality("agreement", *values, samples=99) for values in ((0.8, 0.01, 0.5, 0.04), (0.9,) * 4)
+    )
+    recovery = RecoveryResult(1234567, 400000, 70, kept_step, before, 5.0)
+    text = card_with(pruner, tmp_path / "out", heldout=after, recovery=recovery).text
+    (told,) = [line for line in text.splitlines() if line.startswith(("Before the pruned", "The pruned model also"))]
+    assert ("without retraining" in text) == (not kept_step)
+    assert ("Then it learned from the dense model, on 1,234,567 tokens, without labels." in text) == bool(kept_step)
+    assert ("to its input, as the prune left it." in text) == bool(kept_step)
+    if kept_step:
+        assert "agreement was 0.800 ± 0.010 and divergence 0.5 ± 0.04" in told and "after 60 of 70 steps" in told
+    else:
+        assert "on 1,234,567 tokens" in told and "the weights are those of the prune" in told
+
+
+def test_without_a_recovery_none_is_told(pruner, tmp_path):
+    text = saved_card(pruner, tmp_path / "out").text
+    assert "without retraining and without labels." in text and "learned" not in text
 
 
 def test_columns_and_draw_are_told_and_no_sample(pruner, tmp_path):

@@ -19,7 +19,7 @@ from optimum_kprune.result import HeldoutQuality
 TEXTS = texts_of(ragged_samples(300))
 PRUNE = {"compression_rate": 0.6, "num_tokens": 1000, "heldout_share": 0.3, "seed": 1}
 # A rate at which a tiny model learns something in a few steps.
-RECOVERY = PRUNE | {"recovery_tokens": 1500, "recovery_learning_rate": 1e-3}
+RECOVERY = PRUNE | {"recovery_tokens": 1500, "recovery_learning_rate": 8e-3}
 
 
 @pytest.fixture(autouse=True)
@@ -34,14 +34,14 @@ def recovered(data=TEXTS, model=None, prune=None, **settings):
     return pruner
 
 
-@pytest.mark.parametrize("rate", [3e-4, 1e-3, 0.1])
+@pytest.mark.parametrize("rate", [3e-3, 8e-3, 1.0])
 def test_it_is_never_worse_than_the_prune(rate):
     """A rate that is far too high keeps the weights of the prune."""
     pruner, before = recovered(recovery_learning_rate=rate), recovered(recovery_tokens=0)
     result = pruner.result
     assert result.recovery.before == before.result.heldout
     assert result.heldout.divergence <= result.recovery.before.divergence
-    assert same_state(pruner.model, before.model) == (result.recovery.kept_step == 0) == (rate == 0.1)
+    assert same_state(pruner.model, before.model) == (result.recovery.kept_step == 0) == (rate == 1.0)
 
 
 def test_the_kept_weights_are_those_that_were_measured():

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from tiny_texts import make_texts, make_tokenizer
 
-from optimum_kprune.calibration.prepare import prepare_batches
+from optimum_kprune.calibration.prepare import load_calibration_dataset, prepare_batches
 from optimum_kprune.calibration.spec import InputSpec, token_mask
 from optimum_kprune.recovery import text as module
 from optimum_kprune.recovery.text import MOST_PASSES, RecoveryText, recovery_text
@@ -93,7 +93,7 @@ def test_short_text_is_passed_over_several_times(budget, steps, caplog):
     with caplog.at_level(logging.WARNING):
         text = RecoveryText(batches_of([2, 4] * 5), token_mask, budget, seed=0)
     assert len(text) == steps
-    assert ("learns the text by heart" in caplog.text) == (budget > 30 * MOST_PASSES)
+    assert ("more passes bring nothing" in caplog.text) == (budget > 30 * MOST_PASSES)
     seen = [tuple(text[step]["batch"]["input_ids"].flatten().tolist()) for step in range(steps)]
     for start in range(0, steps, 10):
         part = seen[start : start + 10]
@@ -140,6 +140,14 @@ def test_less_text_than_the_budget_is_told(spec, caplog):
     with caplog.at_level(logging.WARNING):
         recovery_text(TEXTS, spec, 10**6, [])
     assert "The recovery data holds" in caplog.text
+
+
+def test_drawn_text_is_taken_whole_and_its_shortage_was_told(spec, caplog):
+    drawn = load_calibration_dataset(Dataset.from_dict({"text": TEXTS}), spec, num_tokens=500)
+    with caplog.at_level(logging.WARNING):
+        text = recovery_text(drawn, spec, 900, [])
+    assert sorted(samples_of(text.batches)) == sorted(tuple(ids) for ids in drawn["input_ids"])
+    assert not caplog.records
 
 
 def test_data_without_text_is_refused(spec):

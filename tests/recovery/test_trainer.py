@@ -12,7 +12,7 @@ from optimum_kprune import KPruneConfig
 from optimum_kprune.calibration.spec import token_mask
 from optimum_kprune.recovery.learner import learning
 from optimum_kprune.recovery.text import RecoveryText
-from optimum_kprune.recovery.trainer import MEASUREMENTS, RecoveryTrainer, training_arguments
+from optimum_kprune.recovery.trainer import MEASUREMENTS, RecoveryTrainer, learning_rate, training_arguments
 from optimum_kprune.result import HeldoutQuality
 
 CPU = torch.device("cpu")
@@ -30,7 +30,7 @@ def trained(tmp_path, divergences, steps=20, spoil=None, writes=False):
     with learning(student):
         learner = learner_of(teacher, student)
         text = RecoveryText(batches, token_mask, sum(int(token_mask(batch).sum()) for batch in batches), seed=0)
-        args = training_arguments(KPruneConfig(recovery_tokens=1), tmp_path, CPU, bfloat16=False)
+        args = training_arguments(KPruneConfig(), len(text), tmp_path, CPU, bfloat16=False)
         trainer = RecoveryTrainer(learner, text, args, lambda: quality(next(measured)), writes)
         if spoil is not None:
             spoil(trainer)
@@ -91,10 +91,15 @@ def test_the_learning_rate_is_that_of_the_settings_and_falls_to_zero(tmp_path):
         )[1]
 
     trained(tmp_path, [1.0] * 20, steps=40, spoil=spoil)
-    assert max(rates) == pytest.approx(KPruneConfig().recovery_learning_rate)
+    assert max(rates) == pytest.approx(0.2 * KPruneConfig().recovery_learning_rate)
     assert rates[-1] < 0.01 * max(rates) and rates[0] < 0.5 * max(rates)
 
 
+@pytest.mark.parametrize(("steps", "rate"), [(10, 1e-5), (250, 5e-5), (1000, 1e-4), (10**6, 1e-4)])
+def test_few_steps_are_small_ones(steps, rate):
+    assert learning_rate(KPruneConfig(recovery_learning_rate=1e-4), steps) == pytest.approx(rate)
+
+
 def test_a_large_seed_is_no_error(tmp_path):
-    args = training_arguments(KPruneConfig(seed=2**40), tmp_path, CPU, bfloat16=False)
+    args = training_arguments(KPruneConfig(seed=2**40), 10, tmp_path, CPU, bfloat16=False)
     assert 0 <= args.seed < 2**32

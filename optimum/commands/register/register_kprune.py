@@ -15,6 +15,8 @@ EXAMPLES = """examples:
       --compression_rate 0.6 bert-sst2-k60
   optimum-cli kprune --model my-classifier --dataset texts.csv --text_columns title body \\
       --eval_dataset labelled.csv --label_column topic my-classifier-k50
+  optimum-cli kprune --model my-classifier --dataset texts.csv --compression_rate 0.8 \\
+      --recovery_tokens 1000000 my-classifier-k80
   optimum-cli kprune --model my-classifier --eval_dataset labelled.csv --update_card my-classifier-k50
   optimum-cli kprune --list_models
 """
@@ -69,6 +71,7 @@ class KPruneCommand(BaseOptimumCLICommand):
         _add_model(parser.add_argument_group("Model"))
         _add_data(parser.add_argument_group("Calibration data"))
         _add_prune(parser.add_argument_group("Pruning"))
+        _add_recovery(parser.add_argument_group("Recovery"))
         _add_card(parser.add_argument_group("Evaluation and model card"))
 
     def run(self) -> None:
@@ -115,6 +118,16 @@ def _add_prune(group: Any) -> None:
     group.add_argument("--checkpoint_dir", metavar="DIR", help=progress)
     overwrite = "Replace the saved model that OUTPUT_DIR holds, when the new one is complete."
     group.add_argument("--overwrite_output_dir", action="store_true", help=overwrite)
+
+
+def _add_recovery(group: Any) -> None:
+    tokens = "Tokens of unlabelled text from which the pruned model learns what the dense one computes (default: 0)."
+    group.add_argument("--recovery_tokens", type=int, metavar="N", help=tokens)
+    dataset = "Data to learn from, like --dataset (default: --dataset, of which more is read)."
+    group.add_argument("--recovery_dataset", metavar="DATASET", help=dataset)
+    group.add_argument("--recovery_config", metavar="CONFIG", help="Configuration of --recovery_dataset.")
+    split = "Split of the data to learn from (default: train; of --dataset: --dataset_split)."
+    group.add_argument("--recovery_split", metavar="SPLIT", help=split)
 
 
 def _add_card(group: Any) -> None:
