@@ -152,6 +152,9 @@ def learning(student: Encoder) -> Iterator[None]:
     """
     tensors = [*student.model.parameters(), *student.model.buffers()]
     before = [(tensor, tensor.dtype, tensor.requires_grad) for tensor in tensors]
+    buffers = [
+        (module, name, buffer) for module in student.model.modules() for name, buffer in module._buffers.items()
+    ]
     tables = {
         id(weight)
         for part in student.model.modules()
@@ -168,6 +171,9 @@ def learning(student: Encoder) -> Iterator[None]:
     try:
         yield
     finally:
+        for part, name, buffer in buffers:
+            # Some models replace theirs by one in the type of autocast.
+            part._buffers[name] = buffer
         for tensor, dtype, requires_grad in before:
             tensor.data = tensor.data.to(dtype)
             tensor.requires_grad_(requires_grad)
