@@ -30,7 +30,7 @@ class KPruneConfig(BaseConfig):
         lambda_rep (`float`, defaults to 0.1): weight lambda of the representational against the predictive knowledge.
         mu (`float`, *optional*): factor on the score of a head, whose knowledge is averaged over the dimensions of
             the head. `None` takes the head dimension, which makes the average a sum.
-        head_weight (`float`, defaults to 3.0): another factor on the score of a head; the published value is 1. After
+        head_weight (`float`, defaults to 2.0): another factor on the score of a head; the published value is 1. After
             tuning, the neurons that are left make up for removed neurons. The heads that are left hardly make up for
             removed heads.
         gradient (`str`, defaults to `"sample"`): `"sample"` squares the gradient of every sample, so that batching
@@ -97,7 +97,7 @@ class KPruneConfig(BaseConfig):
     knowledge: Literal["fisher", "divergence"] = "fisher"
     lambda_rep: float = 0.1
     mu: float | None = None
-    head_weight: float = 3.0
+    head_weight: float = 2.0
     gradient: Literal["sample", "batch"] = "sample"
     num_tokens: int | None = NUM_TOKENS
     heldout_share: float = 0.1

@@ -1,10 +1,9 @@
 """KPruner: the interface, and the one module that joins the stages of a prune."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
@@ -13,16 +12,10 @@ from transformers import Trainer
 
 from .base import OptimumPruner
 from .calibration.modality import ProcessingClass
-from .calibration.prepare import (
-    CalibrationBatches,
-    budget_of,
-    drawn_with,
-    load_calibration_dataset,
-    prepare_batches,
-)
+from .calibration.prepare import CalibrationBatches, drawn_with, load_calibration_dataset
 from .configuration import KPruneConfig
 from .defaults import BATCH_SIZE, NUM_TOKENS
-from .distributed import in_main, together
+from .distributed import together
 from .encoder.adapters import EncoderAdapter
 from .encoder.config_field import adapter_of
 from .encoder.custom_heads import choose_task, task_of_tower
@@ -31,22 +24,14 @@ from .encoder.loading import load_model, load_processing_class
 from .encoder.registration import register_type_of
 from .encoder.sublayers import Encoder
 from .evaluation.mixin import EvaluationMixin
-from .folder import require_free
 from .names import UNKNOWN, hub_name, publishable
-from .prune.checkpoint import begins_to_save, has_begun_to_save
-from .prune.preconditions import (
-    check_config,
-    require_finite_weights,
-    require_prunable,
-    require_recoverable,
-    require_recovery,
-)
+from .order import Order, PruneData, within
+from .prune.preconditions import check_config, require_finite_weights, require_prunable, require_recoverable
 from .prune.sweep import Sweep, configs_of
 from .publish.save import SavingMixin
 from .recovery.recover import recover
-from .recovery.text import RecoveryText, recovery_text
 from .result import KPruneResult
-from .trainer import calibration_data, plain_model
+from .trainer import plain_model
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -303,8 +288,8 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
             OSError: if a folder cannot be written, or the disk of the temporary folder is full (see `memory_budget`).
         """
         check_config(config)
-        order = _Order(self, config, save_directory, checkpoint_dir, overwrite)
-        data = _Data(calibration_dataset, recovery_dataset, data_collator, batch_size)
+        order = Order(self, config, save_directory, checkpoint_dir, overwrite)
+        data = PruneData(calibration_dataset, recovery_dataset, data_collator, batch_size)
         return self._prune_each([order], data)[0]
 
     @together()
@@ -353,13 +338,13 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         """
         # Shallow copies of this pruner, which share the teacher and the tokenizer.
         orders = [
-            _Order(copy.copy(self), each, _within(save_directory, each), _within(checkpoint_dir, each), overwrite)
+            Order(copy.copy(self), each, within(save_directory, each), within(checkpoint_dir, each), overwrite)
             for each in configs_of(rates, config)
         ]
-        self._prune_each(orders, _Data(calibration_dataset, recovery_dataset, data_collator, batch_size))
+        self._prune_each(orders, PruneData(calibration_dataset, recovery_dataset, data_collator, batch_size))
         return [order.pruner for order in orders]
 
-    def _prune_each(self, orders: list["_Order"], data: "_Data") -> list[KPruneResult]:
+    def _prune_each(self, orders: list[Order], data: PruneData) -> list[KPruneResult]:
         """Prunes copies of the teacher one after the other; each becomes the model of its pruner, and is saved."""
         # All orders are checked before the first prune, so that no rate fails after hours for its folder.
         orders = [order.prepared(data.calibration) for order in orders]
@@ -367,8 +352,12 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         config, arguments = orders[0].config, self._arguments_with(data)
         require_finite_weights(self.teacher)
         data = data.with_defaults_of(self)
-        calibration = self._calibration(config, data)
-        text = self._recovery_text(config, data, calibration)
+        spec, text = self._input_spec(config.seed), None
+        calibration = data.calibration_batches(config, spec)
+        if config.recovery_tokens:
+            # Read before the prune, like all that can be found wanting.
+            require_recoverable(self._encoder(self.teacher), bool(calibration.heldout))
+            text = data.recovery_text(config, spec, calibration)
         results, dense = [], self._encoder(self.teacher)
         with self._sweep_over(dense, calibration, config) as sweep:
             for order in orders:
@@ -398,114 +387,10 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         # Figures of an evaluation were those of the model before.
         self._figures = {}
 
-    def _calibration(self, config: KPruneConfig, data: "_Data") -> CalibrationBatches:
-        """Returns the calibration batches."""
-        return prepare_batches(
-            data.calibration,
-            self._input_spec(config.seed),
-            num_tokens=config.num_tokens,
-            measure_tokens=config.measure_tokens,
-            batch_size=data.batch_size,
-            data_collator=data.collator,
-            # With gradients of batches, scores depend on which samples share a batch: the order given decides.
-            keep_order=config.gradient == "batch",
-            heldout_share=config.heldout_share,
-        )
-
-    def _recovery_text(
-        self, config: KPruneConfig, data: "_Data", calibration: CalibrationBatches
-    ) -> RecoveryText | None:
-        """Returns the text to recover on, or None if the settings ask for no recovery. It is read before the prune."""
-        if not config.recovery_tokens:
-            return None
-        require_recoverable(self._encoder(self.teacher), bool(calibration.heldout))
-        text = data.calibration if data.recovery is None else data.recovery
-        spec = self._input_spec(config.seed)
-        return recovery_text(text, spec, config.recovery_tokens, calibration.heldout, data.collator)
-
-    def _arguments_with(self, data: "_Data") -> dict[str, dict[str, Any]]:
+    def _arguments_with(self, data: PruneData) -> dict[str, dict[str, Any]]:
         """Returns how the pruned model is made: the arguments so far, and those of the prune and of its data."""
         # Drawn data is published by the arguments of its draw.
         recovery = None if data.recovery is None else drawn_with(data.recovery) or UNKNOWN
         prune = publishable(recovery_dataset=recovery, data_collator=data.collator, batch_size=data.batch_size)
         drawn = drawn_with(data.calibration)
         return {**self._arguments, "pruner.get_calibration_dataset": drawn, "pruner.prune": prune}
-
-
-class _Data(NamedTuple):
-    """The data that a prune was asked to use.
-
-    Attributes:
-        calibration: the calibration data.
-        recovery: the data to recover on; None for the calibration data.
-        collator: makes a batch of a list of prepared samples, or None.
-        batch_size: most samples in a batch.
-    """
-
-    calibration: Any
-    recovery: Any
-    collator: Callable[[list[Any]], Any] | None
-    batch_size: int
-
-    def require_fit(self, config: KPruneConfig) -> None:
-        """Raises a ValueError if there is data to recover on without a recovery, or the other way round."""
-        require_recovery(config, self.recovery)
-        if config.recovery_tokens and self.recovery is None and isinstance(self.calibration, Iterator):
-            raise ValueError(
-                "A recovery needs a `recovery_dataset` where `calibration_dataset` is an iterator, which is used up "
-                "when the prune has read it. Pass one, or a list of batches as `calibration_dataset`."
-            )
-
-    def with_defaults_of(self, pruner: KPruner) -> "_Data":
-        """Returns the data with that of the trainer if none was given."""
-        if self.calibration is not None:
-            return self
-        trainer = pruner._need_trainer("A prune needs a `calibration_dataset`")
-        collator = self.collator or trainer.data_collator
-        return self._replace(calibration=calibration_data(trainer.train_dataset), collator=collator)
-
-
-class _Order(NamedTuple):
-    """One prune that was asked for. `prune` makes one order, `sweep` one for every rate.
-
-    Attributes:
-        pruner: the pruner that the pruned model belongs to afterwards.
-        config: the settings.
-        save_directory: folder for the pruned model, or None.
-        checkpoint_dir: folder for the progress, or None.
-        overwrite: whether to replace a saved model.
-    """
-
-    pruner: KPruner
-    config: KPruneConfig
-    save_directory: str | PathLike | None
-    checkpoint_dir: str | PathLike | None
-    overwrite: bool
-
-    def prepared(self, calibration_dataset: Any) -> "_Order":
-        """Returns the order as it is carried out, with the budget of tokens that the data was drawn with.
-
-        Raises:
-            ValueError: if the settings have another budget than the data.
-            OSError: if the model could not be saved; see `require_free`.
-        """
-        # A copy, because the settings belong to the user, who may use them again for other data.
-        config = copy.copy(self.config)
-        config.num_tokens = budget_of(calibration_dataset, config.num_tokens)
-        # A prune that was killed while saving may have left its own model there.
-        overwrite = self.overwrite or has_begun_to_save(self.checkpoint_dir)
-        if self.save_directory is not None:
-            in_main(require_free)(self.save_directory, overwrite)
-        return self._replace(config=config, overwrite=overwrite)
-
-    def save(self) -> None:
-        """Saves the model, if asked to. If it is killed at any point, the same call can be made again."""
-        if self.save_directory is not None:
-            if self.checkpoint_dir is not None:
-                begins_to_save(self.checkpoint_dir)
-            self.pruner.save_pretrained(self.save_directory, overwrite=self.overwrite)
-
-
-def _within(root: str | PathLike | None, config: KPruneConfig) -> Path | None:
-    """Returns the folder of a rate in a folder of several."""
-    return None if root is None else Path(root, str(config.compression_rate)).absolute()

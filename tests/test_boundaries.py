@@ -76,7 +76,7 @@ ROOMS = (
     {"model_list", "trainer"},
     {"evaluation"},
     {"publish"},
-    {"sentence_transformers"},
+    {"order", "sentence_transformers"},
     {"pruner"},
     {"cli", "trainer_callback"},
     {"__main__"},

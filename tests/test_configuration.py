@@ -134,7 +134,7 @@ def test_defaults_are_those_of_the_method():
         "knowledge": "fisher",
         "lambda_rep": 0.1,
         "mu": None,
-        "head_weight": 3.0,
+        "head_weight": 2.0,
         "gradient": "sample",
         "num_tokens": 100_000,
         "heldout_share": 0.1,

@@ -5,7 +5,7 @@ They are started once and run all jobs of `two_processes`; this process then doe
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
-from two_processes import PRUNES, RATES, free_port, prune_texts, work
+from two_processes import PRUNES, RATES, free_port, prune_texts, recover_texts, work
 
 from optimum_kprune.distributed import is_main, world_size
 
@@ -41,6 +41,16 @@ def test_a_recovery_after_a_training_of_both_gives_both_the_same(both):
     assert first["recovery"] == second["recovery"] and first["recovery"][2] > 0
     assert all(torch.equal(second["state"][name], values) for name, values in first["state"].items())
     assert first["trainer"] == second["trainer"] and first["trainer"][0] == "bf16"
+
+
+def test_two_processes_recover_as_one_does(both, tmp_path):
+    """With the same bits in both. Adam makes much of the last bits of small gradients: alone, they may be others."""
+    first, second = (found["recovered texts"] for found in both)
+    alone = recover_texts(tmp_path)
+    assert first["steps"] == second["steps"] == alone["steps"] > 0
+    assert all(torch.equal(second["state"][name], values) for name, values in first["state"].items())
+    assert first["heldout"] == second["heldout"]
+    assert first["heldout"]["divergence"] == pytest.approx(alone["heldout"]["divergence"], rel=1e-3)
 
 
 def test_what_was_lost_is_measured_on_the_shares_of_all(both, tmp_path):
@@ -86,6 +96,7 @@ def test_the_main_process_saves_and_shows(both, folder):
         ("other data", "ValueError", "The calibration data must be the same in all processes"),
         ("other weights", "ValueError", "The weights of the model must be the same in all processes"),
         ("second, in work", "OSError", "the disk is full"),
+        ("second, in a recovery", "OSError", "the memory is broken"),
     ],
 )
 def test_what_fails_in_one_fails_in_both(case, kind, message, both):

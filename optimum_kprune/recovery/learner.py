@@ -67,6 +67,8 @@ class Learner(nn.Module):
         self.register_buffer("kept_step", torch.tensor(0))
         for index, weight in enumerate(self._learned):
             self.register_buffer(f"kept_{index}", weight.detach().clone())
+        # They are the same in all processes, and must not be sent with every step.
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers(recurse=False)]
         self._prediction_scale, self._scales = self._measured_scales(heldout)
 
     def forward(self, batch: Batch, mask: Tensor, weight: float) -> Tensor:
@@ -150,6 +152,9 @@ def learning(student: Encoder) -> Iterator[None]:
     """
     tensors = [*student.model.parameters(), *student.model.buffers()]
     before = [(tensor, tensor.dtype, tensor.requires_grad) for tensor in tensors]
+    buffers = [
+        (module, name, buffer) for module in student.model.modules() for name, buffer in module._buffers.items()
+    ]
     tables = {
         id(weight)
         for part in student.model.modules()
@@ -166,6 +171,9 @@ def learning(student: Encoder) -> Iterator[None]:
     try:
         yield
     finally:
+        for part, name, buffer in buffers:
+            # Some models replace theirs by one in the type of autocast.
+            part._buffers[name] = buffer
         for tensor, dtype, requires_grad in before:
             tensor.data = tensor.data.to(dtype)
             tensor.requires_grad_(requires_grad)

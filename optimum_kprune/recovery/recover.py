@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from torch import Tensor
 
 from .. import __version__
 from ..calibration.prepare import CalibrationBatches
@@ -29,6 +28,7 @@ from ..prune.checkpoint import claim, digest
 from ..prune.heldout import Heldout
 from ..prune.precision import recovers_in_bfloat16
 from ..result import HeldoutQuality, KPruneResult, RecoveryResult
+from .checkpoints import last_whole
 from .learner import Learner, learning
 from .text import RecoveryText
 from .trainer import RecoveryTrainer, training_arguments
@@ -76,20 +76,22 @@ def recover(
     heldout = Heldout(teacher, calibration, task)
     before = heldout.quality(pruned)
     _warn_if_unlike(Heldout(teacher, _part_of(text, calibration), task).quality(pruned), before)
-    given = {name: weight.detach().clone() for name, weight in pruned.model.state_dict().items()}
-    with learning(pruned), _same_process_state(), _folder(checkpoint_dir, config, text, given) as folder:
+    given = [(weight, weight.detach().clone()) for block in pruned.blocks for weight in block.parameters()]
+    identity = _identity(pruned, config, text)
+    with learning(pruned), _same_process_state(), _folder(checkpoint_dir, identity) as folder:
         learner = Learner(teacher, pruned, task, [(batch, calibration.mask(batch)) for batch in calibration.heldout])
         learner.keep(before.divergence, 0)
         bfloat16 = recovers_in_bfloat16(pruned.device, config)
         args = training_arguments(config, len(text), folder, pruned.device, bfloat16)
         measure = partial(heldout.quality, pruned)
         trainer = RecoveryTrainer(learner, text, args, measure, writes=checkpoint_dir is not None)
-        trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+        trainer.train(resume_from_checkpoint=last_whole(folder))
         learner.take_kept()
     after = heldout.quality(pruned)
     # Rounded to the type of the model, the weights may have lost what they gained.
     if not after.divergence <= before.divergence:
-        pruned.model.load_state_dict(given)
+        for weight, values in given:
+            weight.data.copy_(values)
         after = before
     steps, seconds = trainer.state.global_step, time.perf_counter() - started
     recovery = RecoveryResult(
@@ -123,28 +125,26 @@ def _warn_if_unlike(on_text: HeldoutQuality, heldout: HeldoutQuality) -> None:
         )
 
 
+def _identity(pruned: Encoder, config: KPruneConfig, text: RecoveryText) -> dict[str, Any]:
+    """Returns what the progress of a recovery belongs to; see `Checkpoint`."""
+    return {
+        "pruned model": digest(pruned.model.state_dict().items()),
+        "settings": {name: getattr(config, name) for name in (*RECOVERY_SETTINGS, "seed")},
+        "recovery data": digest(entry for batch in text.batches for entry in batch.items()),
+        "versions": {"optimum-kprune": __version__},
+    }
+
+
 @contextmanager
-def _folder(
-    checkpoint_dir: str | PathLike | None, config: KPruneConfig, text: RecoveryText, weights: dict[str, Tensor]
-) -> Iterator[Path]:
+def _folder(checkpoint_dir: str | PathLike | None, identity: dict[str, Any]) -> Iterator[Path]:
     """Yields the folder for the progress of a recovery, or a temporary one that stays empty."""
     if checkpoint_dir is None:
         with TemporaryDirectory() as folder:
             yield Path(folder)
         return
     own = Path(checkpoint_dir, FOLDER_NAME)
-    batches = (entry for batch in text.batches for entry in batch.items())
-    settings = {name: getattr(config, name) for name in (*RECOVERY_SETTINGS, "seed")}
-    identity: dict[str, Any] = {"pruned model": digest(weights.items()), "settings": settings}
-    claim(own, identity | {"recovery data": digest(batches), "versions": {"optimum-kprune": __version__}})
+    claim(own, identity)
     yield own
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """Returns the last whole checkpoint in a folder, or None."""
-    # The trainer writes its state last: without it, the checkpoint was cut off.
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
 
 @contextmanager
@@ -152,11 +152,13 @@ def _same_process_state() -> Iterator[None]:
     """Puts back what a trainer changes for its whole process: random states, and the precision of other trainers."""
     # numpy's generator of the process is that which transformers seeds.
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    accelerator = torch.accelerator.current_accelerator() or torch.device("cuda")
     # All trainers of a process share these. The last one that was made decides how the others evaluate and train.
     shared = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
     given = [dict(each) for each in shared]
     try:
-        with torch.random.fork_rng():
+        # All devices are named, or a warning says that they are many.
+        with torch.random.fork_rng(range(torch.accelerator.device_count()), device_type=accelerator.type):
             yield
     finally:
         random.setstate(states[0])

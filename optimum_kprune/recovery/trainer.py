@@ -4,16 +4,21 @@ import logging
 import math
 from collections.abc import Callable
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..configuration import KPruneConfig
+from ..distributed import gather
 from ..progress import progress_bar
 from ..result import HeldoutQuality
+from .checkpoints import seal
 from .learner import Learner
 from .text import RecoveryText
 
@@ -60,7 +65,10 @@ class RecoveryTrainer(Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
         """Returns the loss of this process's part of a batch."""
-        return model(**inputs).to(self.args.device)
+        loss = model(**inputs)
+        # Met first, because adding up gradients would wait forever for a process that has failed.
+        gather(None)
+        return loss.to(self.args.device)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measures the student on held-out data, and keeps its weights if they are the best so far."""
@@ -73,6 +81,19 @@ class RecoveryTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Writes a checkpoint, and seals it."""
+        folder = str(self.args.output_dir)
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        # On a full disk, every format of files has an error of its own.
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise OSError(
+                f"The progress of the recovery cannot be written into {folder!r}: {error}. Make room on its disk, and "
+                "make the same call again, which goes on from the progress that is there."
+            ) from error
+        seal(Path(folder, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"))
 
 
 class Flow(TrainerCallback):
@@ -101,7 +122,8 @@ class Flow(TrainerCallback):
             return
         logger.warning(
             f"The recovery ends at step {state.global_step} of {state.max_steps}: its loss is no longer finite. The "
-            "best weights so far are kept. Lower `recovery_learning_rate`."
+            "best weights so far are kept. Lower `recovery_learning_rate`, or leave out the data on which the dense "
+            "model itself is not finite."
         )
         kwargs["optimizer"].zero_grad()
         control.should_training_stop = True
@@ -160,13 +182,13 @@ def training_arguments(
         # `Flow` says when to log, to measure and to save.
         logging_strategy="no",
         save_strategy="no",
-        save_total_limit=1,
         remove_unused_columns=False,
-        # A sublayer that lost its units may leave weights of its block without use.
-        ddp_find_unused_parameters=True,
-        # The buffers of a learner are the same in all processes.
-        ddp_broadcast_buffers=False,
+        # A sublayer that lost its units may leave weights of its block without use; always the same ones.
+        ddp_find_unused_parameters=False,
+        ddp_static_graph=True,
     )
+    # Without `bf16`, it is that of the environment.
+    args.mixed_precision = "bf16" if bfloat16 else "no"
     # One device per process: with several, the trainer would copy the student to all of them for every step.
     args._n_gpu = min(args.n_gpu, 1)
     return args

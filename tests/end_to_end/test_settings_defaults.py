@@ -10,7 +10,7 @@ VALUES = {
     "knowledge": ("fisher", "divergence"),
     "lambda_rep": (0.1, 2.5e-4),
     "mu": (None, None),
-    "head_weight": (3.0, 1.0),
+    "head_weight": (2.0, 1.0),
     "gradient": ("sample", "batch"),
     "num_tokens": (100_000, 100_000),
     "heldout_share": (0.1, 0.0),

@@ -20,6 +20,7 @@ from optimum_kprune.distributed import is_main, share
 from optimum_kprune.prune import loop as pruning
 from optimum_kprune.prune import sweep as sweeping
 from optimum_kprune.publish import hub
+from optimum_kprune.recovery import learner
 from optimum_kprune.recovery import text as recovery_text
 
 SAMPLES = ragged_samples(40)
@@ -102,6 +103,17 @@ def train_and_recover(folder):
     }
 
 
+def recover_texts(folder):
+    """Of some batches, the second process has no sample. Its checkpoint is read by a second call."""
+    recovery = dict(recovery_tokens=300, recovery_learning_rate=0.01, recovery_precision="float32")
+    config = settings(heldout_share=0.3, **recovery)
+    with mock.patch.object(recovery_text, "BATCH_TOKENS", 24):
+        for _ in range(2):
+            one = KPruner(tiny_model(), tiny_tokenizer())
+            one.prune(config, texts_of(SAMPLES), batch_size=2, checkpoint_dir=folder / "progress")
+    return told(one) | {"heldout": vars(one.result.heldout), "steps": one.result.recovery.kept_step}
+
+
 PRUNES = [prune_texts, prune_with_gradients_of_batches, prune_on_one_batch, sweep, train]
 
 
@@ -126,6 +138,9 @@ def fail(rank):
     errors["other weights"] = error_of(KPruner(tiny_model(seed=rank)).prune, settings(), batches)
     with only_in_second(rank, pruning, "add_up_fit", side_effect=OSError("the disk is full")):
         errors["second, in work"] = error_of(prune, settings(), batches)
+    with only_in_second(rank, learner.Learner, "forward", side_effect=OSError("the memory is broken")):
+        recovery = settings(heldout_share=0.5, recovery_tokens=100)
+        errors["second, in a recovery"] = error_of(prune, recovery, batches_of(SAMPLES, 2))
     with only_in_second(rank, sweeping, "KPruneResult", side_effect=KeyError("late")):
         errors["second, at the end"] = error_of(prune, settings(), batches)
     return errors
@@ -184,6 +199,7 @@ def work(rank, folder, port):
     found |= {"recovered": train_and_recover(folder)}
     found |= {"batches": [(len(call.args[0]), call.args[0].measured) for call in pairs.call_args_list]}
     found |= {"hidden bars": [call.kwargs.get("disable", False) for call in bar.call_args_list]}
+    found |= {"recovered texts": recover_texts(folder)}
     found |= {"other solution": prune_with_another_solution(rank, folder)}
     found |= {"shares": [list(share(range(count))) for count in (0, 1, 5)], "is main": is_main()}
     found |= {"errors": fail(rank), "saved": save(rank, folder), "exit": run_command(folder)}

@@ -79,10 +79,10 @@ def read_mutants():
 
 
 def path_of(test):
-    """Returns the path of a test file in the repository."""
-    found = list(ROOT.glob(f"tests/**/{test}.py"))
-    if len(found) != 1:
-        raise ValueError(f"There must be one test file {test}.py. Got {len(found)}.")
+    """Returns the path of a test file in the repository; of several by that name, of the one that lies highest."""
+    found = sorted(ROOT.glob(f"tests/**/{test}.py"), key=lambda path: len(path.parts))
+    if not found or [len(path.parts) for path in found].count(len(found[0].parts)) > 1:
+        raise ValueError(f"There must be one test file {test}.py. Got {len(found)}. Name its folder too.")
     return str(found[0].relative_to(ROOT))
 
 

@@ -13,6 +13,7 @@ from optimum_kprune import KPruneConfig, KPruner
 from optimum_kprune.calibration.prepare import prepare_batches
 from optimum_kprune.prune.heldout import heldout_quality
 from optimum_kprune.recovery import recover as module
+from optimum_kprune.recovery.learner import Learner
 from optimum_kprune.recovery.trainer import RecoveryTrainer
 from optimum_kprune.result import HeldoutQuality
 
@@ -123,7 +124,7 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
     (last,) = (tmp_path / "recovery").glob("checkpoint-*")
     cut = last.with_name("checkpoint-999")
     shutil.copytree(last, cut)
-    (cut / "trainer_state.json").unlink()
+    (cut / "checksums.json").unlink()
     assert same_state(recovered(prune={"checkpoint_dir": tmp_path}).model, whole.model)
 
 
@@ -186,3 +187,28 @@ def test_a_sweep_recovers_every_rate():
     assert [each.result.recovery is not None for each in swept] == [True, True]
     assert same_state(swept[1].model, recovered().model)
     assert swept[0].result.seconds >= swept[0].result.recovery.seconds
+
+
+def test_the_weights_of_the_best_measurement_are_taken(monkeypatch):
+    """And not those of the last one."""
+    found, evaluate = [], RecoveryTrainer.evaluate
+    monkeypatch.setattr(RecoveryTrainer, "evaluate", lambda *args, **kw: found.append(evaluate(*args, **kw)))
+    result = recovered(recovery_learning_rate=0.02).result
+    divergences = [metrics["eval_divergence"] for metrics in found]
+    assert min(divergences) < divergences[-1] and min(divergences) < result.recovery.before.divergence
+    assert result.heldout.divergence == pytest.approx(min(divergences), rel=1e-5)
+
+
+def test_weights_that_rounding_makes_worse_do_not_stay(monkeypatch):
+    take = Learner.take_kept
+
+    def rounded(learner):
+        take(learner)
+        for weight in learner.blocks.parameters():
+            weight.data.round_()
+
+    before = recovered(recovery_tokens=0)
+    monkeypatch.setattr(Learner, "take_kept", rounded)
+    after = recovered()
+    assert same_state(after.model, before.model)
+    assert after.result.heldout == after.result.recovery.before and not after.result.recovery.kept_step

@@ -38,7 +38,7 @@ DEFAULT = {
     "knowledge": "fisher",
     "lambda_rep": 0.1,
     "mu": HEAD_SIZE,
-    "head_weight": 3.0,
+    "head_weight": 2.0,
     "gradient": "sample",
     "measure_every": 1,
     "sequence_length": None,

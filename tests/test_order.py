@@ -1,0 +1,71 @@
+"""What a prune was asked to do: data that does not fit is refused, and settings of the user stay as they are."""
+
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from tiny import ragged_samples, texts_of, tiny_model, tiny_tokenizer
+
+from optimum_kprune import KPruneConfig, KPruner
+from optimum_kprune.order import Order, PruneData, within
+
+TEXTS = texts_of(ragged_samples(60))
+
+
+def data(calibration=TEXTS, recovery=None):
+    return PruneData(calibration, recovery, None, 32)
+
+
+def pruner():
+    return KPruner(tiny_model(), tiny_tokenizer())
+
+
+def order(config, save_directory=None, overwrite=False):
+    return Order(pruner(), config, save_directory, None, overwrite)
+
+
+def test_data_to_recover_on_needs_a_recovery():
+    with pytest.raises(ValueError, match="`recovery_tokens`"):
+        data(recovery=TEXTS).require_fit(KPruneConfig())
+    data(recovery=TEXTS).require_fit(KPruneConfig(recovery_tokens=10))
+    data().require_fit(KPruneConfig(recovery_tokens=10))
+
+
+def test_an_iterator_can_be_read_once():
+    with pytest.raises(ValueError, match="used up"):
+        data(iter(TEXTS)).require_fit(KPruneConfig(recovery_tokens=10))
+    data(iter(TEXTS)).require_fit(KPruneConfig())
+    data(iter(TEXTS), recovery=TEXTS).require_fit(KPruneConfig(recovery_tokens=10))
+
+
+def test_without_data_a_trainer_is_needed():
+    with pytest.raises(ValueError, match="A prune needs a `calibration_dataset`"):
+        data(calibration=None).with_defaults_of(pruner())
+    assert data().with_defaults_of(pruner()) == data()
+
+
+def test_a_recovery_reads_the_calibration_data_if_there_is_no_other():
+    config, spec = KPruneConfig(recovery_tokens=10_000, heldout_share=0.3), pruner()._input_spec(0)
+    calibration = data().calibration_batches(config, spec)
+    heldout = calibration.summary.heldout_tokens
+    assert heldout and data().recovery_text(config, spec, calibration).tokens == calibration.tokens
+    other = data(recovery=texts_of(ragged_samples(60, seed=5)))
+    assert other.recovery_text(config, spec, calibration).tokens != calibration.tokens
+
+
+def test_the_budget_of_a_draw_becomes_that_of_the_order_and_not_of_the_user():
+    drawn = pruner().get_calibration_dataset(Dataset.from_dict({"text": TEXTS}), num_tokens=50)
+    config = KPruneConfig()
+    assert order(config).prepared(drawn).config.num_tokens == 50
+    assert config.num_tokens == KPruneConfig().num_tokens
+
+
+def test_a_folder_that_is_not_free_is_refused_before_any_work(tmp_path):
+    (tmp_path / "something").write_text("else")
+    with pytest.raises(FileExistsError):
+        order(KPruneConfig(), save_directory=tmp_path).prepared(TEXTS)
+
+
+def test_every_rate_has_a_folder():
+    assert within("swept", KPruneConfig(compression_rate=0.4)) == Path.cwd() / "swept" / "0.4"
+    assert within(None, KPruneConfig()) is None
