@@ -19,7 +19,7 @@ from tiny import (
 )
 from torch.nn import functional
 
-from optimum_kprune import KPruneConfig, KPruner, pruner
+from optimum_kprune import KPruneConfig, KPruner, order
 from optimum_kprune.algorithm.divergence import Prediction, agreement
 from optimum_kprune.calibration.prepare import CalibrationBatches
 from optimum_kprune.encoder.tasks import task_of
@@ -174,7 +174,7 @@ def test_what_is_measured_is_what_the_saved_model_predicts_on_what_was_held_out(
 def test_what_is_held_out_takes_no_part_in_the_prune(monkeypatch):
     """Whatever it holds, the same model comes out."""
     first = prune(TEXTS)
-    prepare = pruner.prepare_batches
+    prepare = order.prepare_batches
 
     def with_other_words(*args, **options):
         calibration = prepare(*args, **options)
@@ -182,7 +182,7 @@ def test_what_is_held_out_takes_no_part_in_the_prune(monkeypatch):
             batch["input_ids"][:, 1] = 9
         return calibration
 
-    monkeypatch.setattr(pruner, "prepare_batches", with_other_words)
+    monkeypatch.setattr(order, "prepare_batches", with_other_words)
     second = prune(TEXTS)
     assert same_state(first.model, second.model) and first.result.heldout != second.result.heldout
 

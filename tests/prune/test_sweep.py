@@ -7,7 +7,7 @@ from prunes import untouchable
 from tiny import LAYERS, batches_of, ragged_samples, same_state, samples_for, texts_of, tiny_model, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification
 
-from optimum_kprune import KPruneConfig, KPruner, pruner
+from optimum_kprune import KPruneConfig, KPruner, order
 from optimum_kprune.prune import scores
 from optimum_kprune.prune import sweep as sweeping
 from optimum_kprune.prune.hidden_states import HiddenStates
@@ -73,7 +73,7 @@ def test_what_does_not_depend_on_the_rate_is_done_once(monkeypatch):
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *args, **kwargs: calls.append(name) or original(*args, **kwargs))
 
-    counting(pruner, "prepare_batches")
+    counting(order, "prepare_batches")
     counting(sweeping, "find_entries")
     counting(sweeping, "Predictions")
     counting(scores, "measure_knowledge")
