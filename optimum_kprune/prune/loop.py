@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..algorithm.cost import flops_budget
-from ..algorithm.search import round_selection, select_units, with_reserved
 from ..algorithm.tuning import LeastSquares, Projection, fold, scale_weights, unscaled
 from ..configuration import KPruneConfig
 from ..distributed import as_in_main
@@ -19,6 +17,7 @@ from ..kprune_shrink import give_bias, shrink_sublayer
 from ..progress import progress_bar
 from ..result import SublayerResult
 from .checkpoint import Checkpoint
+from .costs import Costs
 from .pair import Pair
 from .scores import Scores
 from .statistics import add_up_fit, gather_correction
@@ -36,12 +35,12 @@ class SublayerPruner:
     Args:
         pair: teacher and student at the bottom, where they are equal.
         scores: the scores of the units.
+        costs: what units cost, and how much those that are kept may cost.
         config: the settings.
         sequence_length: tokens T at which FLOPs are counted.
         checkpoint: where finished sublayers are written. Those that it holds already are read instead of pruned.
 
     Attributes:
-        budget: FLOPs that the target and the sublayers above it may cost, on one sequence.
         stopwatch: the seconds that the stages take.
 
     Raises:
@@ -52,27 +51,17 @@ class SublayerPruner:
         self,
         pair: Pair,
         scores: Scores,
+        costs: Costs,
         config: KPruneConfig,
         sequence_length: int,
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        self.pair, self.scores, self.config, self.checkpoint = pair, scores, config, checkpoint
+        self.pair, self.scores, self.costs, self.config, self.checkpoint = pair, scores, costs, config, checkpoint
         self.sequence_length = sequence_length
         self.stopwatch = Stopwatch(pair.student.encoder.device)
         if not pair.targets:
             raise ValueError("The model has no heads or neurons left to prune. Start from a larger model.")
-        total = sum(target.units * target.unit_flops(sequence_length) for target in pair.targets)
-        self.budget = flops_budget(total, config.compression_rate)
-        self._require_reserved(total)
-
-    def _require_reserved(self, total: float) -> None:
-        """Raises a ValueError if the budget does not suffice for the units that must stay."""
-        reserved = sum(target.least_units * target.unit_flops(self.sequence_length) for target in self.pair.targets)
-        if reserved > self.budget:
-            raise ValueError(
-                f"`compression_rate` must be at most {1 - reserved / total:.3f} for this model: some of its sublayers "
-                f"cannot be taken out whole, and keep one unit each. Got {self.config.compression_rate}."
-            )
+        costs.require_reserved(pair.targets, config)
 
     def run(self) -> list[SublayerResult]:
         """Prunes all sublayers; returns one result for each, bottom to top."""
@@ -85,7 +74,7 @@ class SublayerPruner:
             for index, teacher in enumerate(self.pair.teacher.encoder.sublayers()):
                 bar.set_description(f"Pruning {teacher.name}")
                 result = self._prune_sublayer(index, teacher, index < finished)
-                self.budget -= result.flops
+                self.costs.spend(teacher, len(result.kept))
                 results.append(result)
                 logger.info("%s%s", result, ", from the checkpoint" if index < finished else "")
                 bar.update(work[index])
@@ -200,16 +189,9 @@ class SublayerPruner:
         return [self.scores.latest[student.place] for student in students]
 
     def _select(self, students: list[Sublayer], scores: list[Tensor]) -> list[int]:
-        """Returns the indices of the units that the target, the first of the sublayers, keeps; see `select_units`."""
+        """Returns the indices of the units that the target, the first of the sublayers, keeps."""
         with self.stopwatch("search"):
-            unit_flops = [student.unit_flops(self.sequence_length) for student in students]
-            scores = [with_reserved(own, each.least_units) for own, each in zip(scores, students, strict=True)]
-            # Units of all sublayers compete for the budget, but only the target is pruned by this search.
-            selected = select_units(scores, unit_flops, self.budget)[0]
-            if students[0].adapter.kind == "ffn" and self.config.neuron_multiple > 1:
-                most = self.budget / unit_flops[0]
-                least = students[0].least_units
-                selected = round_selection(selected, scores[0], self.config.neuron_multiple, most, least)
+            selected = self.costs.select(students, scores)
         return as_in_main(selected).nonzero().flatten().tolist()
 
     def _write_solution(self, student: Sublayer, fit: LeastSquares) -> float:

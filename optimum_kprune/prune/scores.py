@@ -1,5 +1,7 @@
 """The scores of the units, and when they are measured again."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from ..algorithm.knowledge import unit_scores
@@ -10,7 +12,7 @@ from .statistics import measure_knowledge
 
 
 class Scores:
-    """Scores S of the units of the target and of all sublayers above it: knowledge per FLOP.
+    """Scores S of the units of the target and of all sublayers above it: knowledge per cost, such as per FLOP.
 
     They are measured before the lowest target, and then before every `measure_every`-th target, because pruning the
     sublayers below changes them.
@@ -18,7 +20,7 @@ class Scores:
     Args:
         predictions: what the models predict.
         config: how knowledge is measured and weighed.
-        sequence_length: tokens T at which FLOPs are counted.
+        unit_cost: returns what one unit of a sublayer costs.
         first: scores at the lowest target that a prune to another rate has measured. They hold for every rate, because
             the student still equals the teacher there.
 
@@ -32,13 +34,13 @@ class Scores:
         self,
         predictions: Predictions,
         config: KPruneConfig,
-        sequence_length: int,
+        unit_cost: Callable[[Sublayer], float],
         first: dict[Place, Tensor] | None = None,
     ) -> None:
         self.predictions = predictions
         self.first = first
         self.latest = first or {}
-        self._config, self._sequence_length = config, sequence_length
+        self._config, self._unit_cost = config, unit_cost
 
     def are_due(self, number: int) -> bool:
         """Whether scores must be measured before a target, given by its number: 0 is the lowest target."""
@@ -52,7 +54,7 @@ class Scores:
         importances = measure_knowledge(self.predictions, students, self._config)
         self.latest = {
             student.place: unit_scores(
-                importance, self._config.lambda_rep, self._mu(student), student.unit_flops(self._sequence_length)
+                importance, self._config.lambda_rep, self._mu(student), self._unit_cost(student)
             )
             for importance, student in zip(importances, students, strict=True)
         }

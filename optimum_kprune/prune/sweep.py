@@ -26,6 +26,7 @@ from ..encoder.tasks import Task, with_published_targets
 from ..encoder.unsharing import private_copy
 from ..result import KPruneResult, SublayerResult
 from .checkpoint import Checkpoint, digest
+from .costs import flops_costs
 from .heldout import heldout_quality
 from .loop import SublayerPruner
 from .pair import Pair
@@ -140,8 +141,9 @@ class Sweep:
         checkpoint = None if checkpoint_dir is None else Checkpoint(checkpoint_dir, self._identity(config))
         predictions = self._predictions_at_start(config)
         pair, length = predictions.pair, config.sequence_length or self._calibration.mean_length
-        scores = Scores(predictions, config, length, self.first_scores)
-        pruner = SublayerPruner(pair, scores, config, length, checkpoint)
+        costs = flops_costs(pair.targets, config, length)
+        scores = Scores(predictions, config, costs.unit_cost, self.first_scores)
+        pruner = SublayerPruner(pair, scores, costs, config, length, checkpoint)
         sublayers = pruner.run()
         pair.clear()
         self.first_scores = scores.first

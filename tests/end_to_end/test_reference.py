@@ -55,6 +55,6 @@ def lowest_block_kept(pruning):
     for index in range(2):
         students = pruning.pair.student.encoder.sublayers()[index:]
         kept.append(pruning._select(students, pruning._score(students)))
-        pruning.budget -= len(kept[-1]) * students[0].unit_flops(pruning.sequence_length)
+        pruning.costs.spend(students[0], len(kept[-1]))
         shrink_sublayer(students[0].block, students[0].adapter.to_dict(), kept[-1], students[0].units)
     return kept

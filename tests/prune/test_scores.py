@@ -36,7 +36,7 @@ def test_scores_are_knowledge_per_flop_times_the_factor_of_heads():
     model, config, length = tiny_model().eval(), KPruneConfig(head_weight=5.0, lambda_rep=0.3), 7
     predictions = predictions_of(model, copy.deepcopy(model).requires_grad_(False), batches_of(SAMPLES, 12))
     students = predictions.pair.student.encoder.sublayers()
-    scores = Scores(predictions, config, length)
+    scores = Scores(predictions, config, lambda student: student.unit_flops(length))
     scores.measure(students)
     for student, knowledge in zip(students, measure_knowledge(predictions, students, config), strict=True):
         factor = 5.0 * student.unit_size if student.adapter.kind == "attention" else 1.0
@@ -49,6 +49,6 @@ def test_scores_of_an_earlier_prune_are_used_for_the_lowest_target_alone():
     model, config = tiny_model().eval(), KPruneConfig()
     predictions = predictions_of(model, copy.deepcopy(model), batches_of(SAMPLES, 12))
     place = predictions.pair.targets[0].place
-    scores = Scores(predictions, config, 7, {place: torch.ones(4)})
+    scores = Scores(predictions, config, None, {place: torch.ones(4)})
     assert not scores.are_due(0) and scores.are_due(1)
-    assert Scores(predictions, config, 7).are_due(0)
+    assert Scores(predictions, config, None).are_due(0)

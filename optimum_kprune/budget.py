@@ -1,0 +1,67 @@
+"""What a prune may keep, in the units that people have: "100 MB", "10 ms", "12M parameters", "4 layers"."""
+
+import math
+import re
+from typing import NamedTuple
+
+# What is counted, by the names that it may be given by.
+NAMES = {
+    "flops": ("flops",),
+    "parameters": ("parameters", "params"),
+    "megabytes": ("megabytes", "mb"),
+    "latency": ("latency", "milliseconds", "ms"),
+    "layers": ("layers",),
+}
+FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+ALLOWED = (
+    'an amount and a unit, such as "100 MB", "10 ms", "12M parameters" or "4 layers", or a share of the dense model '
+    'in percent, such as "40% flops" or "50% latency"'
+)
+_UNITS = "|".join(name for names in NAMES.values() for name in names)
+# The units are spelled out, so that the M of MB is not read as a million.
+_WRITTEN = re.compile(rf"([0-9][0-9_,]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([kmg%]?)\s*({_UNITS})", re.IGNORECASE)
+
+
+class Budget(NamedTuple):
+    """What a prune may keep.
+
+    Attributes:
+        unit: what is counted: `"flops"`, `"parameters"`, `"megabytes"`, `"latency"` (milliseconds) or `"layers"`.
+        amount: how many of the unit; or, if `is_share`, the share of what the dense model has, in [0, 1].
+        is_share: whether the amount is a share.
+    """
+
+    unit: str
+    amount: float
+    is_share: bool
+
+    def amount_of(self, dense: float) -> float:
+        """Returns the amount in the unit, for a dense model that has `dense` of it."""
+        return self.amount * dense if self.is_share else self.amount
+
+    def __str__(self) -> str:
+        if self.is_share:
+            return f"{100 * self.amount:.12g}% {self.unit}"
+        return f"{self.amount:.12g} {'ms' if self.unit == 'latency' else self.unit}"
+
+
+def parse_budget(text: str) -> Budget:
+    """Reads a budget.
+
+    Args:
+        text: an amount, with k, M or G for thousands, millions and billions, or with % for a share of the dense
+            model; and a unit: flops, parameters, megabytes (MB, 10^6 bytes), milliseconds (ms, latency) or layers.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    found = _WRITTEN.fullmatch(text.strip())
+    if not found:
+        raise ValueError(f"A budget must be {ALLOWED}. Got {text!r} instead.")
+    number, suffix, name = found[1], found[2].lower(), found[3].lower()
+    unit = next(unit for unit, names in NAMES.items() if name in names)
+    is_share = suffix == "%"
+    amount = float(re.sub("[_,]", "", number)) * (0.01 if is_share else FACTORS[suffix])
+    if not math.isfinite(amount) or (is_share and amount > 1):
+        raise ValueError(f"A budget must be finite and at most 100% of the dense model. Got {text!r} instead.")
+    return Budget(unit, amount, is_share)

@@ -1,0 +1,42 @@
+"""Budgets in words."""
+
+import pytest
+
+from optimum_kprune.budget import Budget, parse_budget
+
+READ = {
+    "100 MB": ("megabytes", 100, False),
+    "0.5GB": None,
+    "250 megabytes": ("megabytes", 250, False),
+    "10ms": ("latency", 10, False),
+    "2.5 milliseconds": ("latency", 2.5, False),
+    "50% latency": ("latency", 0.5, True),
+    "12M parameters": ("parameters", 12e6, False),
+    "12_000_000 params": ("parameters", 12e6, False),
+    "1,500k parameters": ("parameters", 1.5e6, False),
+    "4 layers": ("layers", 4, False),
+    "40% flops": ("flops", 0.4, True),
+    "3e8 FLOPs": ("flops", 3e8, False),
+    "101% flops": None,
+    "-5 MB": None,
+    "1e999 flops": None,
+    "10": None,
+    "fast": None,
+    "": None,
+}
+
+
+@pytest.mark.parametrize(("text", "read"), READ.items())
+def test_a_budget_is_read_from_words(text, read):
+    if read is None:
+        with pytest.raises(ValueError, match="A budget must be"):
+            parse_budget(text)
+    else:
+        budget = parse_budget(text)
+        assert budget == Budget(*read)
+        assert parse_budget(str(budget)) == budget
+
+
+def test_a_share_is_one_of_the_dense_model():
+    assert parse_budget("40% flops").amount_of(50) == 20
+    assert parse_budget("40 ms").amount_of(50) == 40
