@@ -70,6 +70,7 @@ ROOMS = (
     {"modeling_kprune"},
     {"calibration"},
     {"result"},
+    {"frontier"},
     {"encoder"},
     {"prune"},
     {"recovery"},
