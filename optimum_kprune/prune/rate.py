@@ -150,7 +150,8 @@ class RatePruner:
         if has_bias:
             _replace(student.output, bias=projection.bias)
         # A sublayer that had nothing to add has a response of 0, which must not be divided by.
-        self._error = fit.squared_error(projection) / max(fit.squared_response.item(), torch.finfo(torch.float64).tiny)
+        response = max(fit.squared_response.item(), torch.finfo(torch.float64).tiny)
+        self._error = fit.squared_error(projection) / response
         if not self._kept:
             self._shrink()
 
