@@ -17,9 +17,9 @@ from ..kprune_shrink import give_bias, shrink_sublayer
 from ..progress import progress_bar
 from ..result import SublayerResult
 from .checkpoint import Checkpoint
-from .costs import Costs
 from .pair import Pair
 from .scores import Scores
+from .spending import Costs
 from .statistics import add_up_fit, gather_correction
 from .stopwatch import Stopwatch
 
@@ -61,7 +61,6 @@ class SublayerPruner:
         self.stopwatch = Stopwatch(pair.student.encoder.device)
         if not pair.targets:
             raise ValueError("The model has no heads or neurons left to prune. Start from a larger model.")
-        costs.require_reserved(pair.targets, config)
 
     def run(self) -> list[SublayerResult]:
         """Prunes all sublayers; returns one result for each, bottom to top."""

@@ -19,6 +19,7 @@ from ..distributed import require_same, world_size
 from ..encoder.config_field import kprune_field
 from ..encoder.contract import require_contract_once
 from ..encoder.custom_modules import with_encoder
+from ..encoder.file_size import file_size, saved_tensors
 from ..encoder.offloading import named_tensors, pruned_model_of
 from ..encoder.partial_forward import find_entries, reads_below
 from ..encoder.sublayers import Encoder, Place
@@ -26,7 +27,7 @@ from ..encoder.tasks import Task, with_published_targets
 from ..encoder.unsharing import private_copy
 from ..result import KPruneResult, SublayerResult
 from .checkpoint import Checkpoint, digest
-from .costs import flops_costs
+from .costs import costs_of
 from .heldout import heldout_quality
 from .loop import SublayerPruner
 from .pair import Pair
@@ -141,7 +142,7 @@ class Sweep:
         checkpoint = None if checkpoint_dir is None else Checkpoint(checkpoint_dir, self._identity(config))
         predictions = self._predictions_at_start(config)
         pair, length = predictions.pair, config.sequence_length or self._calibration.mean_length
-        costs = flops_costs(pair.targets, config, length)
+        costs = costs_of(config, self._teacher, pair.targets, length)
         scores = Scores(predictions, config, costs.unit_cost, self.first_scores)
         pruner = SublayerPruner(pair, scores, costs, config, length, checkpoint)
         sublayers = pruner.run()
@@ -158,6 +159,10 @@ class Sweep:
             tokens=self._calibration.tokens,
             parameters_before=_parameters_of(self._dense.model),
             parameters_after=_parameters_of(model),
+            megabytes_before=_megabytes_of(self._dense.model),
+            megabytes_after=_megabytes_of(model),
+            dtype=str(self._dense.pretrained.dtype).removeprefix("torch."),
+            budget=config.budget,
             seconds=seconds,
             calibration=self._given.summary,
             heldout=heldout,
@@ -247,6 +252,10 @@ class Sweep:
 
 def _parameters_of(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _megabytes_of(model: nn.Module) -> float:
+    return file_size(saved_tensors(model)) / 1e6
 
 
 def _reads_below(teacher: Encoder, task: Task, sample: dict[str, Tensor], mask: Tensor) -> bool:

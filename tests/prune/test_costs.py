@@ -7,7 +7,7 @@ import torch
 from tiny import batches_of, predictions_of, ragged_samples, tiny_model
 
 from optimum_kprune import KPruneConfig
-from optimum_kprune.prune.costs import flops_costs
+from optimum_kprune.prune.costs import costs_of
 
 
 @pytest.fixture
