@@ -10,7 +10,7 @@ from ..configuration import KPruneConfig
 from ..encoder.file_size import SavedTensor, file_size, saved_tensors
 from ..encoder.sublayers import Encoder, Sublayer
 from ..encoder.unsharing import private_copy
-from .spending import Costs
+from .spending import Costs, CostsByBlock, CostsByWidth
 
 if TYPE_CHECKING:
     from ..latency_table import LatencyTable
@@ -110,15 +110,41 @@ def _unlimited(
     unit, multiple = _unit_of(config), config.neuron_multiple
     if unit == "flops":
         return Costs(targets, lambda sublayer: sublayer.unit_flops(sequence_length), neuron_multiple=multiple)
+    if unit == "layers":
+        return _costs_of_layers(targets)
+    if unit == "latency":
+        return _costs_in_milliseconds(targets, latency_table)
     each = _size_of_one(dense, unit)
     size, grown = (_size_of(dense, unit, biases) for biases in ((), _new_biases(dense, targets)))
     return Costs(targets, lambda sublayer: each * sublayer.unit_parameters, size, grown - size, multiple)
 
 
+def _costs_of_layers(targets: list[Sublayer]) -> CostsByBlock:
+    fixed = [target.name for target in targets if target.least_units]
+    if fixed:
+        raise ValueError(
+            f"A `budget` of layers is for models whose layers can be taken out whole. Of this one, {len(fixed)} "
+            f"sublayers keep a unit, such as {fixed[0]}. Give a budget in another unit, such as '50% parameters'."
+        )
+    return CostsByBlock(targets)
+
+
+def _costs_in_milliseconds(targets: list[Sublayer], table: "LatencyTable | None") -> CostsByWidth:
+    if table is None:
+        raise ValueError(
+            "A `budget` of milliseconds needs a latency table. Measure one with `KPruner.measure_latency`, and pass "
+            "it as `latency_table`."
+        )
+    curves = {target.place: table.curve(target.place, target.units) for target in targets}
+    multiples = {target.place: table.multiple(target.place) for target in targets}
+    return CostsByWidth(targets, curves, multiples, table.dense, table.base)
+
+
 def _size_of(dense: Encoder, unit: str, added: Iterable[SavedTensor] = ()) -> int:
     """Returns the size of a model with tensors added to it, in parameters or in bytes as a pruned model is saved."""
     if unit == "parameters":
-        return sum(parameter.numel() for parameter in dense.model.parameters()) + sum(prod(bias.shape) for bias in added)
+        shapes = [*(parameter.shape for parameter in dense.model.parameters()), *(bias.shape for bias in added)]
+        return sum(map(prod, shapes))
     return file_size([*saved_tensors(dense.model, dense.pretrained.dtype), *added])
 
 
@@ -129,13 +155,10 @@ def _size_of_one(dense: Encoder, unit: str) -> int:
 
 def _new_biases(dense: Encoder, targets: list[Sublayer]) -> list[SavedTensor]:
     """Returns the biases that output projections get which have none: from the refit, or with the last unit."""
+    names = {f"{dense.adapter.blocks}.{target.layer}.{target.adapter.output}.bias": target for target in targets}
     return [
-        SavedTensor(
-            f"{dense.adapter.blocks}.{target.layer}.{target.adapter.output}.bias",
-            (target.width,),
-            dense.pretrained.dtype,
-        )
-        for target in targets
+        SavedTensor(name, (target.width,), dense.pretrained.dtype)
+        for name, target in names.items()
         if target.output.bias is None
     ]
 
