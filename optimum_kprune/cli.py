@@ -51,6 +51,7 @@ OPTIONS = {
     "batch_size": "--batch_size",
     "seed": "--seed",
     "compression_rate": "--compression_rate",
+    "budget": "--budget",
     "checkpoint_dir": "--checkpoint_dir",
     "label_column": "--label_column",
     "overwrite": "--overwrite_output_dir",
@@ -323,7 +324,7 @@ def _move(pruner: KPruner, device: str) -> None:
 
 def _config(arguments: Namespace) -> KPruneConfig:
     """Returns the settings of `--config`, or the defaults; options of the command line win over them."""
-    overrides = _given(arguments, "compression_rate", "num_tokens", "recovery_tokens", "seed")
+    overrides = _given(arguments, "compression_rate", "budget", "num_tokens", "recovery_tokens", "seed")
     if arguments.config is None:
         return KPruneConfig(**overrides)
     source = Path(arguments.config)

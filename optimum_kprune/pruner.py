@@ -26,6 +26,7 @@ from .encoder.sublayers import Encoder
 from .evaluation.mixin import EvaluationMixin
 from .names import UNKNOWN, hub_name, publishable
 from .order import Order, PruneData, within
+from .prune.costs import require_budget
 from .prune.preconditions import check_config, require_finite_weights, require_prunable, require_recoverable
 from .prune.sweep import Sweep, configs_of
 from .publish.save import SavingMixin
@@ -350,6 +351,8 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         orders = [order.prepared(data.calibration) for order in orders]
         data.require_fit(orders[0].config)
         config, arguments = orders[0].config, self._arguments_with(data)
+        for order in orders:
+            require_budget(order.config, self._encoder(self.teacher))
         require_finite_weights(self.teacher)
         data = data.with_defaults_of(self)
         spec, text = self._input_spec(config.seed), None

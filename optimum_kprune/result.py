@@ -132,6 +132,10 @@ class KPruneResult:
             "other"; "recovery", if there was one.
         calibration: a summary of the calibration data.
         recovery: what the recovery did; None if there was none. What it left of the loss is `heldout`.
+        budget: what was to be kept; None if a compression rate was given.
+        megabytes_before: size of the weights as they are saved, in 10^6 bytes, before the prune.
+        megabytes_after: the same after the prune.
+        dtype: the type of the weights of which that is the size.
     """
 
     sublayers: list[SublayerResult]
@@ -145,6 +149,10 @@ class KPruneResult:
     stages: dict[str, float] = field(default_factory=dict)
     calibration: "CalibrationSummary | None" = None
     recovery: RecoveryResult | None = None
+    budget: str | None = None
+    megabytes_before: float = 0.0
+    megabytes_after: float = 0.0
+    dtype: str = "float32"
 
     @property
     def kept(self) -> list[dict[str, Any]]:

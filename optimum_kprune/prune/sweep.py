@@ -20,6 +20,7 @@ from ..distributed import require_same, world_size
 from ..encoder.config_field import kprune_field
 from ..encoder.contract import require_contract_once
 from ..encoder.custom_modules import with_encoder
+from ..encoder.file_size import file_size, saved_tensors
 from ..encoder.offloading import named_tensors, pruned_model_of
 from ..encoder.partial_forward import find_entries, reads_below
 from ..encoder.sublayers import Encoder, Place
@@ -27,7 +28,7 @@ from ..encoder.tasks import Task, with_published_targets
 from ..encoder.unsharing import private_copy
 from ..result import KPruneResult, SublayerResult
 from .checkpoint import Checkpoint, digest
-from .costs import flops_costs
+from .costs import costs_of
 from .heldout import heldout_quality
 from .loop import Loop
 from .pair import Pair
@@ -167,7 +168,7 @@ class Sweep:
     ) -> RatePruner:
         """Returns what prunes the student of a pair to the rate in the settings."""
         length = config.sequence_length or self._calibration.mean_length
-        costs = flops_costs(pair.targets, config, length)
+        costs = costs_of(config, self._teacher, pair.targets, length)
         scores = Scores(predictions, config, costs.unit_cost, self.first_scores)
         return RatePruner(pair, scores, costs, config, length, checkpoint)
 
@@ -184,6 +185,10 @@ class Sweep:
             tokens=self._calibration.tokens,
             parameters_before=_parameters_of(self._dense.model),
             parameters_after=_parameters_of(model),
+            megabytes_before=_megabytes_of(self._dense.model),
+            megabytes_after=_megabytes_of(model),
+            dtype=str(self._dense.pretrained.dtype).removeprefix("torch."),
+            budget=rate.config.budget,
             seconds=0.0,
             calibration=self._given.summary,
             heldout=heldout,
@@ -271,6 +276,10 @@ class Sweep:
 
 def _parameters_of(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _megabytes_of(model: nn.Module) -> float:
+    return file_size(saved_tensors(model)) / 1e6
 
 
 def _reads_below(teacher: Encoder, task: Task, sample: dict[str, Tensor], mask: Tensor) -> bool:

@@ -7,7 +7,7 @@ import torch
 from tiny import batches_of, predictions_of, ragged_samples, tiny_model
 
 from optimum_kprune import KPruneConfig
-from optimum_kprune.prune.costs import flops_costs
+from optimum_kprune.prune.costs import costs_of
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def targets():
 
 @torch.no_grad()
 def test_what_is_kept_is_taken_from_the_budget(targets):
-    costs = flops_costs(targets, KPruneConfig(compression_rate=0.5), 7)
+    costs = costs_of(KPruneConfig(compression_rate=0.5), None, targets, 7)
     before = costs.budget
     costs.spend(targets[0], 3)
     assert before - costs.budget == 3 * targets[0].unit_flops(7)
