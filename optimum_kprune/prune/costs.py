@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Costs are whole numbers where they can be, such as bytes: sums of them are exact.
 COST_OF_ONE = {"megabytes": 1e6}
+# A budget that was written with six digits may be the size of the model itself.
+ROUNDING = 1e-5
 
 
 def costs_of(
@@ -48,7 +50,7 @@ def costs_of(
             )
     else:
         amount = _amount_of(parse_budget(config.budget), costs.dense)
-        if not costs.least <= amount <= costs.dense:
+        if not costs.least * (1 - ROUNDING) <= amount <= costs.dense * (1 + ROUNDING):
             raise ValueError(_out_of_range(config.budget, costs, dense))
     costs.budget = amount - costs.stays
     return costs
@@ -76,8 +78,10 @@ def budget_at(
     if unit == "flops":
         return str(Budget(unit, 1 - rate, True))
     costs = _unlimited(config, dense, targets, sequence_length, latency_table)
-    amount = costs.dense - rate * (costs.dense - costs.least)
-    return str(Budget(unit, amount / COST_OF_ONE.get(unit, 1), False))
+    amount = (costs.dense - rate * (costs.dense - costs.least)) / COST_OF_ONE.get(unit, 1)
+    # Short, as it is read by people too.
+    amount = max(1, round(amount)) if unit == "layers" else float(f"{amount:.6g}")
+    return str(Budget(unit, amount, False))
 
 
 def require_budget(config: KPruneConfig, encoder: Encoder) -> None:
