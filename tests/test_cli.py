@@ -64,7 +64,8 @@ def test_csv_with_labels_and_settings_from_a_file_with_overrides(place, tmp_path
 
 
 def test_a_budget_takes_the_place_of_the_rate_of_a_file(place, tmp_path, command, capsys):
-    arguments = arguments_of(place, tmp_path / "out", compression_rate=None, config=place / "settings", num_tokens=None)
+    options = {"compression_rate": None, "config": place / "settings", "num_tokens": None}
+    arguments = arguments_of(place, tmp_path / "out", **options)
     assert command(*arguments[:-1], "--budget", "80% megabytes", arguments[-1]) is None
     saved = KPruneConfig.from_pretrained(tmp_path / "out")
     assert (saved.budget, saved.ridge) == ("80% megabytes", 0.5)
@@ -197,7 +198,7 @@ def test_an_evaluation_that_fails_does_not_cost_the_model(place, labelled, tmp_p
 def test_what_cannot_be_evaluated_is_said_before_the_prune(
     given, told, place, labelled, tmp_path, command, monkeypatch
 ):
-    monkeypatch.setattr(Sweep, "prune", pytest.fail)
+    monkeypatch.setattr(Sweep, "prune_all", pytest.fail)
     message = command(*arguments_of(place, tmp_path / "out", **{"eval_dataset": labelled} | given))
     assert re.search(told, message)
 
@@ -319,7 +320,7 @@ def test_an_interruption_is_told_in_one_line_and_leaves_nothing_behind(
             raise (then or error) from None
 
     before = [signal.getsignal(other) for other in (signal.SIGINT, signal.SIGTERM)]
-    monkeypatch.setattr(Sweep, "prune", interrupted)
+    monkeypatch.setattr(Sweep, "prune_all", interrupted)
     assert command(*arguments_of(place, tmp_path / "out")) == status
     assert capsys.readouterr().err.splitlines()[-1] == INTERRUPTED
     assert not (tmp_path / "out").exists()
@@ -343,7 +344,7 @@ def test_an_error_of_the_machine_is_told_in_one_line(kind, place, tmp_path, comm
     def fail(*_, **__):
         raise OF_THE_MACHINE[kind]
 
-    monkeypatch.setattr(Sweep, "prune", fail)
+    monkeypatch.setattr(Sweep, "prune_all", fail)
     message = command(*arguments_of(place, tmp_path / "out"))
     reason = "another process has died, or cannot be reached: " if "process" in kind else ""
     assert message == f"optimum-cli kprune: {reason}{str(OF_THE_MACHINE[kind]) or 'MemoryError'}"
@@ -354,7 +355,7 @@ def test_an_error_of_the_program_is_shown_with_its_place(error, place, tmp_path,
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(Sweep, "prune", fail)
+    monkeypatch.setattr(Sweep, "prune_all", fail)
     with pytest.raises(type(error)):
         command(*arguments_of(place, tmp_path / "out"))
 

@@ -74,7 +74,7 @@ def budget_at(
         sequence_length: see `costs_of`.
         latency_table: see `costs_of`.
     """
-    unit = _unit_of(config)
+    unit = unit_of(config)
     if unit == "flops":
         return str(Budget(unit, 1 - rate, True))
     costs = _unlimited(config, dense, targets, sequence_length, latency_table)
@@ -86,12 +86,13 @@ def budget_at(
 
 def require_budget(config: KPruneConfig, encoder: Encoder) -> None:
     """Raises a ValueError if a model cannot be pruned to a budget, as far as that is known before data is read."""
-    if _unit_of(config) in ("parameters", "megabytes", "layers"):
+    if unit_of(config) in ("parameters", "megabytes", "layers"):
         dense = private_copy(encoder)
         costs_of(config, dense, [sublayer for sublayer in dense.sublayers() if sublayer.units], sequence_length=1)
 
 
-def _unit_of(config: KPruneConfig) -> str:
+def unit_of(config: KPruneConfig) -> str:
+    """Returns the unit of the budget; a compression rate is one of FLOPs."""
     return "flops" if config.budget is None else parse_budget(config.budget).unit
 
 
@@ -111,7 +112,7 @@ def _unlimited(
     latency_table: "LatencyTable | None",
 ) -> Costs:
     """Returns costs in the unit of the budget, which suffices for all units."""
-    unit, multiple = _unit_of(config), config.neuron_multiple
+    unit, multiple = unit_of(config), config.neuron_multiple
     if unit == "flops":
         return Costs(targets, lambda sublayer: sublayer.unit_flops(sequence_length), neuron_multiple=multiple)
     if unit == "layers":

@@ -110,5 +110,7 @@ def test_what_costs_the_same_is_pruned_the_same():
 
 
 def test_half_precision_halves_what_is_written():
-    sizes = [pruned(tiny_model(**WIDE).to(dtype), "75% parameters").result for dtype in (torch.float32, torch.bfloat16)]
+    sizes = [
+        pruned(tiny_model(**WIDE).to(dtype), "75% parameters").result for dtype in (torch.float32, torch.bfloat16)
+    ]
     assert sizes[0].megabytes_after / sizes[1].megabytes_after == pytest.approx(2, rel=0.02)
