@@ -49,7 +49,8 @@ class Budget(NamedTuple):
 
 def told(unit: str, amount: float) -> str:
     """Returns an amount of a unit in words, such as "90.9 MB"."""
-    return TOLD.get(unit, f"{{:,.0f}} {unit}").format(amount)
+    name = unit.removesuffix("s") if amount == 1 else unit
+    return TOLD.get(unit, f"{{:,.0f}} {name}").format(amount)
 
 
 def parse_budget(text: str) -> Budget:

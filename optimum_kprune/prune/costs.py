@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Costs are whole numbers where they can be, such as bytes: sums of them are exact.
 COST_OF_ONE = {"megabytes": 1e6}
+# A budget that was written with six digits may be the size of the model itself.
+ROUNDING = 1e-5
 
 
 def costs_of(
@@ -48,7 +50,7 @@ def costs_of(
             )
     else:
         amount = _amount_of(parse_budget(config.budget), costs.dense)
-        if not costs.least <= amount <= costs.dense:
+        if not costs.least * (1 - ROUNDING) <= amount <= costs.dense * (1 + ROUNDING):
             raise ValueError(_out_of_range(config.budget, costs, dense))
     costs.budget = amount - costs.stays
     return costs
@@ -72,22 +74,25 @@ def budget_at(
         sequence_length: see `costs_of`.
         latency_table: see `costs_of`.
     """
-    unit = _unit_of(config)
+    unit = unit_of(config)
     if unit == "flops":
         return str(Budget(unit, 1 - rate, True))
     costs = _unlimited(config, dense, targets, sequence_length, latency_table)
-    amount = costs.dense - rate * (costs.dense - costs.least)
-    return str(Budget(unit, amount / COST_OF_ONE.get(unit, 1), False))
+    amount = (costs.dense - rate * (costs.dense - costs.least)) / COST_OF_ONE.get(unit, 1)
+    # Short, as it is read by people too.
+    amount = max(1, round(amount)) if unit == "layers" else float(f"{amount:.6g}")
+    return str(Budget(unit, amount, False))
 
 
 def require_budget(config: KPruneConfig, encoder: Encoder) -> None:
     """Raises a ValueError if a model cannot be pruned to a budget, as far as that is known before data is read."""
-    if _unit_of(config) in ("parameters", "megabytes", "layers"):
+    if unit_of(config) in ("parameters", "megabytes", "layers"):
         dense = private_copy(encoder)
         costs_of(config, dense, [sublayer for sublayer in dense.sublayers() if sublayer.units], sequence_length=1)
 
 
-def _unit_of(config: KPruneConfig) -> str:
+def unit_of(config: KPruneConfig) -> str:
+    """Returns the unit of the budget; a compression rate is one of FLOPs."""
     return "flops" if config.budget is None else parse_budget(config.budget).unit
 
 
@@ -107,7 +112,7 @@ def _unlimited(
     latency_table: "LatencyTable | None",
 ) -> Costs:
     """Returns costs in the unit of the budget, which suffices for all units."""
-    unit, multiple = _unit_of(config), config.neuron_multiple
+    unit, multiple = unit_of(config), config.neuron_multiple
     if unit == "flops":
         return Costs(targets, lambda sublayer: sublayer.unit_flops(sequence_length), neuron_multiple=multiple)
     if unit == "layers":

@@ -3,6 +3,7 @@
 import copy
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -28,7 +29,7 @@ from ..encoder.tasks import Task, with_published_targets
 from ..encoder.unsharing import private_copy
 from ..result import KPruneResult, SublayerResult
 from .checkpoint import Checkpoint, digest
-from .costs import costs_of
+from .costs import costs_of, unit_of
 from .heldout import heldout_quality
 from .loop import Loop
 from .pair import Pair
@@ -78,8 +79,8 @@ class Sweep:
         memory_budget: bytes that hidden states may take in memory; None is no limit.
 
     Attributes:
-        first_scores: the scores at the lowest target, by place, which hold for all rates. Empty until they are
-            measured. Scores that are set before are used instead, up to the next measurement.
+        first_scores: the scores at the lowest target, by the unit of the budget and then by place, which hold for all
+            budgets in that unit. Empty until they are measured. Scores that are set before are used instead, up to the next measurement.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Sweep:
         self._teacher = private_copy(encoder)
         # Made by the first prune, and shared by all rates.
         self._predictions: Predictions | None = None
-        self.first_scores: dict[Place, Tensor] = {}
+        self.first_scores: dict[str, dict[Place, Tensor]] = defaultdict(dict)
 
     def __enter__(self) -> "Sweep":
         return self
@@ -169,7 +170,11 @@ class Sweep:
         """Returns what prunes the student of a pair to the rate in the settings."""
         length = config.sequence_length or self._calibration.mean_length
         costs = costs_of(config, self._teacher, pair.targets, length)
+<<<<<<< HEAD
         scores = Scores(predictions, config, costs.unit_cost, self.first_scores)
+=======
+        scores = Scores(predictions, config, costs.unit_cost, self.first_scores[unit_of(config)])
+>>>>>>> budget
         return RatePruner(pair, scores, costs, config, length, checkpoint)
 
     def _finished(self, rate: RatePruner) -> tuple[nn.Module, KPruneResult]:
