@@ -26,6 +26,7 @@ from .encoder.sublayers import Encoder
 from .evaluation.mixin import EvaluationMixin
 from .names import UNKNOWN, hub_name, publishable
 from .order import Order, PruneData, within
+from .prune.costs import require_budget
 from .prune.preconditions import check_config, require_finite_weights, require_prunable, require_recoverable
 from .prune.sweep import Sweep, configs_of
 from .publish.save import SavingMixin
@@ -350,6 +351,8 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         orders = [order.prepared(data.calibration) for order in orders]
         data.require_fit(orders[0].config)
         config, arguments = orders[0].config, self._arguments_with(data)
+        for order in orders:
+            require_budget(order.config, self._encoder(self.teacher))
         require_finite_weights(self.teacher)
         data = data.with_defaults_of(self)
         spec, text = self._input_spec(config.seed), None
@@ -360,8 +363,8 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
             text = data.recovery_text(config, spec, calibration)
         results, dense = [], self._encoder(self.teacher)
         with self._sweep_over(dense, calibration, config) as sweep:
-            for order in orders:
-                model, result = sweep.prune(order.config, order.checkpoint_dir)
+            configs, checkpoint_dirs = [order.config for order in orders], [order.checkpoint_dir for order in orders]
+            for order, (model, result) in zip(orders, sweep.prune_all(configs, checkpoint_dirs), strict=True):
                 if text is not None:
                     recovered = self._encoder(model), self.task, calibration, text, order.config, result
                     result = recover(dense, *recovered, checkpoint_dir=order.checkpoint_dir)

@@ -13,6 +13,7 @@ from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 EXAMPLES = """examples:
   optimum-cli kprune --model textattack/bert-base-uncased-SST-2 --dataset glue --dataset_config sst2 \\
       --compression_rate 0.6 bert-sst2-k60
+  optimum-cli kprune --model my-classifier --dataset texts.csv --budget "100 MB" my-classifier-100mb
   optimum-cli kprune --model my-classifier --dataset texts.csv --text_columns title body \\
       --eval_dataset labelled.csv --label_column topic my-classifier-k50
   optimum-cli kprune --model my-classifier --dataset texts.csv --compression_rate 0.8 \\
@@ -108,9 +109,10 @@ def _add_data(group: Any) -> None:
 
 
 def _add_prune(group: Any) -> None:
-    group.add_argument(
-        "--compression_rate", type=float, help="Share of the FLOPs to remove, in [0, 1) (default: 0.5)."
-    )
+    size = group.add_mutually_exclusive_group()
+    size.add_argument("--compression_rate", type=float, help="Share of the FLOPs to remove, in [0, 1) (default: 0.5).")
+    budget = "What may be kept, instead of a rate: '100 MB', '12M parameters', '10 ms', '4 layers', '50%% latency'."
+    size.add_argument("--budget", help=budget)
     group.add_argument("--seed", type=int, help="Seed of all random choices (default: 0).")
     config = "All settings: a kprune_config.json, or a folder or Hub repository that has one. Arguments win over it."
     group.add_argument("--config", help=config)
