@@ -138,7 +138,7 @@ class Sweep:
     def _prune(self, config: KPruneConfig, checkpoint_dir: str | PathLike | None) -> tuple[nn.Module, KPruneResult]:
         """Prunes a copy of the model with the batches as they are now."""
         started = time.perf_counter()
-        checkpoint = None if checkpoint_dir is None else Checkpoint(checkpoint_dir, self._identity(config))
+        checkpoint = None if checkpoint_dir is None else Checkpoint(checkpoint_dir, self.identity(config))
         predictions = self._predictions_at_start(config)
         pair, length = predictions.pair, config.sequence_length or self._calibration.mean_length
         costs = flops_costs(pair.targets, config, length)
@@ -224,7 +224,7 @@ class Sweep:
         if device.type != "cpu":
             torch.get_device_module(device).empty_cache()
 
-    def _identity(self, config: KPruneConfig) -> dict[str, Any]:
+    def identity(self, config: KPruneConfig) -> dict[str, Any]:
         """Returns what the progress of a prune belongs to; see `Checkpoint`."""
         batches = [*self._given.batches, *self._given.heldout]
         settings = config.to_dict()
