@@ -53,8 +53,11 @@ def _of_correlation(dense: float, pruned: float, heldout: HeldoutQuality | None,
     own, other = (1 - pruned**2) ** 2, (1 - dense**2) ** 2
     if not is_paired:
         return own
-    shared = heldout.closeness if heldout is not None and heldout.measure == "correlation" else 0.0
+    if heldout is None or heldout.measure != "correlation":
+        # How alike the outputs are is not known: as if they had nothing in common but the labels.
+        return own + other
+    shared = heldout.closeness
     rest = 1 - dense**2 - pruned**2
     both = shared * rest - dense * pruned * (rest - shared**2) / 2
     # Rounding, and figures that no three variables can have, could bring it below zero.
-    return max(own + other - 2 * max(both, 0.0), 0.0)
+    return max(own + other - 2 * both, 0.0)

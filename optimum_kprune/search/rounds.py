@@ -83,7 +83,7 @@ class Search:
         figure = self.quality.of_dense(dense.figures)
         allowed = Allowed(self.limits.target.allowed_drop(figure), self.limits.confidence)
         logger.info(words.beginning(figure, allowed))
-        # Models of earlier rounds that may still be chosen: the others are gone, and pruned again in case.
+        # The best model so far, and those of the round. What earlier runs have evaluated is not among them.
         held: dict[float, Order] = {}
         number = 0
         while rates := self._next(allowed):

@@ -17,6 +17,8 @@ EXAMPLES = """examples:
       --eval_dataset labelled.csv --label_column topic my-classifier-k50
   optimum-cli kprune --model my-classifier --dataset texts.csv --compression_rate 0.8 \\
       --recovery_tokens 1000000 my-classifier-k80
+  optimum-cli kprune --model my-classifier --dataset texts.csv --max_drop 0.01 \\
+      --eval_dataset labelled.csv --metric accuracy my-classifier-small
   optimum-cli kprune --model my-classifier --eval_dataset labelled.csv --update_card my-classifier-k50
   optimum-cli kprune --list_models
 """
@@ -111,6 +113,11 @@ def _add_prune(group: Any) -> None:
     group.add_argument(
         "--compression_rate", type=float, help="Share of the FLOPs to remove, in [0, 1) (default: 0.5)."
     )
+    drop = "Find the smallest model that loses at most this of --metric, in points (0.01 for one) or relative (1%%), "
+    drop += "on --eval_dataset (default: --dataset); without --metric, of the agreement on held-out data."
+    group.add_argument("--max_drop", metavar="DROP", help=drop)
+    quality = "The same, down to this value of the figure."
+    group.add_argument("--min_quality", type=float, metavar="VALUE", help=quality)
     group.add_argument("--seed", type=int, help="Seed of all random choices (default: 0).")
     config = "All settings: a kprune_config.json, or a folder or Hub repository that has one. Arguments win over it."
     group.add_argument("--config", help=config)
