@@ -1,6 +1,6 @@
 """A session: prepared data and an open sweep, in which orders are carried out until it is closed."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +43,14 @@ class PruneSession:
         """The dense model."""
         return self.pruner._encoder(self.pruner.teacher)
 
-    def carry_out(self, orders: Iterable[Order]) -> Iterator[tuple[Order, KPruneResult]]:
-        """Yields every order and its result when its pruner has the model, recovered if the settings ask for it."""
-        for order in orders:
-            model, result = self.sweep.prune(order.config, order.checkpoint_dir)
+    def carry_out(self, orders: Sequence[Order]) -> Iterator[tuple[Order, KPruneResult]]:
+        """Prunes to all orders together.
+
+        Yields:
+            every order and its result, when its pruner has the model, recovered if the settings ask for it.
+        """
+        configs, checkpoint_dirs = [order.config for order in orders], [order.checkpoint_dir for order in orders]
+        for order, (model, result) in zip(orders, self.sweep.prune_all(configs, checkpoint_dirs), strict=True):
             if self.text is not None:
                 recovered = self.pruner._encoder(model), self.pruner.task, self.calibration, self.text
                 result = recover(self.dense, *recovered, order.config, result, checkpoint_dir=order.checkpoint_dir)

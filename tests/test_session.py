@@ -21,7 +21,7 @@ def test_several_calls_give_what_one_gives():
     with session_of(KPruner(tiny_model(), tiny_tokenizer())) as session:
         apart = [next(iter(session.carry_out([order_of(rate)]))) for rate in (0.6, 0.3)]
     with session_of(KPruner(tiny_model(), tiny_tokenizer())) as session:
-        at_once = list(session.carry_out(map(order_of, (0.6, 0.3))))
+        at_once = list(session.carry_out([order_of(rate) for rate in (0.6, 0.3)]))
     for (one, result), (other, expected) in zip(apart, at_once, strict=True):
         assert same_state(one.pruner.model, other.pruner.model) and result.kept == expected.kept
         assert one.pruner.result == result and one.pruner.config is one.config

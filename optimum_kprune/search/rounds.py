@@ -111,7 +111,8 @@ class Search:
         # In another run of this search, they may have been evaluated already.
         new = [rate for rate in rates if _name(rate) not in self.journal.points]
         pruned = {}
-        for rate, (order, result) in zip(new, self.session.carry_out(map(self._order, new)), strict=True):
+        orders = self.session.carry_out([self._order(rate) for rate in new]) if new else ()
+        for rate, (order, result) in zip(new, orders, strict=True):
             self.journal.write(_name(rate), self._point(rate, order.pruner.model, result, figure))
             pruned[rate] = order
         tried = [_tried(rate, self.journal.points[_name(rate)], figure) for rate in rates]
