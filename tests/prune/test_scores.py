@@ -20,9 +20,9 @@ SAMPLES = ragged_samples(36)
 def test_knowledge_is_measured_before_every_so_manieth_sublayer(every, monkeypatch):
     measured = []
 
-    def recording(predictions, sublayers, config):
+    def recording(predictions, states, sublayers, config):
         measured.append(len(sublayers))
-        return measure_knowledge(predictions, sublayers, config)
+        return measure_knowledge(predictions, states, sublayers, config)
 
     monkeypatch.setattr(scoring, "measure_knowledge", recording)
     result = prune(tiny_model(), measure_every=every, compression_rate=0.6).result
@@ -36,13 +36,14 @@ def test_scores_are_knowledge_per_flop_times_the_factor_of_heads():
     model, config, length = tiny_model().eval(), KPruneConfig(head_weight=5.0, lambda_rep=0.3), 7
     predictions = predictions_of(model, copy.deepcopy(model).requires_grad_(False), batches_of(SAMPLES, 12))
     students = predictions.pair.student.encoder.sublayers()
-    scores = Scores(predictions, config, lambda student: student.unit_flops(length))
-    scores.measure(students)
-    for student, knowledge in zip(students, measure_knowledge(predictions, students, config), strict=True):
+    states, first = predictions.pair.student, {}
+    scores = Scores(predictions, config, lambda student: student.unit_flops(length), first)
+    scores.measure(states, students)
+    for student, knowledge in zip(students, measure_knowledge(predictions, states, students, config), strict=True):
         factor = 5.0 * student.unit_size if student.adapter.kind == "attention" else 1.0
         lost = knowledge.predictive + 0.3 * knowledge.representational
         torch.testing.assert_close(scores.latest[student.place], factor * lost / student.unit_flops(length))
-    assert scores.first is scores.latest
+    assert first == scores.latest
 
 
 def test_scores_of_an_earlier_prune_are_used_for_the_lowest_target_alone():
