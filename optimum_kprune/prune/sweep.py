@@ -80,7 +80,8 @@ class Sweep:
 
     Attributes:
         first_scores: the scores at the lowest target, by the unit of the budget and then by place, which hold for all
-            budgets in that unit. Empty until they are measured. Scores that are set before are used instead, up to the next measurement.
+            budgets in that unit. Empty until they are measured. Scores that are set before are used instead, up to the
+            next measurement.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class Sweep:
         """Prunes copies of the model with the batches as they are now."""
         started = time.perf_counter()
         checkpoints = [
-            None if folder is None else Checkpoint(folder, self._identity(config))
+            None if folder is None else Checkpoint(folder, self.identity(config))
             for config, folder in zip(configs, checkpoint_dirs, strict=True)
         ]
         predictions = self._predictions_at_start(configs[0])
@@ -254,7 +255,7 @@ class Sweep:
         if device.type != "cpu":
             torch.get_device_module(device).empty_cache()
 
-    def _identity(self, config: KPruneConfig) -> dict[str, Any]:
+    def identity(self, config: KPruneConfig) -> dict[str, Any]:
         """Returns what the progress of a prune belongs to; see `Checkpoint`."""
         batches = [*self._given.batches, *self._given.heldout]
         settings = config.to_dict()
