@@ -192,15 +192,20 @@ class LatencyTable:
             )
 
     @property
-    def in_words(self) -> str:
-        """What was measured, for the log."""
-        sizes, threads = " x ".join(map(str, self.sizes)), f", threads: {self.threads}" if self.threads else ""
-        multiples = {curve.multiple for curve in self.curves if curve.multiple > 1}
+    def conditions(self) -> str:
+        """The conditions under which the times hold, in words."""
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)} of " if self.threads else ""
+        sizes = " x ".join(map(str, self.sizes))
+        return f"{self.runtime}, batch {self.batch_size} of {sizes}, {self.dtype}, {threads}{self.machine}"
+
+    @property
+    def summary(self) -> str:
+        """What was measured, in words."""
+        multiples = sorted({curve.multiple for curve in self.curves if curve.multiple > 1})
+        faster = f"; widths that are multiples of {', '.join(map(str, multiples))} are faster" if multiples else ""
         return (
-            f"{self.model_class} in {self.dtype} with {self.runtime}, batch {self.batch_size} of {sizes}, on "
-            f"{self.machine}{threads}: {self.dense:.4g} ms, {self.base:.4g} ms of it outside of the sublayers; "
-            f"pruned models are predicted to {self.error:.1%}"
-            + "".join(f"; widths that are multiples of {multiple} are faster" for multiple in sorted(multiples))
+            f"{self.dense:.4g} ms ({self.conditions}), of which {self.base:.4g} stay without sublayers; the times of "
+            f"pruned models are predicted to {self.error:.1%}{faster}"
         )
 
     @property
