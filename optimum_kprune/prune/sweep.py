@@ -80,7 +80,8 @@ class Sweep:
 
     Attributes:
         first_scores: the scores at the lowest target, by the unit of the budget and then by place, which hold for all
-            budgets in that unit. Empty until they are measured. Scores that are set before are used instead, up to the next measurement.
+            budgets in that unit. Empty until they are measured. Scores that are set before are used instead, up to the
+            next measurement.
     """
 
     def __init__(
@@ -170,11 +171,7 @@ class Sweep:
         """Returns what prunes the student of a pair to the rate in the settings."""
         length = config.sequence_length or self._calibration.mean_length
         costs = costs_of(config, self._teacher, pair.targets, length)
-<<<<<<< HEAD
-        scores = Scores(predictions, config, costs.unit_cost, self.first_scores)
-=======
         scores = Scores(predictions, config, costs.unit_cost, self.first_scores[unit_of(config)])
->>>>>>> budget
         return RatePruner(pair, scores, costs, config, length, checkpoint)
 
     def _finished(self, rate: RatePruner) -> tuple[nn.Module, KPruneResult]:
