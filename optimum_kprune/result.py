@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from html import escape
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,6 +200,21 @@ class KPruneResult:
         import pandas
 
         return pandas.DataFrame([asdict(entry) | {"kept": len(entry.kept)} for entry in self.sublayers])
+
+    def plot(self, path: str | PathLike) -> None:
+        """Draws what is left of every layer: the shares of its heads and neurons that were kept.
+
+        Args:
+            path: a file that ends with .png, .svg or .pdf. One that is there is replaced when the new one is whole.
+
+        Raises:
+            ImportError: if matplotlib is not installed.
+            ValueError: if the file has another ending.
+            OSError: if the folder cannot be written.
+        """
+        from .plots import plot_kept
+
+        plot_kept(self, path)
 
     def __str__(self) -> str:
         lines = [f"{'layer':>5} {'kind':<9} {'kept':>12} {'MFLOPs':>8} {'parameters':>10} {'error':>7} {'seconds':>7}"]

@@ -146,7 +146,7 @@ class Sweep:
         """Prunes copies of the model with the batches as they are now."""
         started = time.perf_counter()
         checkpoints = [
-            None if folder is None else Checkpoint(folder, self._identity(config))
+            None if folder is None else Checkpoint(folder, self.identity(config))
             for config, folder in zip(configs, checkpoint_dirs, strict=True)
         ]
         predictions = self._predictions_at_start(configs[0])
@@ -255,7 +255,7 @@ class Sweep:
         if device.type != "cpu":
             torch.get_device_module(device).empty_cache()
 
-    def _identity(self, config: KPruneConfig) -> dict[str, Any]:
+    def identity(self, config: KPruneConfig) -> dict[str, Any]:
         """Returns what the progress of a prune belongs to; see `Checkpoint`."""
         batches = [*self._given.batches, *self._given.heldout]
         settings = config.to_dict()
