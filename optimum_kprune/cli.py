@@ -24,10 +24,12 @@ from .calibration.source import default_split, read_split
 from .configuration import KPruneConfig
 from .distributed import in_main, is_main, leave, own_device, together, world_size
 from .encoder.loading import is_pipeline, load_processing_class
+from .encoder.sublayers import Encoder
 from .encoder.tasks import main_input_of
 from .evaluation.evaluate import Figures, pairs_of
 from .folder import require_free
 from .names import hub_name, looks_like_path
+from .prune.costs import require_budget
 from .prune.preconditions import require_recovery
 from .pruner import KPruner
 from .publish import hub
@@ -51,6 +53,7 @@ OPTIONS = {
     "batch_size": "--batch_size",
     "seed": "--seed",
     "compression_rate": "--compression_rate",
+    "budget": "--budget",
     "checkpoint_dir": "--checkpoint_dir",
     "label_column": "--label_column",
     "overwrite": "--overwrite_output_dir",
@@ -175,6 +178,7 @@ def _prune(arguments: Namespace, facts: CardFacts) -> None:
     if arguments.push_to_hub is not None:
         hub.require_uploadable(arguments.push_to_hub)
     pruner = _load(arguments)
+    require_budget(config, Encoder(pruner.teacher, pruner.adapter))
     evaluate = _evaluation(pruner, arguments)
     if _searches(arguments):
         facts = facts.with_evaluation(_search(pruner, arguments, config, evaluate))
@@ -201,15 +205,10 @@ def _searches(arguments: Namespace) -> bool:
     """Whether a target is given in place of a rate.
 
     Raises:
-        ValueError: if both are given, or more than one figure is to count.
+        ValueError: if more than one figure is to count.
     """
     target = _given(arguments, "max_drop", "min_quality")
-    for name, value in target.items():
-        if arguments.compression_rate is not None:
-            raise ValueError(
-                f"`--{name}` finds the rate: it goes without `--compression_rate`. Got {value} and "
-                f"{arguments.compression_rate:g}."
-            )
+    for name in target:
         if len(_metrics(arguments)) > 1:
             raise ValueError(f"With `--{name}`, one figure counts. Got {', '.join(_metrics(arguments))}.")
     return bool(target)
@@ -382,9 +381,12 @@ def _move(pruner: KPruner, device: str) -> None:
 
 def _config(arguments: Namespace) -> KPruneConfig:
     """Returns the settings of `--config`, or the defaults; options of the command line win over them."""
-    overrides = _given(arguments, "compression_rate", "num_tokens", "recovery_tokens", "seed")
+    overrides = _given(arguments, "compression_rate", "budget", "num_tokens", "recovery_tokens", "seed")
     if arguments.config is None:
         return KPruneConfig(**overrides)
+    # What is given here takes the place of either in the file.
+    if {"compression_rate", "budget"} & set(overrides):
+        overrides = {"compression_rate": KPruneConfig.compression_rate, "budget": None} | overrides
     source = Path(arguments.config)
     if looks_like_path(arguments.config) and not source.exists():
         raise FileNotFoundError(

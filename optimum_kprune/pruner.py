@@ -27,6 +27,7 @@ from .encoder.sublayers import Encoder
 from .evaluation.mixin import EvaluationMixin
 from .names import UNKNOWN, hub_name, publishable
 from .order import Order, PruneData, within
+from .prune.costs import require_budget
 from .prune.preconditions import check_config, require_finite_weights, require_prunable, require_recoverable
 from .prune.sweep import Sweep, configs_of
 from .publish.save import SavingMixin
@@ -350,6 +351,8 @@ class KPruner(SearchMixin, EvaluationMixin, SavingMixin, OptimumPruner):
         """Prunes copies of the teacher; each becomes the model of its pruner, and is saved."""
         # All orders are checked before the first prune, so that no rate fails after hours for its folder.
         orders = [order.prepared(data.calibration) for order in orders]
+        for order in orders:
+            require_budget(order.config, self._encoder(self.teacher))
         results = []
         with self._session(orders[0].config, data) as session:
             for order, result in session.carry_out(orders):
