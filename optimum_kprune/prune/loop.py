@@ -217,7 +217,7 @@ class SublayerPruner:
 
         The unit of work is a run of all calibration tokens through one sublayer. A sublayer takes five for its own
         passes and its solve. A measurement takes three, forward and twice backward, through every sublayer from there
-        on, for the share of the tokens on which knowledge is measured.
+        on, for the share of the tokens on which knowledge is measured: at first all that are there for it, then a part.
         """
         targets = [sublayer.place for sublayer in self.pair.targets]
         measured_share = self.pair.measured / max(1, len(self.pair))
@@ -226,6 +226,7 @@ class SublayerPruner:
             number = targets.index(sublayer.place) if sublayer.units else 0
             is_measured = number % self.config.measure_every == 0 and not (number == 0 and self.scores.latest)
             measurement = 3 * measured_share * (len(targets) - number) * is_measured
+            measurement /= len(self.pair.parts) if number else 1
             work.append(5 + measurement if sublayer.units else 0.0)
         return work
 

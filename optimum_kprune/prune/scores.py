@@ -1,7 +1,9 @@
-"""The scores of the units, and when they are measured again."""
+"""The scores of the units, and when and on which part of the data they are measured again."""
 
+import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from ..algorithm.knowledge import unit_scores
@@ -11,11 +13,22 @@ from .predictions import Predictions
 from .statistics import measure_knowledge
 
 
+# More measurements than this take turns on parts of the data, so that their time is linear in the sublayers.
+WHOLE_MEASUREMENTS = 12
+
+
+def measured_parts(targets: int, config: KPruneConfig) -> int:
+    """Returns in how many parts measurements take turns, by the number of targets; 1 if each takes all the data."""
+    measurements = math.ceil(targets / config.measure_every)
+    return 1 if config.measure_tokens is None else math.ceil(measurements / WHOLE_MEASUREMENTS)
+
+
 class Scores:
     """Scores S of the units of the target and of all sublayers above it: knowledge per cost, such as per FLOP.
 
     They are measured before the lowest target, and then before every `measure_every`-th target, because pruning the
-    sublayers below changes them.
+    sublayers below changes them. The first measurement is on all the data that is there for it. Those after it take
+    turns on its parts, and the scores are running means, in which the latest part counts as much as its share.
 
     Args:
         predictions: what the models predict.
@@ -51,16 +64,24 @@ class Scores:
 
         S = mu (K_pred + lambda K_rep) / F          (`unit_scores`; docs/method.md, knowledge)
         """
-        importances = measure_knowledge(self.predictions, students, self._config)
-        self.latest = {
+        pair = self.predictions.pair
+        number = len(pair.targets) - len(students)
+        part = number // self._config.measure_every % len(pair.parts) if number else None
+        importances = measure_knowledge(self.predictions, students, self._config, part)
+        measured = {
             student.place: unit_scores(
                 importance, self._config.lambda_rep, self._mu(student), self._unit_cost(student)
             )
             for importance, student in zip(importances, students, strict=True)
         }
-        # All targets are there to be scored: this is the lowest.
-        if len(students) == len(self.predictions.pair.targets):
-            self.first = self.latest
+        if not number:
+            self.first = self.latest = measured
+            return
+        # With one part, the new scores, to the last bit.
+        self.latest = {
+            place: torch.lerp(self.latest[place].to(scores), scores, 1 / len(pair.parts))
+            for place, scores in measured.items()
+        }
 
     def _mu(self, sublayer: Sublayer) -> float:
         """Returns mu, the factor on the scores of a sublayer: 1 for neurons; for heads, times `head_weight`.

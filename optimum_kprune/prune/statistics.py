@@ -24,13 +24,16 @@ from .precision import measuring_precision
 from .predictions import Predictions
 
 
-def measure_knowledge(predictions: Predictions, sublayers: list[Sublayer], config: KPruneConfig) -> list[Importance]:
+def measure_knowledge(
+    predictions: Predictions, sublayers: list[Sublayer], config: KPruneConfig, part: int | None = None
+) -> list[Importance]:
     """Measures the knowledge of the units of the student's sublayers, all in one pass over the data.
 
     Args:
         predictions: what the models predict, with hidden states at the lowest of the sublayers or at its block.
         sublayers: the target and all sublayers above it that have units, in the student.
         config: says how knowledge is measured: temperature, gradient, precision.
+        part: number of the part of the measured batches to measure on; None for all.
 
     Returns:
         the knowledge of the units of every sublayer, in float64.
@@ -42,7 +45,7 @@ def measure_knowledge(predictions: Predictions, sublayers: list[Sublayer], confi
     statistics = [UnitStatistics(sublayer.features, config.gradient, student.device) for sublayer in sublayers]
     precision = measuring_precision(student.pretrained.dtype, student.device, config)
     seen = torch.zeros(2, dtype=torch.int64, device=student.device)
-    for step in pair.measured_steps():
+    for step in pair.measured_steps(part):
         # Outside of the contexts below: the teacher takes no gradient, and runs in its own precision.
         teacher = predictions.of_teacher(step)
         seen += torch.tensor([samples_in(step.batch), int(step.mask.sum())], device=student.device)
