@@ -360,8 +360,8 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
             text = data.recovery_text(config, spec, calibration)
         results = []
         with self._sweep_over(dense, calibration, config) as sweep:
-            for order in orders:
-                model, result = sweep.prune(order.config, order.checkpoint_dir)
+            configs, checkpoint_dirs = [order.config for order in orders], [order.checkpoint_dir for order in orders]
+            for order, (model, result) in zip(orders, sweep.prune_all(configs, checkpoint_dirs), strict=True):
                 if text is not None:
                     recovered = self._encoder(model), self.task, calibration, text, order.config, result
                     result = recover(dense, *recovered, checkpoint_dir=order.checkpoint_dir)

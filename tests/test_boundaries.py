@@ -67,7 +67,7 @@ def test_plain_data_needs_nothing():
 ROOMS = (
     {"algorithm", "budget", "defaults", "distributed", "kprune_map", "names", "scratch"},
     {"base", "configuration", "folder", "kprune_shrink", "progress"},
-    {"modeling_kprune"},
+    {"latency_table", "modeling_kprune"},
     {"calibration"},
     {"result"},
     {"frontier"},

@@ -182,7 +182,7 @@ def test_an_evaluation_that_fails_does_not_cost_the_model(place, labelled, tmp_p
 def test_what_cannot_be_evaluated_is_said_before_the_prune(
     given, told, place, labelled, tmp_path, command, monkeypatch
 ):
-    monkeypatch.setattr(Sweep, "prune", pytest.fail)
+    monkeypatch.setattr(Sweep, "prune_all", pytest.fail)
     message = command(*arguments_of(place, tmp_path / "out", **{"eval_dataset": labelled} | given))
     assert re.search(told, message)
 
@@ -299,7 +299,7 @@ def test_an_interruption_is_told_in_one_line_and_leaves_nothing_behind(
             raise (then or error) from None
 
     before = [signal.getsignal(other) for other in (signal.SIGINT, signal.SIGTERM)]
-    monkeypatch.setattr(Sweep, "prune", interrupted)
+    monkeypatch.setattr(Sweep, "prune_all", interrupted)
     assert command(*arguments_of(place, tmp_path / "out")) == status
     assert capsys.readouterr().err.splitlines()[-1] == INTERRUPTED
     assert not (tmp_path / "out").exists()
@@ -323,7 +323,7 @@ def test_an_error_of_the_machine_is_told_in_one_line(kind, place, tmp_path, comm
     def fail(*_, **__):
         raise OF_THE_MACHINE[kind]
 
-    monkeypatch.setattr(Sweep, "prune", fail)
+    monkeypatch.setattr(Sweep, "prune_all", fail)
     message = command(*arguments_of(place, tmp_path / "out"))
     reason = "another process has died, or cannot be reached: " if "process" in kind else ""
     assert message == f"optimum-cli kprune: {reason}{str(OF_THE_MACHINE[kind]) or 'MemoryError'}"
@@ -334,7 +334,7 @@ def test_an_error_of_the_program_is_shown_with_its_place(error, place, tmp_path,
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(Sweep, "prune", fail)
+    monkeypatch.setattr(Sweep, "prune_all", fail)
     with pytest.raises(type(error)):
         command(*arguments_of(place, tmp_path / "out"))
 

@@ -392,9 +392,7 @@ def _hold_out(
     return samples[:fitted], samples[fitted:]
 
 
-def _spread(
-    items: list[Item], tokens_of: Callable[[Item], int], budget: int | None, parts: int
-) -> list[list[Item]]:
+def _spread(items: list[Item], tokens_of: Callable[[Item], int], budget: int | None, parts: int) -> list[list[Item]]:
     """Splits items into parts on which knowledge is measured, which lie evenly among all items, and the others."""
     total = sum(map(tokens_of, items))
     share = 1.0 if budget is None else min(1.0, budget / total)

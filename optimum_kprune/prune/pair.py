@@ -1,5 +1,6 @@
 """Teacher and student side by side on the calibration data: their hidden states, batch by batch."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 
@@ -37,15 +38,15 @@ class Pair:
     def __init__(
         self, teacher: Encoder, student: Encoder, calibration: CalibrationBatches, store: StateStore | None = None
     ) -> None:
-        store = store or StateStore()
+        self._store = store or StateStore()
         self._batches: Sequence[Batch] = share(calibration.batches)
         self._mask = calibration.mask
         # `share` takes every n-th batch, so that this process's share of the first batches comes first in its own.
         ends = [len(share(calibration.batches[:end])) for end in accumulate(calibration.measured, initial=0)]
         self.measured = ends[-1]
         self.parts = [range(*each) for each in pairwise(ends)]
-        self.teacher = HiddenStates(teacher, store.states(len(self._batches)))
-        self.student = HiddenStates(student, store.states(len(self._batches)))
+        self.teacher = HiddenStates(teacher, self._store.states(len(self._batches)))
+        self.student = HiddenStates(student, self._store.states(len(self._batches)))
         self.targets = [sublayer for sublayer in teacher.sublayers() if sublayer.units]
         # There, or at the next place below where the architecture can be entered.
         self._enters_at = {target.place: teacher.entries.highest(target.place) for target in self.targets}
@@ -88,6 +89,13 @@ class Pair:
         """
         next_place = next((self._enters_at[other.place] for other in self.targets if other.place > target.place), None)
         return self.teacher.pass_through(step, target, next_place)
+
+    def beside(self, student: Encoder) -> "Pair":
+        """Returns a pair of the same teacher, whose hidden states both have, and another copy of it at the bottom."""
+        pair = copy.copy(self)
+        student.entries = self.teacher.encoder.entries
+        pair.student = HiddenStates(student, self._store.states(len(self)))
+        return pair
 
     def restart(self, student: Encoder) -> None:
         """Goes back to the bottom with another copy of the teacher as the student.

@@ -1,4 +1,4 @@
-"""What teacher and student predict on the batches on which knowledge is measured."""
+"""What teacher and students predict on the batches on which knowledge is measured."""
 
 from typing import Any
 
@@ -7,23 +7,23 @@ from ..encoder.hooks import recorded_output
 from ..encoder.partial_forward import run
 from ..encoder.sublayers import Place
 from ..encoder.tasks import Task
-from .hidden_states import Step
+from .hidden_states import HiddenStates, Step
 from .pair import Pair
 from .state_store import StateStore
 
 
 class Predictions:
-    """The teacher's predictions, made once for all sublayers and rates, and the student's, made when asked for.
+    """The teacher's predictions, made once for all sublayers and rates, and a student's, made when asked for.
 
     Args:
-        pair: teacher and student.
+        pair: the teacher, beside one of the students.
         task: what must be preserved.
         reads_below: whether the head reads other hidden states than those after the last block. Such a model is
             always run from the bottom.
         store: where the teacher's last hidden states are kept, if they are; None keeps them in memory.
 
     Attributes:
-        pair: teacher and student.
+        pair: the same.
     """
 
     def __init__(self, pair: Pair, task: Task, reads_below: bool = False, store: StateStore | None = None) -> None:
@@ -69,11 +69,10 @@ class Predictions:
             prediction = self._reference(run(teacher, step.batch, after_all, self._last[step.index]), step)
         return prediction
 
-    def of_student(self, step: Step) -> Prediction:
-        """Returns the student's prediction on a batch, as the student is now."""
-        states = self.pair.student
-        outputs = run(states.encoder, step.batch) if self._reads_below else states.run(step)
-        return self._task.predict(outputs, states.encoder.config, step.mask)
+    def of_student(self, step: Step, student: HiddenStates) -> Prediction:
+        """Returns a student's prediction on a batch, as the student is now."""
+        outputs = run(student.encoder, step.batch) if self._reads_below else student.run(step)
+        return self._task.predict(outputs, student.encoder.config, step.mask)
 
     def _reference(self, outputs: Any, step: Step) -> Prediction:
         """Returns the reference that outputs of the teacher give; see `Task.reference`."""

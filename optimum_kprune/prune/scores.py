@@ -3,15 +3,14 @@
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from ..algorithm.knowledge import unit_scores
 from ..configuration import KPruneConfig
 from ..encoder.sublayers import Place, Sublayer
+from .hidden_states import HiddenStates
 from .predictions import Predictions
 from .statistics import measure_knowledge
-
 
 # More measurements than this take turns on parts of the data, so that their time is linear in the sublayers.
 WHOLE_MEASUREMENTS = 12
@@ -34,13 +33,12 @@ class Scores:
         predictions: what the models predict.
         config: how knowledge is measured and weighed.
         unit_cost: returns what one unit of a sublayer costs.
-        first: scores at the lowest target that a prune to another rate has measured. They hold for every rate, because
-            the student still equals the teacher there.
+        first: scores (units,) in float64 at the lowest target, by the place of the sublayer; empty until they are
+            measured. They hold for every rate, because students still equal the teacher there, and rates share them.
 
     Attributes:
         predictions: what the models predict.
-        first: scores (units,) in float64 by the place of the sublayer, as measured at the lowest target; None before.
-        latest: the scores of the last measurement, by place; empty before the first one.
+        latest: the latest scores, by place; empty before the first measurement.
     """
 
     def __init__(
@@ -51,37 +49,49 @@ class Scores:
         first: dict[Place, Tensor] | None = None,
     ) -> None:
         self.predictions = predictions
-        self.first = first
-        self.latest = first or {}
+        self._first = {} if first is None else first
+        self._latest: dict[Place, Tensor] = {}
         self._config, self._unit_cost = config, unit_cost
+
+    @property
+    def latest(self) -> dict[Place, Tensor]:
+        """See the attributes."""
+        return self._latest or self._first
+
+    @latest.setter
+    def latest(self, scores: dict[Place, Tensor]) -> None:
+        self._latest = scores
 
     def are_due(self, number: int) -> bool:
         """Whether scores must be measured before a target, given by its number: 0 is the lowest target."""
         return not self.latest or (number > 0 and number % self._config.measure_every == 0)
 
-    def measure(self, students: list[Sublayer]) -> None:
+    def measure(self, states: HiddenStates, students: list[Sublayer]) -> None:
         """Measures the scores of the target and of the sublayers above it, all in one pass over the data.
 
         S = mu (K_pred + lambda K_rep) / F          (`unit_scores`; docs/method.md, knowledge)
+
+        Args:
+            states: the student's hidden states, at the target or at its block.
+            students: the target and the sublayers above it that have units, in that student.
         """
         pair = self.predictions.pair
         number = len(pair.targets) - len(students)
         part = number // self._config.measure_every % len(pair.parts) if number else None
-        importances = measure_knowledge(self.predictions, students, self._config, part)
+        importances = measure_knowledge(self.predictions, states, students, self._config, part)
         measured = {
             student.place: unit_scores(
                 importance, self._config.lambda_rep, self._mu(student), self._unit_cost(student)
             )
             for importance, student in zip(importances, students, strict=True)
         }
-        if not number:
-            self.first = self.latest = measured
-            return
-        # With one part, the new scores, to the last bit.
-        self.latest = {
-            place: torch.lerp(self.latest[place].to(scores), scores, 1 / len(pair.parts))
-            for place, scores in measured.items()
-        }
+        if number:
+            # With one part, the new scores to the last bit.
+            share = 1 / len(pair.parts)
+            measured = {place: self.latest[place].to(new).lerp(new, share) for place, new in measured.items()}
+        else:
+            self._first.update(measured)
+        self.latest = measured
 
     def _mu(self, sublayer: Sublayer) -> float:
         """Returns mu, the factor on the scores of a sublayer: 1 for neurons; for heads, times `head_weight`.

@@ -1,9 +1,10 @@
-"""Prunes one model to several rates, one after the other. What does not depend on the rate is done once."""
+"""Prunes one model to several rates, side by side. What does not depend on the rate is done once."""
 
 import copy
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -28,7 +29,7 @@ from ..result import KPruneResult, SublayerResult
 from .checkpoint import Checkpoint, digest
 from .costs import flops_costs
 from .heldout import heldout_quality
-from .loop import SublayerPruner
+from .loop import Loop
 from .pair import Pair
 from .preconditions import (
     check_config,
@@ -38,6 +39,7 @@ from .preconditions import (
     warn_if_nothing_is_left,
 )
 from .predictions import Predictions
+from .rate import RatePruner
 from .scores import Scores
 from .state_store import StateStore
 
@@ -75,8 +77,8 @@ class Sweep:
         memory_budget: bytes that hidden states may take in memory; None is no limit.
 
     Attributes:
-        first_scores: the scores at the lowest target, by place, which hold for all rates. None until the first prune
-            has measured them. Scores that are set before are used instead, up to the next measurement.
+        first_scores: the scores at the lowest target, by place, which hold for all rates. Empty until they are
+            measured. Scores that are set before are used instead, up to the next measurement.
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class Sweep:
         self._teacher = private_copy(encoder)
         # Made by the first prune, and shared by all rates.
         self._predictions: Predictions | None = None
-        self.first_scores: dict[Place, Tensor] | None = None
+        self.first_scores: dict[Place, Tensor] = {}
 
     def __enter__(self) -> "Sweep":
         return self
@@ -106,62 +108,85 @@ class Sweep:
         self._store.close()
 
     @torch.no_grad()
-    def prune(
-        self, config: KPruneConfig, checkpoint_dir: str | PathLike | None = None
-    ) -> tuple[nn.Module, KPruneResult]:
-        """Prunes a copy of the model; settings other than the rate must be the same in every call.
+    def prune_all(
+        self, configs: list[KPruneConfig], checkpoint_dirs: Sequence[str | PathLike | None] | None = None
+    ) -> list[tuple[nn.Module, KPruneResult]]:
+        """Prunes copies of the model, all of them sublayer by sublayer; may be called again for other rates.
 
-        If the device runs out of memory, batches are halved and the prune begins again.
+        If the device runs out of memory, batches are halved and the prunes begin again.
 
         Args:
-            config: the settings.
-            checkpoint_dir: folder for the progress; None keeps none.
+            configs: the settings of every prune. Those other than the rate must be the same, also in the next call.
+            checkpoint_dirs: a folder for the progress of every prune, or None; None keeps none.
 
         Returns:
-            the pruned model, and what was kept.
+            for every prune, the pruned model and what was kept.
 
         Raises:
-            ValueError: if activations are not finite, or the checkpoint belongs to another prune.
+            ValueError: if activations are not finite, or a checkpoint belongs to another prune.
             torch.OutOfMemoryError: if the memory does not suffice for a single row, or batches must stay as they are.
         """
         while True:
             try:
-                return self._prune(config, checkpoint_dir)
+                return self._prune_all(configs, checkpoint_dirs or [None] * len(configs))
             except torch.OutOfMemoryError as error:
-                if not self._can_halve(config):
+                if not self._can_halve(configs[0]):
                     error.add_note("Give fewer tokens at once: a smaller `batch_size`, or shorter texts.")
                     raise
             # Not inside of `except`: there, the error still refers to the tensors of the passes that failed, and their
             # memory could not be freed.
             self._halve()
 
-    def _prune(self, config: KPruneConfig, checkpoint_dir: str | PathLike | None) -> tuple[nn.Module, KPruneResult]:
-        """Prunes a copy of the model with the batches as they are now."""
+    def _prune_all(
+        self, configs: list[KPruneConfig], checkpoint_dirs: Sequence[str | PathLike | None]
+    ) -> list[tuple[nn.Module, KPruneResult]]:
+        """Prunes copies of the model with the batches as they are now."""
         started = time.perf_counter()
-        checkpoint = None if checkpoint_dir is None else Checkpoint(checkpoint_dir, self._identity(config))
-        predictions = self._predictions_at_start(config)
-        pair, length = predictions.pair, config.sequence_length or self._calibration.mean_length
+        checkpoints = [
+            None if folder is None else Checkpoint(folder, self._identity(config))
+            for config, folder in zip(configs, checkpoint_dirs, strict=True)
+        ]
+        predictions = self._predictions_at_start(configs[0])
+        pairs = [predictions.pair, *(predictions.pair.beside(private_copy(self._dense)) for _ in configs[1:])]
+        try:
+            rates = [self._rate(predictions, *each) for each in zip(pairs, configs, checkpoints, strict=True)]
+            loop = Loop(rates)
+            loop.run()
+        finally:
+            # The store, which all prunes share, counts them.
+            for pair in pairs:
+                pair.clear()
+        pruned = [self._finished(rate) for rate in rates]
+        # All rates went through the sublayers together: each has an equal share of the time.
+        total, count = time.perf_counter() - started, len(rates)
+        stages = {name: seconds / count for name, seconds in loop.stopwatch.stages(total).items()}
+        return [(model, replace(result, seconds=total / count, stages=stages)) for model, result in pruned]
+
+    def _rate(
+        self, predictions: Predictions, pair: Pair, config: KPruneConfig, checkpoint: Checkpoint | None
+    ) -> RatePruner:
+        """Returns what prunes the student of a pair to the rate in the settings."""
+        length = config.sequence_length or self._calibration.mean_length
         costs = flops_costs(pair.targets, config, length)
         scores = Scores(predictions, config, costs.unit_cost, self.first_scores)
-        pruner = SublayerPruner(pair, scores, costs, config, length, checkpoint)
-        sublayers = pruner.run()
-        pair.clear()
-        self.first_scores = scores.first
+        return RatePruner(pair, scores, costs, config, length, checkpoint)
+
+    def _finished(self, rate: RatePruner) -> tuple[nn.Module, KPruneResult]:
+        """Returns the pruned model of a rate, and what was kept; the time that it took is not told yet."""
+        student = rate.pair.student.encoder
         # Measured before the pruned model is made, which takes apart a student that accelerate placed.
-        heldout = heldout_quality(self._teacher, pair.student.encoder, self._calibration, self._task)
-        model = self._pruned_model(pair.student.encoder, sublayers, config)
-        seconds = time.perf_counter() - started
+        heldout = heldout_quality(self._teacher, student, self._calibration, self._task)
+        model = self._pruned_model(student, rate.results, rate.config)
         result = KPruneResult(
-            sublayers=sublayers,
-            sequence_length=length,
+            sublayers=rate.results,
+            sequence_length=rate.sequence_length,
             samples=self._calibration.samples,
             tokens=self._calibration.tokens,
             parameters_before=_parameters_of(self._dense.model),
             parameters_after=_parameters_of(model),
-            seconds=seconds,
+            seconds=0.0,
             calibration=self._given.summary,
             heldout=heldout,
-            stages=pruner.stopwatch.stages(seconds),
         )
         logger.info(result.loss)
         warn_if_nothing_is_left(result)
@@ -170,7 +195,7 @@ class Sweep:
     def _predictions_at_start(self, config: KPruneConfig) -> Predictions:
         """Returns the predictions of teacher and a new student, which is an unpruned copy.
 
-        For the first rate, it finds out how the model can be run; later rates use that again.
+        The first call finds out how the model can be run; later calls use that again.
         """
         student = private_copy(self._dense)
         if self._predictions is not None:
@@ -211,7 +236,6 @@ class Sweep:
     def _halve(self) -> None:
         """Halves the batches, and forgets what was made from them: hidden states and predictions."""
         if self._predictions is not None:
-            self._predictions.pair.clear()
             self._predictions.clear()
         self._predictions = None
         self._calibration = self._calibration.halved()

@@ -182,9 +182,9 @@ def test_a_head_may_read_the_hidden_states_behind_every_block(monkeypatch):
     """Where a student is entered, there is nothing of the blocks below: its prediction must be that of a whole run."""
     seen = []
 
-    def watched(predictions, step):
-        prediction = original(predictions, step)
-        seen.append((prediction.values[:, 0], predictions.pair.student.encoder.model(**step.batch)))
+    def watched(predictions, step, student):
+        prediction = original(predictions, step, student)
+        seen.append((prediction.values[:, 0], student.encoder.model(**step.batch)))
         return prediction
 
     original = Predictions.of_student

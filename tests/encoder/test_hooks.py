@@ -81,7 +81,7 @@ def test_a_forward_pass_that_fails_leaves_nothing_behind(error):
     handle = student.bert.encoder.layer[2].output.register_forward_hook(fail)
     before = traces(teacher), traces(student)
     with pytest.raises(error, match="inside the model"):
-        measure_knowledge(predictions, sublayers, KPruneConfig())
+        measure_knowledge(predictions, predictions.pair.student, sublayers, KPruneConfig())
     assert (traces(teacher), traces(student)) == before
     handle.remove()
     assert all(map(torch.equal, outputs_of(teacher, batches[0]), expected))

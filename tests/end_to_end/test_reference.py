@@ -11,7 +11,6 @@ from tiny import loop_of, predictions_of
 
 from optimum_kprune import KPruneConfig, KPruner
 from optimum_kprune.encoder.tasks import with_published_targets
-from optimum_kprune.kprune_shrink import shrink_sublayer
 
 pytestmark = pytest.mark.slow
 
@@ -51,10 +50,10 @@ def test_the_lowest_block_keeps_what_the_reference_keeps():
 @torch.no_grad()
 def lowest_block_kept(pruning):
     """The heads and neurons kept in the lowest block; without the fit, which selects nothing."""
-    kept = []
-    for index in range(2):
-        students = pruning.pair.student.encoder.sublayers()[index:]
-        kept.append(pruning._select(students, pruning._score(students)))
-        pruning.costs.spend(students[0], len(kept[-1]))
-        shrink_sublayer(students[0].block, students[0].adapter.to_dict(), kept[-1], students[0].units)
-    return kept
+    (rate,) = pruning.rates
+    for number in range(2):
+        rate.begin()
+        pruning._score(number, [rate])
+        rate.select()
+        rate.finish(seconds=0.0)
+    return [result.kept for result in rate.results]

@@ -8,7 +8,7 @@ from prunes import interrupt_at, prune, settings
 from tiny import LAYERS, batches_of, pad, ragged_samples, texts_of, tiny_model, tiny_tokenizer
 
 from optimum_kprune import KPruner
-from optimum_kprune.prune.loop import SublayerPruner
+from optimum_kprune.prune.loop import Loop
 
 pytestmark = pytest.mark.slow
 
@@ -58,13 +58,14 @@ def test_the_student_shares_weights_until_they_are_pruned(monkeypatch):
     """A prune takes memory for the weights that it makes, not for a second model."""
     teacher, shared = tiny_model(), []
 
-    def watched(pruning, lower, students):
+    def watched(pruning, lower, rates):
+        (rate,) = rates
         weights = {weight.data_ptr() for weight in teacher.parameters()}
-        shared.append([student.output.weight.data_ptr() in weights for student in students])
-        return original(pruning, lower, students)
+        shared.append([student.output.weight.data_ptr() in weights for student in rate.candidates])
+        return original(pruning, lower, rates)
 
-    original = SublayerPruner._prune_target
-    monkeypatch.setattr(SublayerPruner, "_prune_target", watched)
+    original = Loop._prune_target
+    monkeypatch.setattr(Loop, "_prune_target", watched)
     prune(teacher)
     assert shared == [[True] * count for count in range(2 * LAYERS, 0, -1)]
 

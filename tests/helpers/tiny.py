@@ -18,9 +18,10 @@ from optimum_kprune.encoder.unsharing import private_copy
 from optimum_kprune.kprune_map import parse_units
 from optimum_kprune.kprune_shrink import give_bias
 from optimum_kprune.prune.costs import flops_costs
-from optimum_kprune.prune.loop import SublayerPruner
+from optimum_kprune.prune.loop import Loop
 from optimum_kprune.prune.pair import Pair
 from optimum_kprune.prune.predictions import Predictions
+from optimum_kprune.prune.rate import RatePruner
 from optimum_kprune.prune.scores import Scores
 
 # The families on which all is tested that does not depend on the layout; `zoo` has the others.
@@ -143,9 +144,9 @@ def predictions_of(teacher, student, batches, task=None):
 
 
 def loop_of(predictions, config, length=10):
-    """The loop on such a pair."""
+    """The loop on such a pair, for one rate."""
     costs = flops_costs(predictions.pair.targets, config, length)
-    return SublayerPruner(predictions.pair, Scores(predictions, config, costs.unit_cost), costs, config, length)
+    return Loop([RatePruner(predictions.pair, Scores(predictions, config, costs.unit_cost), costs, config, length)])
 
 
 def encoder_of(model):

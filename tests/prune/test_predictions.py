@@ -33,7 +33,7 @@ def test_predictions_are_those_of_the_whole_models(head):
         for step, batch in zip(predictions.pair.steps(), batches, strict=True):
             for model, prediction in (
                 (teacher, predictions.of_teacher(step)),
-                (student, predictions.of_student(step)),
+                (student, predictions.of_student(step, predictions.pair.student)),
             ):
                 expected = task_of(teacher).predict(model(**batch), model.config, step.mask)
                 assert torch.equal(prediction.values, expected.values)

@@ -23,9 +23,9 @@ SAMPLES = ragged_samples(36)
 def test_knowledge_is_measured_before_every_so_manieth_sublayer(every, monkeypatch):
     measured = []
 
-    def recording(predictions, sublayers, *others):
+    def recording(predictions, states, sublayers, *others):
         measured.append(len(sublayers))
-        return measure_knowledge(predictions, sublayers, *others)
+        return measure_knowledge(predictions, states, sublayers, *others)
 
     monkeypatch.setattr(scoring, "measure_knowledge", recording)
     result = prune(tiny_model(), measure_every=every, compression_rate=0.6).result
@@ -61,8 +61,9 @@ def test_measurements_take_turns_on_parts_and_scores_are_their_running_means():
     for number, data in enumerate((batches, batches[1:2], batches[2:], batches[:1])):
         whole = Scores(predictions_of(model, copy.deepcopy(model), data), config, lambda student: 1.0)
         students = pair.student.encoder.sublayers()[number:]
-        whole.measure(whole.predictions.pair.student.encoder.sublayers())
-        scores.measure(students)
+        other = whole.predictions.pair.student
+        whole.measure(other, other.encoder.sublayers())
+        scores.measure(pair.student, students)
         expected = {
             student.place: whole.latest[student.place] / 3 + latest[student.place] * 2 / 3
             if number
@@ -80,8 +81,8 @@ def test_with_one_part_the_latest_scores_count_alone():
     students = predictions.pair.student.encoder.sublayers()
     found = [Scores(predictions, KPruneConfig(), lambda student: 1.0) for _ in range(2)]
     found[0].latest = {student.place: torch.full((student.units,), 1e9).double() for student in students}
-    for scores, first in zip(found, (students[1:], students), strict=True):
-        scores.measure(first)
+    for scores, measured in zip(found, (students[1:], students), strict=True):
+        scores.measure(predictions.pair.student, measured)
     assert all(torch.equal(found[1].latest[place], values) for place, values in found[0].latest.items())
 
 
@@ -90,13 +91,14 @@ def test_scores_are_knowledge_per_flop_times_the_factor_of_heads():
     model, config, length = tiny_model().eval(), KPruneConfig(head_weight=5.0, lambda_rep=0.3), 7
     predictions = predictions_of(model, copy.deepcopy(model).requires_grad_(False), batches_of(SAMPLES, 12))
     students = predictions.pair.student.encoder.sublayers()
-    scores = Scores(predictions, config, lambda student: student.unit_flops(length))
-    scores.measure(students)
-    for student, knowledge in zip(students, measure_knowledge(predictions, students, config), strict=True):
+    states, first = predictions.pair.student, {}
+    scores = Scores(predictions, config, lambda student: student.unit_flops(length), first)
+    scores.measure(states, students)
+    for student, knowledge in zip(students, measure_knowledge(predictions, states, students, config), strict=True):
         factor = 5.0 * student.unit_size if student.adapter.kind == "attention" else 1.0
         lost = knowledge.predictive + 0.3 * knowledge.representational
         torch.testing.assert_close(scores.latest[student.place], factor * lost / student.unit_flops(length))
-    assert scores.first is scores.latest
+    assert first == scores.latest
 
 
 def test_scores_of_an_earlier_prune_are_used_for_the_lowest_target_alone():

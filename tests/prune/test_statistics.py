@@ -116,7 +116,7 @@ def measured(teacher, student, batches, first=0, task=None, **settings):
     with torch.no_grad():
         pair.advance(pair.targets[first])
         sublayers = pair.student.encoder.sublayers()[first:]
-        return measure_knowledge(predictions, sublayers, KPruneConfig(temperature=GAMMA, **settings))
+        return measure_knowledge(predictions, pair.student, sublayers, KPruneConfig(temperature=GAMMA, **settings))
 
 
 def assert_close(actual, expected, tolerance):
@@ -153,7 +153,8 @@ def test_knowledge_is_that_of_what_is_added_after_scaling(scale):
     predictions = predictions_of(teacher, student, batches_of(SAMPLES[:6], 4))
     plain = predictions.pair.student.encoder.sublayers()[1]
     scaled = replace(plain, adapter=replace(plain.adapter, scale=scale))
-    before, after = (measure_knowledge(predictions, [each], KPruneConfig())[0] for each in (plain, scaled))
+    states = predictions.pair.student
+    before, after = (measure_knowledge(predictions, states, [each], KPruneConfig())[0] for each in (plain, scaled))
     factors = plain.output.bias[:, None] if isinstance(scale, str) else scale
     weight = plain.output.weight
     expected = before.representational * (weight * factors).square().sum(dim=0) / weight.square().sum(dim=0)
@@ -362,7 +363,7 @@ def test_scores_under_bfloat16_are_sums_in_float32_and_close():
     sublayers = pair.student.encoder.sublayers()
     with torch.no_grad():
         exact, rough = (
-            measure_knowledge(predictions, sublayers, KPruneConfig(measure_precision=precision))
+            measure_knowledge(predictions, pair.student, sublayers, KPruneConfig(measure_precision=precision))
             for precision in ("float32", "bfloat16")
         )
     for one, other in zip(exact, rough, strict=True):

@@ -1,17 +1,33 @@
 """KPruner.sweep: every rate as from a prune of its own, for less work; what is written, refused and left alone."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
 from prunes import untouchable
-from tiny import LAYERS, batches_of, ragged_samples, same_state, samples_for, texts_of, tiny_model, tiny_tokenizer
+from tiny import (
+    LAYERS,
+    batches_of,
+    encoder_of,
+    ragged_samples,
+    same_state,
+    samples_for,
+    task_of,
+    texts_of,
+    tiny_model,
+    tiny_tokenizer,
+)
 from transformers import AutoModelForSequenceClassification
 
 from optimum_kprune import KPruneConfig, KPruner, order
+from optimum_kprune.calibration.prepare import CalibrationBatches
 from optimum_kprune.prune import scores
 from optimum_kprune.prune import sweep as sweeping
 from optimum_kprune.prune.hidden_states import HiddenStates
 from optimum_kprune.prune.pair import Pair
+from optimum_kprune.prune.sweep import Sweep
 from optimum_kprune.publish import save as publishing
 
 pytestmark = pytest.mark.slow
@@ -81,7 +97,15 @@ def test_what_does_not_depend_on_the_rate_is_done_once(monkeypatch):
     assert [calls.count(name) for name in ("prepare_batches", "find_entries", "Predictions")] == [1, 1, 1]
     targets = len(found[0].result.sublayers)
     assert calls.count("measure_knowledge") == 1 + len(RATES) * (targets - 1)
-    assert found[0].result.stages["teacher"] > 0 and found[1].result.stages["teacher"] < 1e-3
+    assert len({str(swept.result.stages) for swept in found}) == 1 and found[0].result.stages["teacher"] > 0
+
+
+def test_the_teacher_goes_through_the_sublayers_once(monkeypatch):
+    moved = []
+    original = Pair.advance_teacher
+    monkeypatch.setattr(Pair, "advance_teacher", lambda pair, *args: moved.append(args) or original(pair, *args))
+    one, several = (sweep(rates=rates) and moved.copy() for rates in ([0.5], RATES))
+    assert len(several) == 2 * len(one)
 
 
 def test_the_pruner_stays_as_it_was():
@@ -160,18 +184,23 @@ def test_a_failure_leaves_the_pruner_as_it_was_and_the_rates_before_it_whole(tmp
     assert (tmp_path / "0.8" / "kprune_report.json").is_file()
 
 
-def test_states_of_one_prune_at_a_time_are_held(monkeypatch):
-    """The budget of memory is for the states of one prune: those of the last are dropped when the next begins."""
-    held = []
-    original = Pair.advance
+def test_states_of_the_teacher_and_of_every_student_are_held(monkeypatch):
+    """They count in the budget of memory, and are dropped in the end."""
+    stores, most = [], []
+    make, put = sweeping.StateStore, sweeping.StateStore.put
 
-    def watching(pair, target):
-        original(pair, target)
-        held.append(pair.student._held._store.bytes_in_memory)
+    def watching(store, tensor):
+        held = put(store, tensor)
+        most[-1] = max(most[-1], store.bytes_in_memory)
+        return held
 
-    monkeypatch.setattr(Pair, "advance", watching)
-    targets = len(sweep()[0].result.sublayers)
-    assert held[:targets] == held[targets : 2 * targets] == held[2 * targets :]
+    monkeypatch.setattr(make, "put", watching)
+    monkeypatch.setattr(sweeping, "StateStore", lambda budget: stores.append(make(budget)) or stores[-1])
+    for rates in ([0.5], RATES):
+        most.append(0)
+        sweep(rates=rates)
+    assert stores[0].bytes_in_memory == stores[1].bytes_in_memory == 0
+    assert most[1] == (1 + len(RATES)) / 2 * most[0]
 
 
 # Out of memory
@@ -210,20 +239,44 @@ def test_out_of_memory_halves_the_batches_and_says_so(rows, monkeypatch, caplog)
         torch.testing.assert_close(one.model.state_dict()[name], value, rtol=0, atol=1e-4)
 
 
-def test_out_of_memory_in_a_later_rate_leaves_the_earlier_ones(monkeypatch):
-    first, second = sweep()[:2]
-    seen = []
+def test_out_of_memory_on_the_way_begins_again_with_all_rates(monkeypatch):
+    """Nothing is left of the students that were pruned half: neither of their weights nor of their states."""
+    expected, students = sweep(), []
     measure = scores.measure_knowledge
 
-    def fails_once(pair, *args):
-        seen.append(pair)
-        if len(seen) == SUBLAYERS + 1:
+    def fails_once(predictions, states, *args):
+        students.append(weakref.ref(states.encoder.model))
+        if len(students) == SUBLAYERS + 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return measure(pair, *args)
+        return measure(predictions, states, *args)
 
     monkeypatch.setattr(scores, "measure_knowledge", fails_once)
+    halve = Sweep._halve
+
+    def watched(own):
+        halve(own)
+        gc.collect()
+        assert not any(student() for student in students) and own._store.bytes_in_memory == 0
+
+    monkeypatch.setattr(Sweep, "_halve", watched)
     found = sweep()
-    assert same_state(found[0].model, first.model) and found[1].result.kept == second.result.kept
+    assert len(students) > 2 * SUBLAYERS
+    assert [swept.result.kept for swept in found] == [swept.result.kept for swept in expected]
+
+
+def test_a_sweep_goes_on_with_other_rates():
+    """Of what the first rates left, the teacher's predictions and the first scores serve the next ones."""
+    dense = tiny_model()
+    batches = batches_of(SAMPLES)
+    configs = [settings(compression_rate=rate) for rate in RATES]
+    with Sweep(encoder_of(dense), task_of(dense), CalibrationBatches(batches, len(batches))) as one:
+        (first,) = one.prune_all(configs[:1])
+        predictions = one._predictions
+        found = [first, *one.prune_all(configs[1:])]
+        assert one._predictions is predictions
+    with Sweep(encoder_of(dense), task_of(dense), CalibrationBatches(batches, len(batches))) as other:
+        for (model, _), (same, _) in zip(found, other.prune_all(configs), strict=True):
+            assert same_state(model, same)
 
 
 @pytest.mark.parametrize(("overrides", "given_at_last"), [({}, 1), ({"gradient": "batch"}, 12)])
