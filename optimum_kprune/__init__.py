@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # Type checkers do not see what `__getattr__` imports.
     from .encoder.custom_modules import load_into as load_into
     from .encoder.registration import register_adapter as register_adapter
     from .encoder.suggestion import suggest_adapter as suggest_adapter
+    from .frontier import Frontier as Frontier
     from .pruner import KPruner as KPruner
     from .publish.card import CardFacts as CardFacts
     from .result import KPruneResult as KPruneResult
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "CardFacts": "publish.card",
     "EncoderAdapter": "encoder.adapters",
+    "Frontier": "frontier",
     "KPruneCallback": "trainer_callback",
     "KPruneConfig": "configuration",
     "KPruneResult": "result",

@@ -4,8 +4,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from html import escape
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .budget import parse_budget, told
 
 if TYPE_CHECKING:
     import pandas
@@ -132,6 +135,13 @@ class KPruneResult:
             "other"; "recovery", if there was one.
         calibration: a summary of the calibration data.
         recovery: what the recovery did; None if there was none. What it left of the loss is `heldout`.
+        budget: what was to be kept; None if a compression rate was given.
+        megabytes_before: size of the weights as they are saved, in 10^6 bytes, before the prune.
+        megabytes_after: the same after the prune.
+        dtype: the type of the weights of which that is the size.
+        milliseconds_before: time of a forward pass of the model as it was given, by the latency table that the budget
+            was spent by; 0 without one.
+        milliseconds_after: the same of the pruned model.
     """
 
     sublayers: list[SublayerResult]
@@ -145,6 +155,12 @@ class KPruneResult:
     stages: dict[str, float] = field(default_factory=dict)
     calibration: "CalibrationSummary | None" = None
     recovery: RecoveryResult | None = None
+    budget: str | None = None
+    megabytes_before: float = 0.0
+    megabytes_after: float = 0.0
+    dtype: str = "float32"
+    milliseconds_before: float = 0.0
+    milliseconds_after: float = 0.0
 
     @property
     def kept(self) -> list[dict[str, Any]]:
@@ -185,6 +201,21 @@ class KPruneResult:
 
         return pandas.DataFrame([asdict(entry) | {"kept": len(entry.kept)} for entry in self.sublayers])
 
+    def plot(self, path: str | PathLike) -> None:
+        """Draws what is left of every layer: the shares of its heads and neurons that were kept.
+
+        Args:
+            path: a file that ends with .png, .svg or .pdf. One that is there is replaced when the new one is whole.
+
+        Raises:
+            ImportError: if matplotlib is not installed.
+            ValueError: if the file has another ending.
+            OSError: if the folder cannot be written.
+        """
+        from .plots import plot_kept
+
+        plot_kept(self, path)
+
     def __str__(self) -> str:
         lines = [f"{'layer':>5} {'kind':<9} {'kept':>12} {'MFLOPs':>8} {'parameters':>10} {'error':>7} {'seconds':>7}"]
         for entry in self.sublayers:
@@ -215,9 +246,27 @@ class KPruneResult:
             f"FLOPs removed: {self.flops_removed:.2%} of {self.flops_before / 1e6:.1f} MFLOPs at "
             f"{self.sequence_length} {tokens}; parameters: {self.parameters_before:,} -> {self.parameters_after:,}; "
             f"{self.samples:,} samples, {self.tokens:,} {tokens}, {self.seconds:.1f} seconds{stages}",
+            *self._met(),
             *self._recovered(),
             self.loss,
         ]
+
+    def _met(self) -> list[str]:
+        """Returns what was asked for and what was got, in the unit of the budget."""
+        if self.budget is None:
+            return []
+        unit = parse_budget(self.budget).unit
+        before, after = self._amounts(unit)
+        dtype = f" in {self.dtype}" if unit == "megabytes" else ""
+        return [f"Budget: {self.budget}; kept: {told(unit, after)} of {told(unit, before)}{dtype}"]
+
+    def _amounts(self, unit: str) -> tuple[float, float]:
+        """Returns how much there was of the unit of a budget before the prune, and after it."""
+        if unit == "layers":
+            totals = {entry.layer for entry in self.sublayers if entry.total}
+            return len(totals), len({entry.layer for entry in self.sublayers if entry.kept})
+        name = "milliseconds" if unit == "latency" else unit
+        return getattr(self, f"{name}_before"), getattr(self, f"{name}_after")
 
     def _recovered(self) -> list[str]:
         """Returns what a recovery did, and what was lost before it."""

@@ -71,6 +71,7 @@ ROOMS = (
     {"calibration"},
     {"result"},
     {"frontier"},
+    {"plots"},
     {"encoder"},
     {"prune"},
     {"recovery"},
@@ -78,6 +79,8 @@ ROOMS = (
     {"evaluation"},
     {"publish"},
     {"order", "sentence_transformers"},
+    {"session"},
+    {"search"},
     {"pruner"},
     {"cli", "trainer_callback"},
     {"__main__"},
@@ -115,6 +118,13 @@ def test_an_optional_library_is_imported_only_where_it_is_needed():
     for file in FILES:
         assert "sentence_transformers" not in imports_of(file, lazy=False)
         assert ("sentence_transformers",) not in modules_of(file, lazy=False)
+
+
+def test_pictures_need_matplotlib_and_no_display():
+    assert {names_of(file) for file in FILES if "matplotlib" in packages_of(file)} == {"plots.py"}
+    assert not [name for name in imports_of(PACKAGE / "plots.py") if name.startswith("matplotlib.pyplot")]
+    for file in FILES:
+        assert ("plots",) not in modules_of(file, lazy=False)
 
 
 def test_imports_have_no_cycle():
