@@ -28,10 +28,10 @@ from .evaluation.latency_mixin import LatencyMixin
 from .evaluation.mixin import EvaluationMixin
 from .latency_table import LatencyTable
 from .names import UNKNOWN, hub_name, publishable
-from .order import Order, PruneData, within
+from .order import Order, PruneData, configs_of, within
 from .prune.costs import require_budget, unit_of
 from .prune.preconditions import check_config, require_finite_weights, require_prunable, require_recoverable
-from .prune.sweep import Sweep, configs_of
+from .prune.sweep import Sweep
 from .publish.save import SavingMixin
 from .result import KPruneResult
 from .search.mixin import SearchMixin
@@ -378,15 +378,15 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
         is_timed = any(unit_of(order.config) == "latency" for order in orders)
         table = self._table_given(data.latency_table, folders, is_timed)
         data = data.with_defaults_of(self)
-        spec, text = self._input_spec(config.seed), None
-        calibration = data.calibration_batches(config, spec)
+        dense, spec, text = self._encoder(self.teacher), self._input_spec(config.seed), None
+        calibration = data.calibration_batches(config, spec, sum(sublayer.units > 0 for sublayer in dense.sublayers()))
         if config.recovery_tokens:
             # Read before the prune, like all that can be found wanting.
-            require_recoverable(self._encoder(self.teacher), bool(calibration.heldout))
+            require_recoverable(dense, bool(calibration.heldout))
             text = data.recovery_text(config, spec, calibration)
         if is_timed and table is None:
             table = self._table_measured(calibration, folders)
-        with self._sweep_over(self._encoder(self.teacher), calibration, config) as sweep:
+        with self._sweep_over(dense, calibration, config) as sweep:
             sweep.latency_table = table
             yield PruneSession(self, sweep, calibration, text, arguments)
 

@@ -32,15 +32,19 @@ TURN_SECONDS, SECONDS = 0.1, 30.0
 FEWEST_TURNS, MOST_TURNS = 3, 7
 
 
-def shape_of(encoder: Encoder) -> dict[str, Any]:
-    """Returns the fields of a `LatencyTable` that say of which model it is."""
+def shape_of(private: Encoder) -> dict[str, Any]:
+    """Returns the fields of a `LatencyTable` that say of which model it is.
+
+    Args:
+        private: a private copy of the model, in which every block has sublayers of its own.
+    """
     sublayers = tuple(
         SublayerShape(
             *each.place, each.adapter.kind, each.units, each.unit_size, each.width, 0 if each.adapter.bypass else 1
         )
-        for each in private_copy(encoder).sublayers()
+        for each in private.sublayers()
     )
-    model = encoder.pretrained
+    model = private.pretrained
     return {"model_class": type(model).__name__, "model_type": model.config.model_type, "sublayers": sublayers}
 
 
@@ -58,10 +62,11 @@ def measure_latency_table(dense: Encoder, task: str, timing: Timing, sample: Bat
         ValueError: if the model cannot be timed like that; see `Bench`.
     """
     started = time.perf_counter()
-    bench, shape = Bench(dense.pretrained, task, timing, sample), shape_of(dense)
+    bench, private = Bench(dense.pretrained, task, timing, sample), private_copy(dense)
+    shape = shape_of(private)
     probes = Probes(shape["sublayers"], *DESIGNS[timing.runtime])
     with bench.threads():
-        race = _Race(dense, bench, len(probes.widths))
+        race = _Race(private, bench, len(probes.widths))
         base, curves, error = probes.solve(race.relative(probes.widths))
         multiples = {key: _multiple(race, probes, key) for key in curves}
     table = LatencyTable(
@@ -99,14 +104,14 @@ class _Race:
     """Times models of other widths in turns with the dense one.
 
     Args:
-        dense: the dense model.
+        private: a private copy of the dense model.
         bench: what runs the models.
         count: number of models that share the time of a measurement.
     """
 
-    def __init__(self, dense: Encoder, bench: Bench, count: int) -> None:
-        self._private, self._bench = private_copy(dense), bench
-        self._run = bench.runnable(self._cut([each.units for each in self._private.sublayers()]))
+    def __init__(self, private: Encoder, bench: Bench, count: int) -> None:
+        self._private, self._bench = private, bench
+        self._run = bench.runnable(self._cut([each.units for each in private.sublayers()]))
         # The first run is slow: memory is allocated, and kernels are chosen.
         in_turns([self._run], 1, 0.0)
         once = max(in_turns([self._run], 1, 0.0)[0][0], TURN_SECONDS)

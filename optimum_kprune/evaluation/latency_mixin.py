@@ -15,6 +15,7 @@ from ..calibration.spec import Batch
 from ..distributed import in_main
 from ..encoder.sublayers import Encoder
 from ..encoder.tasks import Task
+from ..encoder.unsharing import private_copy
 from ..latency_table import LatencyTable
 from ..prune.checkpoint import TABLE_NAME
 from ..result import KPruneResult, LatencyResult
@@ -90,7 +91,7 @@ class LatencyMixin:
             return None
         table = given if isinstance(given, LatencyTable) else LatencyTable.load(given)
         dense = self._encoder(self.teacher)
-        table.require_fit(**shape_of(dense), **conditions_here(dense.pretrained, table.runtime))
+        table.require_fit(**shape_of(private_copy(dense)), **conditions_here(dense.pretrained, table.runtime))
         return table
 
     def _table_measured(

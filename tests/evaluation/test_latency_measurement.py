@@ -113,7 +113,7 @@ def test_a_table_tells_what_it_belongs_to(clock, caplog):
 
 
 def test_blocks_that_share_their_weights_are_told_apart():
-    sublayers = shape_of(encoder_of(build("albert")))["sublayers"]
+    sublayers = shape_of(private_copy(encoder_of(build("albert"))))["sublayers"]
     assert [sublayer[:2] for sublayer in sublayers] == [(layer, position) for layer in range(3) for position in (0, 1)]
     assert [sublayer.least_units for sublayer in sublayers] == [1, 0] * 3
 
