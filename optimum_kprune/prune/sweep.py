@@ -26,6 +26,7 @@ from ..encoder.partial_forward import find_entries, reads_below
 from ..encoder.sublayers import Encoder, Place
 from ..encoder.tasks import Task, with_published_targets
 from ..encoder.unsharing import private_copy
+from ..latency_table import LatencyTable
 from ..result import KPruneResult, SublayerResult
 from .checkpoint import Checkpoint, digest
 from .costs import costs_of, unit_of
@@ -56,6 +57,7 @@ class Sweep:
         memory_budget: bytes that hidden states may take in memory; None is no limit.
 
     Attributes:
+        latency_table: milliseconds by width, to be set before a prune to a budget of them.
         first_scores: the scores at the lowest target, by the unit of the budget and then by place, which hold for all
             budgets in that unit. Empty until they are measured. Scores that are set before are used instead, up to the
             next measurement.
@@ -79,6 +81,7 @@ class Sweep:
         self._teacher = private_copy(encoder)
         # Made by the first prune, and shared by all rates.
         self._predictions: Predictions | None = None
+        self.latency_table: LatencyTable | None = None
         self.first_scores: dict[str, dict[Place, Tensor]] = defaultdict(dict)
 
     def __enter__(self) -> "Sweep":
@@ -147,7 +150,7 @@ class Sweep:
     ) -> RatePruner:
         """Returns what prunes the student of a pair to the rate in the settings."""
         length = config.sequence_length or self._calibration.mean_length
-        costs = costs_of(config, self._teacher, pair.targets, length)
+        costs = costs_of(config, self._teacher, pair.targets, length, self.latency_table)
         scores = Scores(predictions, config, costs.unit_cost, self.first_scores[unit_of(config)])
         return RatePruner(pair, scores, costs, config, length, checkpoint)
 
@@ -157,6 +160,7 @@ class Sweep:
         # Measured before the pruned model is made, which takes apart a student that accelerate placed.
         heldout = heldout_quality(self._teacher, student, self._calibration, self._task)
         model = self._pruned_model(student, rate.results, rate.config)
+        table, kept = self.latency_table, [len(each.kept) for each in rate.results]
         result = KPruneResult(
             sublayers=rate.results,
             sequence_length=rate.sequence_length,
@@ -168,6 +172,8 @@ class Sweep:
             megabytes_after=_megabytes_of(model),
             dtype=str(self._dense.pretrained.dtype).removeprefix("torch."),
             budget=rate.config.budget,
+            milliseconds_before=table.dense if table else 0.0,
+            milliseconds_after=table.milliseconds(kept) if table else 0.0,
             seconds=0.0,
             calibration=self._given.summary,
             heldout=heldout,
@@ -240,11 +246,13 @@ class Sweep:
         # comes after the prune.
         for name in ("memory_budget", "optimum_version", *RECOVERY_SETTINGS):
             del settings[name]
+        table = self.latency_table if unit_of(config) == "latency" else None
         return {
             "model": digest(named_tensors(self._dense.model)),
             "task": self._task.name,
             "settings": settings,
             "calibration data": digest((name, values) for batch in batches for name, values in batch.items()),
+            **({"latency table": table.digest} if table else {}),
             "versions": {
                 "optimum-kprune": __version__,
                 "torch": torch.__version__,

@@ -39,7 +39,7 @@ class SavingMixin:
     _pipeline: Any
     _figures: dict[str, Any]
     # The first sample that the last prune was calibrated on.
-    _sample: Batch
+    _sample: Batch | None
 
     @property
     def sentence_transformer(self) -> "SentenceTransformer":

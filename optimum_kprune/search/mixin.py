@@ -1,6 +1,6 @@
 """The part of `KPruner` that searches: for the smallest model whose quality is allowed."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from os import PathLike
 from pathlib import Path
@@ -13,6 +13,7 @@ from ..configuration import KPruneConfig
 from ..defaults import BATCH_SIZE
 from ..distributed import together
 from ..frontier import Frontier
+from ..latency_table import LatencyTable
 from ..order import Order, PruneData
 from ..prune.preconditions import check_config
 from ..session import PruneSession
@@ -31,7 +32,7 @@ CONFIDENCE, RESOLUTION, MAX_EVALUATIONS = 0.8, 0.02, 12
 class SearchMixin:
     """Searches the smallest model whose quality stays within what is allowed."""
 
-    _session: Callable[[KPruneConfig, PruneData], AbstractContextManager[PruneSession]]
+    _session: Callable[[Sequence[Order], PruneData], AbstractContextManager[PruneSession]]
 
     @together()
     @torch.inference_mode(False)
@@ -78,8 +79,8 @@ class SearchMixin:
             resolution: how far apart rates may be at the end.
             max_evaluations: number of pruned models to evaluate at most.
             prune: the other arguments of `prune`: `data_collator`, `batch_size`, `save_directory`, `overwrite`,
-                `checkpoint_dir`, `recovery_dataset`. A search that was killed goes on by the same call from what lies
-                in `checkpoint_dir`; what is saved is the chosen model.
+                `checkpoint_dir`, `recovery_dataset`, `latency_table`. A search that was killed goes on by the same
+                call from what lies in `checkpoint_dir`; what is saved is the chosen model.
 
         Returns:
             the models that were tried, the chosen one among them, and notes on what their figures can tell.
@@ -99,7 +100,7 @@ class SearchMixin:
         quality = quality_of(pruner, evaluate, metric, compute_metrics, greater_is_better)
         order, data = _asked(pruner, config, calibration_dataset, **prune)
         order = order.prepared(data.calibration)
-        with self._session(order.config, data) as session:
+        with self._session([order], data) as session:
             aim = _identity_of(limits, greater_is_better)
             identity = {**session.identity(order.config), **aim, **quality.identity}
             folder = None if order.checkpoint_dir is None else Path(order.checkpoint_dir).absolute()
@@ -116,9 +117,10 @@ def _asked(
     overwrite: bool = False,
     checkpoint_dir: str | PathLike | None = None,
     recovery_dataset: Any = None,
+    latency_table: LatencyTable | str | PathLike | None = None,
 ) -> tuple[Order, PruneData]:
     """Returns the arguments of a prune as an order, and its data."""
-    data = PruneData(calibration_dataset, recovery_dataset, data_collator, batch_size)
+    data = PruneData(calibration_dataset, recovery_dataset, data_collator, batch_size, latency_table)
     return Order(pruner, config, save_directory, checkpoint_dir, overwrite), data
 
 
