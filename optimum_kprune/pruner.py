@@ -24,6 +24,7 @@ from .encoder.loading import load_model, load_processing_class
 from .encoder.registration import register_type_of
 from .encoder.sublayers import Encoder
 from .evaluation.mixin import EvaluationMixin
+from .frontier import Frontier
 from .names import UNKNOWN, hub_name, publishable
 from .order import Order, PruneData, within
 from .prune.preconditions import check_config, require_finite_weights, require_prunable, require_recoverable
@@ -65,6 +66,7 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         processing_class: what prepares the input of the model, or None.
         config: the settings of the last prune that succeeded, or None.
         result: the result of the last prune that succeeded, or None.
+        frontier: the models of the sweep or search that `model` is from, for the card; or None.
         trainer: the trainer of `from_trainer`, or None.
 
     Raises:
@@ -95,6 +97,7 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         self._pipeline: SentenceTransformer | None = None
         self.config: KPruneConfig | None = None
         self.result: KPruneResult | None = None
+        self.frontier: Frontier | None = None
         self._figures = {}
         given = publishable(task=task, prediction=prediction, encoder=encoder)
         # For the card and the report: how the pruned model was made, as the arguments of every call by its name.
@@ -385,7 +388,7 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         """Takes over a prune that has succeeded."""
         self.model, self.result, self.config, self._arguments = model, result, config, arguments
         # Figures of an evaluation were those of the model before.
-        self._figures = {}
+        self._figures, self.frontier = {}, None
 
     def _arguments_with(self, data: PruneData) -> dict[str, dict[str, Any]]:
         """Returns how the pruned model is made: the arguments so far, and those of the prune and of its data."""
