@@ -77,5 +77,5 @@ class SelectingPruner(KPruner):
         if self.selection != KNOWLEDGE:
             score, generator = SELECTIONS[self.selection], torch.Generator().manual_seed(config.seed)
             sublayers = [sublayer for sublayer in dense.sublayers() if sublayer.units]
-            sweep.first_scores = {sublayer.place: score(sublayer, generator) for sublayer in sublayers}
+            sweep.first_scores["flops"] = {sublayer.place: score(sublayer, generator) for sublayer in sublayers}
         return sweep

@@ -10,12 +10,14 @@ NAMES = {
     "parameters": ("parameters", "params"),
     "megabytes": ("megabytes", "mb"),
     "latency": ("latency", "milliseconds", "ms"),
-    "layers": ("layers",),
+    "layers": ("layers", "layer"),
 }
 FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+# How amounts are told, other than by the name of the unit.
+TOLD = {"megabytes": "{:,.4g} MB", "latency": "{:,.3g} ms", "flops": "{:,.4g} FLOPs"}
 ALLOWED = (
-    'an amount and a unit, such as "100 MB", "10 ms", "12M parameters" or "4 layers", or a share of the dense model '
-    'in percent, such as "40% flops" or "50% latency"'
+    'an amount above 0 and a unit, such as "100 MB", "10 ms", "12M parameters" or "4 layers" (whole ones), or at most '
+    '100% of what the dense model has, such as "40% flops" or "50% latency"'
 )
 _UNITS = "|".join(name for names in NAMES.values() for name in names)
 # The units are spelled out, so that the M of MB is not read as a million.
@@ -27,7 +29,7 @@ class Budget(NamedTuple):
 
     Attributes:
         unit: what is counted: `"flops"`, `"parameters"`, `"megabytes"`, `"latency"` (milliseconds) or `"layers"`.
-        amount: how many of the unit; or, if `is_share`, the share of what the dense model has, in [0, 1].
+        amount: how many of the unit, above 0; or, if `is_share`, the share of what the dense model has, in (0, 1].
         is_share: whether the amount is a share.
     """
 
@@ -45,6 +47,12 @@ class Budget(NamedTuple):
         return f"{self.amount:.12g} {'ms' if self.unit == 'latency' else self.unit}"
 
 
+def told(unit: str, amount: float) -> str:
+    """Returns an amount of a unit in words, such as "90.9 MB"."""
+    name = unit.removesuffix("s") if amount == 1 else unit
+    return TOLD.get(unit, f"{{:,.0f}} {name}").format(amount)
+
+
 def parse_budget(text: str) -> Budget:
     """Reads a budget.
 
@@ -56,12 +64,13 @@ def parse_budget(text: str) -> Budget:
         ValueError: if it cannot be read.
     """
     found = _WRITTEN.fullmatch(text.strip())
-    if not found:
-        raise ValueError(f"A budget must be {ALLOWED}. Got {text!r} instead.")
-    number, suffix, name = found[1], found[2].lower(), found[3].lower()
-    unit = next(unit for unit, names in NAMES.items() if name in names)
-    is_share = suffix == "%"
-    amount = float(re.sub("[_,]", "", number)) * (0.01 if is_share else FACTORS[suffix])
-    if not math.isfinite(amount) or (is_share and amount > 1):
-        raise ValueError(f"A budget must be finite and at most 100% of the dense model. Got {text!r} instead.")
-    return Budget(unit, amount, is_share)
+    if found:
+        number, suffix = float(re.sub("[_,]", "", found[1])), found[2].lower()
+        unit = next(unit for unit, names in NAMES.items() if found[3].lower() in names)
+        is_share = suffix == "%"
+        # Divided, because 70 x 0.01 is not 0.7.
+        amount = number / 100 if is_share else number * FACTORS[suffix]
+        is_whole = unit != "layers" or is_share or amount % 1 == 0
+        if is_whole and 0 < amount < math.inf and not (is_share and amount > 1):
+            return Budget(unit, amount, is_share)
+    raise ValueError(f"A budget must be {ALLOWED}. Got {text!r} instead.")

@@ -24,10 +24,12 @@ from .calibration.source import default_split, read_split
 from .configuration import KPruneConfig
 from .distributed import in_main, is_main, leave, own_device, together, world_size
 from .encoder.loading import is_pipeline, load_processing_class
+from .encoder.sublayers import Encoder
 from .encoder.tasks import main_input_of
 from .evaluation.evaluate import Figures, pairs_of
 from .folder import require_free
 from .names import hub_name, looks_like_path
+from .prune.costs import require_budget
 from .prune.preconditions import require_recovery
 from .pruner import KPruner
 from .publish import hub
@@ -52,9 +54,14 @@ OPTIONS = {
     "batch_size": "--batch_size",
     "seed": "--seed",
     "compression_rate": "--compression_rate",
+    "budget": "--budget",
     "checkpoint_dir": "--checkpoint_dir",
     "label_column": "--label_column",
     "overwrite": "--overwrite_output_dir",
+    "max_drop": "--max_drop",
+    "min_quality": "--min_quality",
+    "metric": "--metric",
+    "evaluate": "--eval_dataset",
     "recovery_tokens": "--recovery_tokens",
     "recovery_dataset": "--recovery_dataset",
 }
@@ -132,6 +139,7 @@ def _is_mendable(error: Exception) -> bool:
 
 def _run(arguments: Namespace) -> None:
     _settle_output(arguments)
+    _settle_evaluation(arguments)
     facts = _facts(arguments)
     if arguments.update_card:
         _update_card(arguments, facts)
@@ -157,6 +165,12 @@ def _settle_output(arguments: Namespace) -> None:
         sys.exit(2)
 
 
+def _settle_evaluation(arguments: Namespace) -> None:
+    """Makes `--dataset` the labelled data of a search for which a figure or a split is named, but no other data."""
+    if _searches(arguments) and arguments.eval_dataset is None and (arguments.eval_split or _metrics(arguments)):
+        arguments.eval_dataset, arguments.eval_config = arguments.dataset, arguments.dataset_config
+
+
 def _prune(arguments: Namespace, facts: CardFacts) -> None:
     """Loads, calibrates, prunes, saves, evaluates and uploads. What can fail is checked before the prune."""
     config, overwrite = _config(arguments), arguments.overwrite_output_dir
@@ -167,12 +181,17 @@ def _prune(arguments: Namespace, facts: CardFacts) -> None:
     if arguments.plot:
         _require_plots()
     pruner = _load(arguments)
+    require_budget(config, Encoder(pruner.teacher, pruner.adapter))
     evaluate = _evaluation(pruner, arguments)
-    # Evaluated first: a mistake in the labelled data shows before the prune, not after it.
-    dense = evaluate(pruner.teacher) if evaluate else {}
-    options = _given(arguments, "batch_size", "checkpoint_dir")
-    result = pruner.prune(config, **_data(pruner, arguments, config), **options)
-    _tell(str(result))
+    if _searches(arguments):
+        facts = facts.with_evaluation(_search(pruner, arguments, config, evaluate))
+        evaluate = None
+    else:
+        # Evaluated first: a mistake in the labelled data shows before the prune, not after it.
+        dense = evaluate(pruner.teacher) if evaluate else {}
+        options = _given(arguments, "batch_size", "checkpoint_dir")
+        pruner.prune(config, **_data(pruner, arguments, config), **options)
+    _tell(str(pruner.result))
     card: dict[str, Any] = {"facts": facts, "measure_latency": arguments.measure_latency, "plots": arguments.plot}
     pruner.save_pretrained(arguments.output_dir, overwrite=overwrite, **card)
     logger.info("Saved to %s", arguments.output_dir)
@@ -183,6 +202,38 @@ def _prune(arguments: Namespace, facts: CardFacts) -> None:
         _tell(_figures(card["facts"]))
     if arguments.push_to_hub is not None:
         _upload(pruner, arguments, card)
+
+
+def _searches(arguments: Namespace) -> bool:
+    """Whether a target is given in place of a rate.
+
+    Raises:
+        ValueError: if more than one figure is to count.
+    """
+    target = _given(arguments, "max_drop", "min_quality")
+    for name in target:
+        if len(_metrics(arguments)) > 1:
+            raise ValueError(f"With `--{name}`, one figure counts. Got {', '.join(_metrics(arguments))}.")
+    return bool(target)
+
+
+def _search(
+    pruner: KPruner, arguments: Namespace, config: KPruneConfig, evaluate: Callable[[Any], Figures] | None
+) -> CardFacts:
+    """Searches the smallest model that is allowed; returns the figures of the dense and the chosen one."""
+    frontier = pruner.search(
+        evaluate=evaluate,
+        config=config,
+        metric=next(iter(_metrics(arguments)), None),
+        **_data(pruner, arguments, config),
+        **_given(arguments, "max_drop", "min_quality", "batch_size", "checkpoint_dir"),
+    )
+    assert frontier.chosen is not None
+    if evaluate is None:
+        return CardFacts()
+    facts = _measured(frontier.dense.figures, frontier.points[frontier.chosen].figures, arguments)
+    _tell(_figures(facts))
+    return facts
 
 
 def _data(pruner: KPruner, arguments: Namespace, config: KPruneConfig) -> dict[str, Any]:
@@ -253,9 +304,16 @@ def _evaluation(pruner: KPruner, arguments: Namespace) -> Callable[[Any], Figure
     with _told_in(EVALUATION_OPTIONS):
         rows = read_split(arguments.eval_dataset, arguments.eval_config, split)
     options = _given(arguments, "text_columns", "label_column", "max_length", "batch_size")
-    names = [metric for metric in arguments.metric or () if "=" not in metric]
-    each = [pruner.evaluation_on(rows, name, **options) for name in names or [None]]
+    names: list[Any] = [*_metrics(arguments)] or [None]
+    each = [pruner.evaluation_on(rows, name, **options) for name in names]
+    if len(each) == 1:
+        return each[0]
     return lambda model: {name: value for evaluate in each for name, value in evaluate(model).items()}
+
+
+def _metrics(arguments: Namespace) -> list[str]:
+    """Returns the names of the figures to compute."""
+    return [metric for metric in arguments.metric or () if "=" not in metric]
 
 
 def _measured(dense: Figures, pruned: Figures, arguments: Namespace) -> CardFacts:
@@ -326,9 +384,12 @@ def _move(pruner: KPruner, device: str) -> None:
 
 def _config(arguments: Namespace) -> KPruneConfig:
     """Returns the settings of `--config`, or the defaults; options of the command line win over them."""
-    overrides = _given(arguments, "compression_rate", "num_tokens", "recovery_tokens", "seed")
+    overrides = _given(arguments, "compression_rate", "budget", "num_tokens", "recovery_tokens", "seed")
     if arguments.config is None:
         return KPruneConfig(**overrides)
+    # What is given here takes the place of either in the file.
+    if {"compression_rate", "budget"} & set(overrides):
+        overrides = {"compression_rate": KPruneConfig.compression_rate, "budget": None} | overrides
     source = Path(arguments.config)
     if looks_like_path(arguments.config) and not source.exists():
         raise FileNotFoundError(

@@ -11,6 +11,7 @@ from huggingface_hub import HfApi
 from optimum.configuration_utils import BaseConfig
 from optimum.version import __version__ as optimum_version
 
+from .budget import ALLOWED, parse_budget
 from .defaults import NUM_TOKENS
 
 # The least number above 0 and the greatest finite one: as bounds, they exclude 0 and infinity.
@@ -23,6 +24,9 @@ class KPruneConfig(BaseConfig):
     Args:
         compression_rate (`float`, defaults to 0.5): share of the FLOPs of all units to remove, in [0, 1). At least
             this share is removed.
+        budget (`str`, *optional*): what may be kept, in place of the `compression_rate`, which then stays at its
+            default: `"100 MB"` (10^6 bytes of weights as they are saved), `"12M parameters"`, `"10 ms"`, `"4 layers"`;
+            or a share of what the dense model has, such as `"40% flops"` or `"50% latency"`.
         temperature (`float`, defaults to 2.0): temperature gamma of the softmax in the predictive knowledge.
         knowledge (`str`, defaults to `"fisher"`): how the predictive knowledge of a unit is measured. `"divergence"`
             squares the gradient of the divergence from the teacher, as published; this gradient is zero where the
@@ -93,6 +97,7 @@ class KPruneConfig(BaseConfig):
     CONFIG_NAME = FULL_CONFIGURATION_FILE = "kprune_config.json"
 
     compression_rate: float = 0.5
+    budget: str | None = None
     temperature: float = 2.0
     knowledge: Literal["fisher", "divergence"] = "fisher"
     lambda_rep: float = 0.1
@@ -134,7 +139,7 @@ class KPruneConfig(BaseConfig):
         """Checks the range of every setting. Every prune does so again, because settings can be changed by then.
 
         Raises:
-            ValueError: if a value is out of its range.
+            ValueError: if a value is out of its range, or both a rate and a budget are given.
         """
         for name in SETTINGS:
             value = getattr(self, name)
@@ -145,6 +150,11 @@ class KPruneConfig(BaseConfig):
                 raise ValueError(
                     f"The setting {name!r} of KPruneConfig must be {allowed(name)}. Got {value!r} instead.{hint}"
                 )
+        if self.budget is not None and self.compression_rate != KPruneConfig.compression_rate:
+            raise ValueError(
+                "`budget` takes the place of `compression_rate`: give one of them. Got both, "
+                f"{self.budget!r} and {self.compression_rate!r}."
+            )
 
     @classmethod
     def paper(cls, **overrides: Any) -> "KPruneConfig":
@@ -237,6 +247,8 @@ def allowed(name: str) -> str:
     kinds, choices = _form_of(name)
     if choices:
         return f"one of {', '.join(map(repr, choices))}"
+    if str in kinds:
+        return f"{ALLOWED}, or None"
     number = "a number" if float in kinds else "a whole number,"
     return f"{number} {BOUNDS.get(name, AT_LEAST_ONE)[2]}" + (", or None" if type(None) in kinds else "")
 
@@ -246,8 +258,18 @@ def _is_allowed(name: str, value: Any) -> bool:
     # Checked by the type first: for Python, 1 equals True, and True is an int.
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         return False
+    if isinstance(value, str) and not choices:
+        return _is_budget(value)
     least, most, _ = BOUNDS.get(name, AT_LEAST_ONE)
     return value is None or (value in choices if choices else least <= value <= most)
+
+
+def _is_budget(text: str) -> bool:
+    try:
+        parse_budget(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _form_of(name: str) -> tuple[Any, Any]:

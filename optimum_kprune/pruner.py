@@ -1,7 +1,8 @@
 """KPruner: the interface, and the one module that joins the stages of a prune."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -27,18 +28,20 @@ from .evaluation.mixin import EvaluationMixin
 from .frontier import Frontier
 from .names import UNKNOWN, hub_name, publishable
 from .order import Order, PruneData, within
+from .prune.costs import require_budget
 from .prune.preconditions import check_config, require_finite_weights, require_prunable, require_recoverable
 from .prune.sweep import Sweep, configs_of
 from .publish.save import SavingMixin
-from .recovery.recover import recover
 from .result import KPruneResult
+from .search.mixin import SearchMixin
+from .session import PruneSession
 from .trainer import plain_model
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 
-class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
+class KPruner(SearchMixin, EvaluationMixin, SavingMixin, OptimumPruner):
     """Prunes a fine-tuned encoder without retraining and without labels (Park, Choi and Kang, ICLR 2024).
 
     Where a launcher has started several processes, all must call `prune`, `sweep`, `save_pretrained` and
@@ -348,11 +351,23 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
         return [order.pruner for order in orders]
 
     def _prune_each(self, orders: list[Order], data: PruneData) -> list[KPruneResult]:
-        """Prunes copies of the teacher one after the other; each becomes the model of its pruner, and is saved."""
+        """Prunes copies of the teacher; each becomes the model of its pruner, and is saved."""
         # All orders are checked before the first prune, so that no rate fails after hours for its folder.
         orders = [order.prepared(data.calibration) for order in orders]
-        data.require_fit(orders[0].config)
-        config, arguments = orders[0].config, self._arguments_with(data)
+        for order in orders:
+            require_budget(order.config, self._encoder(self.teacher))
+        results = []
+        with self._session(orders[0].config, data) as session:
+            for order, result in session.carry_out(orders):
+                order.save()
+                results.append(result)
+        return results
+
+    @contextmanager
+    def _session(self, config: KPruneConfig, data: PruneData) -> Iterator[PruneSession]:
+        """Reads and checks all that orders share, and opens the sweep in which they are carried out."""
+        data.require_fit(config)
+        arguments = self._arguments_with(data)
         require_finite_weights(self.teacher)
         data = data.with_defaults_of(self)
         spec, text = self._input_spec(config.seed), None
@@ -361,18 +376,8 @@ class KPruner(EvaluationMixin, SavingMixin, OptimumPruner):
             # Read before the prune, like all that can be found wanting.
             require_recoverable(self._encoder(self.teacher), bool(calibration.heldout))
             text = data.recovery_text(config, spec, calibration)
-        results, dense = [], self._encoder(self.teacher)
-        with self._sweep_over(dense, calibration, config) as sweep:
-            configs, checkpoint_dirs = [order.config for order in orders], [order.checkpoint_dir for order in orders]
-            for order, (model, result) in zip(orders, sweep.prune_all(configs, checkpoint_dirs), strict=True):
-                if text is not None:
-                    recovered = self._encoder(model), self.task, calibration, text, order.config, result
-                    result = recover(dense, *recovered, checkpoint_dir=order.checkpoint_dir)
-                order.pruner._keep(model, result, order.config, arguments)
-                order.pruner._sample = {name: values[:1] for name, values in calibration.batches[0].items()}
-                order.save()
-                results.append(result)
-        return results
+        with self._sweep_over(self._encoder(self.teacher), calibration, config) as sweep:
+            yield PruneSession(self, sweep, calibration, text, arguments)
 
     def _sweep_over(self, dense: Encoder, calibration: CalibrationBatches, config: KPruneConfig) -> Sweep:
         """Returns what prunes copies of the dense model. A subclass may give it other scores."""

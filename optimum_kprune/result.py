@@ -8,6 +8,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .budget import parse_budget, told
+
 if TYPE_CHECKING:
     import pandas
 
@@ -133,6 +135,13 @@ class KPruneResult:
             "other"; "recovery", if there was one.
         calibration: a summary of the calibration data.
         recovery: what the recovery did; None if there was none. What it left of the loss is `heldout`.
+        budget: what was to be kept; None if a compression rate was given.
+        megabytes_before: size of the weights as they are saved, in 10^6 bytes, before the prune.
+        megabytes_after: the same after the prune.
+        dtype: the type of the weights of which that is the size.
+        milliseconds_before: time of a forward pass of the model as it was given, by the latency table that the budget
+            was spent by; 0 without one.
+        milliseconds_after: the same of the pruned model.
     """
 
     sublayers: list[SublayerResult]
@@ -146,6 +155,12 @@ class KPruneResult:
     stages: dict[str, float] = field(default_factory=dict)
     calibration: "CalibrationSummary | None" = None
     recovery: RecoveryResult | None = None
+    budget: str | None = None
+    megabytes_before: float = 0.0
+    megabytes_after: float = 0.0
+    dtype: str = "float32"
+    milliseconds_before: float = 0.0
+    milliseconds_after: float = 0.0
 
     @property
     def kept(self) -> list[dict[str, Any]]:
@@ -231,9 +246,27 @@ class KPruneResult:
             f"FLOPs removed: {self.flops_removed:.2%} of {self.flops_before / 1e6:.1f} MFLOPs at "
             f"{self.sequence_length} {tokens}; parameters: {self.parameters_before:,} -> {self.parameters_after:,}; "
             f"{self.samples:,} samples, {self.tokens:,} {tokens}, {self.seconds:.1f} seconds{stages}",
+            *self._met(),
             *self._recovered(),
             self.loss,
         ]
+
+    def _met(self) -> list[str]:
+        """Returns what was asked for and what was got, in the unit of the budget."""
+        if self.budget is None:
+            return []
+        unit = parse_budget(self.budget).unit
+        before, after = self._amounts(unit)
+        dtype = f" in {self.dtype}" if unit == "megabytes" else ""
+        return [f"Budget: {self.budget}; kept: {told(unit, after)} of {told(unit, before)}{dtype}"]
+
+    def _amounts(self, unit: str) -> tuple[float, float]:
+        """Returns how much there was of the unit of a budget before the prune, and after it."""
+        if unit == "layers":
+            totals = {entry.layer for entry in self.sublayers if entry.total}
+            return len(totals), len({entry.layer for entry in self.sublayers if entry.kept})
+        name = "milliseconds" if unit == "latency" else unit
+        return getattr(self, f"{name}_before"), getattr(self, f"{name}_after")
 
     def _recovered(self) -> list[str]:
         """Returns what a recovery did, and what was lost before it."""

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from .algorithm.divergence import Prediction, at_least_float32
+from .encoder.hooks import evaluating
 from .encoder.tasks import Task, get_task, one_position
 
 try:
@@ -101,6 +103,18 @@ def _embedding(
     features = head({"token_embeddings": outputs.last_hidden_state, "attention_mask": mask.long()})
     embedding = at_least_float32(features["sentence_embedding"])[:, :dimensions]
     return one_position(nn.functional.normalize(embedding, dim=-1) if unit_length else embedding, "gaussian")
+
+
+def evaluation_by(pipeline: SentenceTransformer, evaluator: Any) -> Callable[[PreTrainedModel], Any]:
+    """Returns a function that evaluates a model by an evaluator of the library, in a copy of a pipeline."""
+
+    def evaluate(model: PreTrainedModel) -> Any:
+        # The copy stands for the dense model too: an evaluator writes into the card of the pipeline that it is given,
+        # and encoding leaves the modules in evaluation mode.
+        with evaluating(model):
+            return evaluator(pipeline_with(pipeline, model, ""))
+
+    return evaluate
 
 
 def pipeline_with(pipeline: SentenceTransformer, model: PreTrainedModel, card: str) -> SentenceTransformer:

@@ -79,6 +79,8 @@ ROOMS = (
     {"evaluation"},
     {"publish"},
     {"order", "sentence_transformers"},
+    {"session"},
+    {"search"},
     {"pruner"},
     {"cli", "trainer_callback"},
     {"__main__"},

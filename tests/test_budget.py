@@ -2,7 +2,7 @@
 
 import pytest
 
-from optimum_kprune.budget import Budget, parse_budget
+from optimum_kprune.budget import Budget, parse_budget, told
 
 READ = {
     "100 MB": ("megabytes", 100, False),
@@ -15,9 +15,16 @@ READ = {
     "12_000_000 params": ("parameters", 12e6, False),
     "1,500k parameters": ("parameters", 1.5e6, False),
     "4 layers": ("layers", 4, False),
+    "1 layer": ("layers", 1, False),
+    "45% layers": ("layers", 0.45, True),
+    "70% megabytes": ("megabytes", 0.7, True),
+    "100% parameters": ("parameters", 1.0, True),
     "40% flops": ("flops", 0.4, True),
     "3e8 FLOPs": ("flops", 3e8, False),
     "101% flops": None,
+    "0 MB": None,
+    "0% latency": None,
+    "2.5 layers": None,
     "-5 MB": None,
     "1e999 flops": None,
     "10": None,
@@ -40,3 +47,12 @@ def test_a_budget_is_read_from_words(text, read):
 def test_a_share_is_one_of_the_dense_model():
     assert parse_budget("40% flops").amount_of(50) == 20
     assert parse_budget("40 ms").amount_of(50) == 40
+
+
+def test_amounts_are_told_in_words():
+    assert (told("megabytes", 90.94), told("latency", 9.876)) == ("90.94 MB", "9.88 ms")
+    assert (told("layers", 1), told("layers", 4), told("parameters", 12e6)) == (
+        "1 layer",
+        "4 layers",
+        "12,000,000 parameters",
+    )

@@ -22,7 +22,7 @@ from transformers import AutoModelForSequenceClassification
 
 from optimum.commands.register.register_kprune import KPruneCommand
 from optimum_kprune import CardFacts, KPruneConfig, KPruner
-from optimum_kprune.cli import _BesideBars, _facts
+from optimum_kprune.cli import _BesideBars, _config, _facts
 from optimum_kprune.evaluation import evaluate as evaluation
 from optimum_kprune.prune.sweep import Sweep
 from optimum_kprune.pruner import BATCH_SIZE
@@ -61,6 +61,22 @@ def test_csv_with_labels_and_settings_from_a_file_with_overrides(place, tmp_path
         report = json.loads((out / "kprune_report.json").read_text())
         read = report["calibration"]["tokens"] + report["calibration"]["heldout_tokens"]
         assert report["flops_removed"] >= 0.6 and 150 <= read == report["tokens"] < 165
+
+
+def test_a_budget_takes_the_place_of_the_rate_of_a_file(place, tmp_path, command, capsys):
+    options = {"compression_rate": None, "config": place / "settings", "num_tokens": None}
+    arguments = arguments_of(place, tmp_path / "out", **options)
+    assert command(*arguments[:-1], "--budget", "80% megabytes", arguments[-1]) is None
+    saved = KPruneConfig.from_pretrained(tmp_path / "out")
+    assert (saved.budget, saved.ridge) == ("80% megabytes", 0.5)
+    assert "Budget: 80% megabytes; kept: " in capsys.readouterr().out
+    KPruneConfig(budget="1 layer").save_pretrained(tmp_path / "file")
+    assert vars(_config(parsed("--config", str(tmp_path / "file"), "--compression_rate", "0.6")))["budget"] is None
+
+
+def test_a_rate_and_a_budget_exclude_each_other(place, tmp_path, command, capsys):
+    assert command(*arguments_of(place, tmp_path / "out", budget="1 layer")) == 2
+    assert "--budget: not allowed with argument --compression_rate" in capsys.readouterr().err
 
 
 def test_the_card_tells_what_was_measured(place, tmp_path, command):
@@ -235,6 +251,11 @@ def test_an_upload_without_a_token_is_refused_before_any_work(place, tmp_path, c
 
 MISTAKES = {
     "rate": ({"compression_rate": 1.5}, ["'compression_rate'", "[0, 1)", "1.5"]),
+    "budget": ({"compression_rate": None, "budget": "fast"}, ["'budget'", "an amount above 0", "'fast'"]),
+    "budget below what stays": (
+        {"compression_rate": None, "budget": "100 parameters", "dataset": "/nowhere/data.csv"},
+        ["`--budget` must be between", "Got '100 parameters'"],
+    ),
     "tokens": ({"num_tokens": 0}, ["'num_tokens'", "Got 0"]),
     "batch size": ({"batch_size": 0}, ["batch_size", "Got 0"]),
     "task": ({"task": "question-answering"}, ["text-classification", "BertForSequenceClassification"]),

@@ -15,6 +15,7 @@ from optimum_kprune import KPruneConfig, configuration
 
 WRONG = {
     "compression_rate": ([-0.1, 1, 1.0, 1.5, float("nan"), float("inf"), "0.5", None, True, [0.5]], "in [0, 1)"),
+    "budget": ([0, 100, True, "fast", "0 MB", "101% flops", "2.5 layers", ""], "an amount above 0 and a unit"),
     "temperature": ([0, -1, None, "2", float("inf"), 1e-300, 1e300], "in [1e-6, 1e6]"),
     "lambda_rep": ([-1e-9, None, float("nan")], "0 or above"),
     "mu": ([0, -1, "d_h"], "above 0, or None"),
@@ -42,6 +43,7 @@ WRONG = {
 }
 ALLOWED = {
     "compression_rate": [0, 0.0, 0.999, np.float64(0.5)],
+    "budget": [None, "100 MB", "40% flops", "4 layers", " 1,5 ms "],
     "temperature": [1, 0.1],
     "lambda_rep": [0, 10.0],
     "mu": [None, 64, 0.5],
@@ -69,7 +71,9 @@ ALLOWED = {
 }
 # No default, so that a setting that is lost on the way shows.
 UNUSUAL = {
-    "compression_rate": 0.25,
+    # A rate that is no default cannot be given with a budget.
+    "compression_rate": 0.5,
+    "budget": "1.5k  MB",
     "temperature": 3.0,
     "knowledge": "divergence",
     "lambda_rep": 0.7,
@@ -104,7 +108,7 @@ def values_of(config):
 def test_every_setting_is_tested_here():
     assert set(configuration.SETTINGS) == set(WRONG) == set(ALLOWED) == set(UNUSUAL)
     defaults = values_of(KPruneConfig())
-    assert not [name for name in UNUSUAL if defaults[name] == UNUSUAL[name]]
+    assert [name for name in UNUSUAL if defaults[name] == UNUSUAL[name]] == ["compression_rate"]
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, (values, _) in WRONG.items() for value in values])
@@ -130,6 +134,7 @@ def test_an_unknown_setting_is_refused():
 def test_defaults_are_those_of_the_method():
     assert values_of(KPruneConfig()) == {
         "compression_rate": 0.5,
+        "budget": None,
         "temperature": 2.0,
         "knowledge": "fisher",
         "lambda_rep": 0.1,
@@ -260,6 +265,15 @@ def test_push_to_hub(tmp_path, monkeypatch):
     calls.clear()
     KPruneConfig().save_pretrained(tmp_path / "folder")
     assert not calls
+
+
+def test_a_budget_takes_the_place_of_the_rate(tmp_path):
+    with pytest.raises(ValueError, match=r"`budget` takes the place of `compression_rate`.* Got both, '9 MB' and 0.6"):
+        KPruneConfig(budget="9 MB", compression_rate=0.6)
+    config = KPruneConfig(budget="9 MB")
+    config.compression_rate = 0.6
+    with pytest.raises(ValueError, match="`budget` takes the place"):
+        config.check()
 
 
 def test_a_percentage_is_told_as_a_share():

@@ -83,6 +83,25 @@ def test_a_result_tells_what_was_lost_before_a_recovery_and_after_it():
     assert result.to_dict()["recovery"]["before"] == asdict(BEFORE)
 
 
+def test_a_result_tells_what_was_asked_for_and_what_was_got():
+    sizes = {"megabytes_before": 90.9, "megabytes_after": 49.97, "dtype": "bfloat16"}
+    sizes |= {"milliseconds_before": 20.0, "milliseconds_after": 9.96}
+    for budget, told in {
+        "50 MB": "kept: 49.97 MB of 90.9 MB in bfloat16",
+        "75% parameters": "kept: 30,000 parameters of 40,000 parameters",
+        "10 ms": "kept: 9.96 ms of 20 ms",
+        "1 layer": "kept: 1 layer of 2 layers",
+        "50% flops": f"kept: {result_of().flops_after:,.4g} FLOPs of {result_of().flops_before:,.4g} FLOPs",
+    }.items():
+        result = replace(result_of(), budget=budget, **sizes)
+        if "layer" in budget:
+            result.sublayers[:2] = [replace(entry, kept=[]) for entry in result.sublayers[:2]]
+        line = f"Budget: {budget}; {told}"
+        assert str(result).splitlines()[-2] == line and line in result._repr_html_()
+        assert result.to_dict()["budget"] == budget
+    assert "Budget" not in str(result_of())
+
+
 def test_the_repr_of_a_result_is_short_and_tells_the_outcome():
     quality = HeldoutQuality("agreement", 0.963, 0.004, 0.03, 0.002, 100)
     assert repr(result_of(heldout=quality)) == (

@@ -145,6 +145,17 @@ class Sublayer:
         weights = sum(projection.weight.numel() for projection in (*self.inputs, self.output))
         return unit_flops(self.adapter.kind, weights // self.units, self.unit_size, sequence_length)
 
+    @property
+    def unit_parameters(self) -> int:
+        """Number of parameters that go with one unit; 0 without units."""
+        if not self.units:
+            return 0
+        modules = dict(self.block.named_modules())
+        others = [tensor_in(modules, name) for name in self.adapter.tensors]
+        rows = [weight for projection in self.inputs for weight in projection.parameters()]
+        belonging = [*rows, self.output.weight, *(tensor for tensor in others if isinstance(tensor, nn.Parameter))]
+        return sum(tensor.numel() for tensor in belonging) // self.units
+
     def projection(self) -> Projection:
         """Returns the output projection, seen from the features: weight (features, d) and bias (d,), in float64."""
         weight = self.output.weight.detach()[:, : self.features].T.double()

@@ -9,6 +9,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -78,7 +79,7 @@ def evaluation_of(
     metric: str | None = None,
     compute_metrics: ComputeMetrics | None = None,
     batch_size: int = BATCH_SIZE,
-) -> Callable[[nn.Module], Figures]:
+) -> "Evaluation":
     """Returns a function that evaluates a model on labelled data. The data is prepared and checked right away.
 
     Args:
@@ -99,7 +100,33 @@ def evaluation_of(
     if metric is not None:
         compute_metrics = metric_named(metric, spec.task, model_config, rows)
     metrics = compute_metrics or usual_metrics(spec.task, model_config, rows).compute
-    return partial(evaluate_model, rows=rows, spec=spec, metrics=metrics, batch_size=batch_size)
+    return Evaluation(rows, spec, metrics, batch_size)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A function that evaluates a model on labelled data; see `evaluate_model`.
+
+    Attributes:
+        rows: the processed rows.
+        spec: how they were prepared.
+        metrics: function that computes the figures.
+        batch_size: samples in a batch.
+    """
+
+    rows: Dataset
+    spec: InputSpec
+    metrics: ComputeMetrics
+    batch_size: int
+
+    def __call__(self, model: nn.Module) -> Figures:
+        """Returns the figures of a model."""
+        return evaluate_model(model, self.rows, self.spec, self.metrics, self.batch_size)
+
+    @property
+    def samples(self) -> int:
+        """Number of samples. A question whose context is long has several rows."""
+        return len(set(self.rows["row"])) if "row" in self.rows.column_names else len(self.rows)
 
 
 def _labelled_rows(dataset: Dataset, spec: InputSpec, model_config: Any, label_column: str | None) -> Dataset:

@@ -1,6 +1,6 @@
 """The part of `KPruner` that evaluates: the dense and the pruned model on labelled data."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..encoder.sublayers import Encoder
 from ..encoder.tasks import Task
 from ..names import hub_name
 from ..trainer import evaluate_like
-from .evaluate import evaluation_of, figures_of_each, pairs_of, rows_of
+from .evaluate import Evaluation, evaluation_of, figures_of_each, pairs_of, rows_of
 from .metrics import ComputeMetrics
 
 
@@ -74,13 +74,8 @@ class EvaluationMixin:
         else:
             measure = self.evaluation_on(dataset, metric, compute_metrics, **reading)
         dense, pruned = figures_of_each(measure, self.teacher, self.model)
-        self._figures = {"metrics": pairs_of(dense, pruned)}
-        if name := hub_name(dataset):
-            self._figures |= {
-                "dataset_name": name,
-                "dataset_config_name": reading.get("dataset_config_name"),
-                "dataset_split": reading.get("dataset_split") or default_split(dataset),
-            }
+        given = (reading.get(name) for name in ("dataset_config_name", "dataset_split"))
+        self._figures = facts_of(dense, pruned, dataset, *given)
         return {"dense": dense, "pruned": pruned}
 
     def evaluation_on(
@@ -94,7 +89,7 @@ class EvaluationMixin:
         label_column: str | None = None,
         max_length: int | None = None,
         batch_size: int = BATCH_SIZE,
-    ) -> Callable[[nn.Module], dict[str, float]]:
+    ) -> Evaluation:
         """Returns a function that evaluates a model on labelled data. The data is read and checked right away.
 
         Args:
@@ -134,3 +129,18 @@ class EvaluationMixin:
         encoder = self._encoder(self.teacher)
         reading["positions"] = Positions(encoder)
         return input_spec(encoder.running, self._dense, self.task.name, self.processing_class, seed=seed, **reading)
+
+
+def facts_of(
+    dense: Mapping[str, Any],
+    pruned: Mapping[str, Any],
+    dataset: Any,
+    dataset_config_name: str | None = None,
+    dataset_split: str | None = None,
+) -> dict[str, Any]:
+    """Returns an evaluation as fields of `CardFacts`, with the data set if it is on the Hub."""
+    facts: dict[str, Any] = {"metrics": pairs_of(dense, pruned)}
+    if name := hub_name(dataset):
+        split = dataset_split or default_split(dataset)
+        facts |= {"dataset_name": name, "dataset_config_name": dataset_config_name, "dataset_split": split}
+    return facts

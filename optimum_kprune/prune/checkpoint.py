@@ -123,12 +123,13 @@ class Checkpoint:
         return self.folder / f"sublayer-{index:03}.safetensors"
 
 
-def claim(folder: Path, identity: dict[str, Any]) -> None:
+def claim(folder: Path, identity: dict[str, Any], work: str = "prune") -> None:
     """Takes a new or empty folder for the progress of some work; a folder that is taken must be that of this work.
 
     Args:
         folder: the folder; made if it does not exist.
         identity: what tells this work from every other; see `Checkpoint`.
+        work: what it is, for messages.
 
     Raises:
         ValueError: if the folder holds the progress of other work; the message names the differences.
@@ -139,7 +140,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
         # Hidden files may be the rest of a write that was cut off: they do not make the folder somebody else's.
         if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise ValueError(
-                f"`checkpoint_dir` must be a new or empty folder, or hold the progress of a prune. "
+                f"`checkpoint_dir` must be a new or empty folder, or hold the progress of a {work}. "
                 f"{str(folder)!r} holds something else. Choose another folder."
             )
         if is_main():
@@ -160,7 +161,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
     differences = _differences(json.loads(json.dumps(identity)), found)
     if differences:
         raise ValueError(
-            f"The checkpoint in {str(folder)!r} belongs to another prune: {'; '.join(differences)}. Prune "
+            f"The checkpoint in {str(folder)!r} belongs to another {work}: {'; '.join(differences)}. Go on "
             "with what it was made with, choose another `checkpoint_dir`, or remove the folder to start anew."
         )
 

@@ -1,73 +1,187 @@
-"""What units cost in the unit of the budget, how much they may cost in all, and which of them are selected by that."""
+"""What a prune may keep, in any unit -> what units cost in it. The one place that knows the units of budgets."""
 
-from collections.abc import Callable
-
-from torch import Tensor
+from collections.abc import Iterable
+from math import prod
+from typing import TYPE_CHECKING
 
 from ..algorithm.cost import flops_budget
-from ..algorithm.search import round_selection, select_units, with_reserved
+from ..budget import Budget, parse_budget, told
 from ..configuration import KPruneConfig
-from ..encoder.sublayers import Sublayer
+from ..encoder.file_size import SavedTensor, file_size, saved_tensors
+from ..encoder.sublayers import Encoder, Sublayer
+from ..encoder.unsharing import private_copy
+from .spending import Costs, CostsByBlock, CostsByWidth
+
+if TYPE_CHECKING:
+    from ..latency_table import LatencyTable
+
+# Costs are whole numbers where they can be, such as bytes: sums of them are exact.
+COST_OF_ONE = {"megabytes": 1e6}
+# A budget that was written with six digits may be the size of the model itself.
+ROUNDING = 1e-5
 
 
-class Costs:
-    """Units that cost the same at every width of their sublayer, and a budget for them.
+def costs_of(
+    config: KPruneConfig,
+    dense: Encoder,
+    targets: list[Sublayer],
+    sequence_length: int,
+    latency_table: "LatencyTable | None" = None,
+) -> Costs:
+    """Returns what units cost, with the budget of the settings.
 
     Args:
-        unit_cost: returns what one unit of a sublayer costs.
-        total: what all units cost.
-        budget: what those that are kept may cost.
-        neuron_multiple: see `KPruneConfig`.
+        config: the settings.
+        dense: the model to prune, in which every block has weights of its own; see `private_copy`.
+        targets: its sublayers that have units, bottom to top.
+        sequence_length: tokens T at which FLOPs are counted.
+        latency_table: milliseconds by width, which a budget of them needs.
 
-    Attributes:
-        unit_cost: the same; scores are knowledge per cost.
-        budget: what is left of the budget for the target and the sublayers above it.
+    Raises:
+        ValueError: if no prune could meet the budget, or the model meets it as it is.
     """
-
-    def __init__(
-        self, unit_cost: Callable[[Sublayer], float], total: float, budget: float, neuron_multiple: int
-    ) -> None:
-        self.unit_cost, self.budget = unit_cost, budget
-        self._total, self._neuron_multiple = total, neuron_multiple
-
-    def require_reserved(self, targets: list[Sublayer], config: KPruneConfig) -> None:
-        """Raises a ValueError if the budget does not suffice for the units that must stay."""
-        reserved = sum(target.least_units * self.unit_cost(target) for target in targets)
-        if reserved > self.budget:
+    costs = _unlimited(config, dense, targets, sequence_length, latency_table)
+    if config.budget is None:
+        amount = flops_budget(costs.dense, config.compression_rate)
+        if amount < costs.least:
             raise ValueError(
-                f"`compression_rate` must be at most {1 - reserved / self._total:.3f} for this model: some of its "
+                f"`compression_rate` must be at most {1 - costs.least / costs.dense:.3f} for this model: some of its "
                 f"sublayers cannot be taken out whole, and keep one unit each. Got {config.compression_rate}."
             )
-
-    def select(self, students: list[Sublayer], scores: list[Tensor]) -> Tensor:
-        """Selects the units that the target keeps, (units,) boolean; see `select_units`.
-
-        Args:
-            students: the target and the sublayers above it that have units, in the student.
-            scores: (units,) for each of them, knowledge per cost.
-        """
-        target, costs = students[0], [self.unit_cost(student) for student in students]
-        scores = [with_reserved(own, each.least_units) for own, each in zip(scores, students, strict=True)]
-        # Units of all sublayers compete for the budget, but only the target is pruned by it.
-        selected = select_units(scores, costs, self.budget)[0]
-        if target.adapter.kind == "ffn" and self._neuron_multiple > 1:
-            most = self.budget / costs[0]
-            return round_selection(selected, scores[0], self._neuron_multiple, most, target.least_units)
-        return selected
-
-    def spend(self, sublayer: Sublayer, kept: int) -> None:
-        """Takes from the budget what the target costs with the units that it keeps.
-
-        Args:
-            sublayer: the target before it was shrunk.
-            kept: number of units that it keeps.
-        """
-        # A sublayer that an earlier prune has emptied has no unit that could be counted.
-        self.budget -= kept * self.unit_cost(sublayer) if kept else 0.0
+    else:
+        amount = _amount_of(parse_budget(config.budget), costs.dense)
+        if not costs.least * (1 - ROUNDING) <= amount <= costs.dense * (1 + ROUNDING):
+            raise ValueError(_out_of_range(config.budget, costs, dense))
+    costs.budget = amount - costs.stays
+    return costs
 
 
-def flops_costs(targets: list[Sublayer], config: KPruneConfig, sequence_length: int) -> Costs:
-    """Returns the FLOPs of the units on a sequence of T tokens, of which the compression rate goes."""
-    total = sum(target.units * target.unit_flops(sequence_length) for target in targets)
-    budget = flops_budget(total, config.compression_rate)
-    return Costs(lambda sublayer: sublayer.unit_flops(sequence_length), total, budget, config.neuron_multiple)
+def budget_at(
+    rate: float,
+    dense: Encoder,
+    targets: list[Sublayer],
+    config: KPruneConfig,
+    sequence_length: int,
+    latency_table: "LatencyTable | None" = None,
+) -> str:
+    """Returns the budget that removes a share of what can be removed at all, in the unit of the budget in `config`.
+
+    Args:
+        rate: the share, in [0, 1).
+        dense: see `costs_of`.
+        targets: see `costs_of`.
+        config: the settings. Without a budget in them, FLOPs are counted: the share is a compression rate.
+        sequence_length: see `costs_of`.
+        latency_table: see `costs_of`.
+    """
+    unit = unit_of(config)
+    if unit == "flops":
+        return str(Budget(unit, 1 - rate, True))
+    costs = _unlimited(config, dense, targets, sequence_length, latency_table)
+    amount = (costs.dense - rate * (costs.dense - costs.least)) / COST_OF_ONE.get(unit, 1)
+    # Short, as it is read by people too.
+    amount = max(1, round(amount)) if unit == "layers" else float(f"{amount:.6g}")
+    return str(Budget(unit, amount, False))
+
+
+def require_budget(config: KPruneConfig, encoder: Encoder) -> None:
+    """Raises a ValueError if a model cannot be pruned to a budget, as far as that is known before data is read."""
+    if unit_of(config) in ("parameters", "megabytes", "layers"):
+        dense = private_copy(encoder)
+        costs_of(config, dense, [sublayer for sublayer in dense.sublayers() if sublayer.units], sequence_length=1)
+
+
+def unit_of(config: KPruneConfig) -> str:
+    """Returns the unit of the budget; a compression rate is one of FLOPs."""
+    return "flops" if config.budget is None else parse_budget(config.budget).unit
+
+
+def _amount_of(budget: Budget, dense: float) -> float:
+    """Returns what a budget may cost."""
+    if budget.unit == "flops" and budget.is_share:
+        # As much as the same compression rate leaves. Rounded, because 1 - 0.7 is not 0.3.
+        return flops_budget(dense, round(1 - budget.amount, 12))
+    return budget.amount_of(dense) * (1 if budget.is_share else COST_OF_ONE.get(budget.unit, 1))
+
+
+def _unlimited(
+    config: KPruneConfig,
+    dense: Encoder,
+    targets: list[Sublayer],
+    sequence_length: int,
+    latency_table: "LatencyTable | None",
+) -> Costs:
+    """Returns costs in the unit of the budget, which suffices for all units."""
+    unit, multiple = unit_of(config), config.neuron_multiple
+    if unit == "flops":
+        return Costs(targets, lambda sublayer: sublayer.unit_flops(sequence_length), neuron_multiple=multiple)
+    if unit == "layers":
+        return _costs_of_layers(targets)
+    if unit == "latency":
+        return _costs_in_milliseconds(targets, latency_table)
+    each = _size_of_one(dense, unit)
+    size, grown = (_size_of(dense, unit, biases) for biases in ((), _new_biases(dense, targets)))
+    return Costs(targets, lambda sublayer: each * sublayer.unit_parameters, size, grown - size, multiple)
+
+
+def _costs_of_layers(targets: list[Sublayer]) -> CostsByBlock:
+    fixed = [target.name for target in targets if target.least_units]
+    if fixed:
+        raise ValueError(
+            f"A `budget` of layers is for models whose layers can be taken out whole. Of this one, {len(fixed)} "
+            f"sublayers keep a unit, such as {fixed[0]}. Give a budget in another unit, such as '50% parameters'."
+        )
+    return CostsByBlock(targets)
+
+
+def _costs_in_milliseconds(targets: list[Sublayer], table: "LatencyTable | None") -> CostsByWidth:
+    if table is None:
+        raise ValueError(
+            "A `budget` of milliseconds needs a latency table. Measure one with `KPruner.measure_latency`, and pass "
+            "it as `latency_table`."
+        )
+    curves = {target.place: table.curve(target.place, target.units) for target in targets}
+    multiples = {target.place: table.multiple(target.place) for target in targets}
+    return CostsByWidth(targets, curves, multiples, table.dense, table.base)
+
+
+def _size_of(dense: Encoder, unit: str, added: Iterable[SavedTensor] = ()) -> int:
+    """Returns the size of a model with tensors added to it, in parameters or in bytes as a pruned model is saved."""
+    if unit == "parameters":
+        shapes = [*(parameter.shape for parameter in dense.model.parameters()), *(bias.shape for bias in added)]
+        return sum(map(prod, shapes))
+    return file_size([*saved_tensors(dense.model, dense.pretrained.dtype), *added])
+
+
+def _size_of_one(dense: Encoder, unit: str) -> int:
+    """Returns the size of a parameter. All parameters of a pruned model have the same dtype."""
+    return 1 if unit == "parameters" else dense.pretrained.dtype.itemsize
+
+
+def _new_biases(dense: Encoder, targets: list[Sublayer]) -> list[SavedTensor]:
+    """Returns the biases that output projections get which have none: from the refit, or with the last unit."""
+    names = {f"{dense.adapter.blocks}.{target.layer}.{target.adapter.output}.bias": target for target in targets}
+    return [
+        SavedTensor(name, (target.width,), dense.pretrained.dtype)
+        for name, target in names.items()
+        if target.output.bias is None
+    ]
+
+
+def _out_of_range(budget: str, costs: Costs, dense: Encoder) -> str:
+    """Returns the message that says between what a budget must be, and why."""
+    unit = parse_budget(budget).unit
+    scale = COST_OF_ONE.get(unit, 1)
+    least, most = (told(unit, amount / scale) for amount in (costs.least, costs.dense))
+    why = f"the smallest model has {least}, the dense one {most}"
+    if unit == "megabytes":
+        why += f" in {str(dense.pretrained.dtype).removeprefix('torch.')}"
+    if unit in ("parameters", "megabytes"):
+        size, each = _size_of(dense, unit), _size_of_one(dense, unit)
+        outside = size - each * sum(parameter.numel() for block in dense.blocks for parameter in block.parameters())
+        layers = told(unit, (costs.least - outside) / scale)
+        why += (
+            f". What is outside of the layers, such as embeddings, pooler and head, takes "
+            f"{told(unit, outside / scale)} alone, and what stays in them, such as norms and biases, {layers}"
+        )
+    return f"`budget` must be between {least} and {most} for this model: {why}. Got {budget!r}."

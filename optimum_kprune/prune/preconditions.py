@@ -225,7 +225,7 @@ def warn_if_nothing_is_left(result: KPruneResult) -> None:
     if not result.flops_after:
         logger.warning(
             "All heads and all neurons were removed: no token sees another any more, and nothing can be computed from "
-            "the text but averages. Choose a lower `compression_rate`."
+            "the text but averages. Choose a lower `compression_rate`, or a larger `budget`."
         )
 
 

@@ -13,9 +13,9 @@ from ..encoder.sublayers import Sublayer
 from ..kprune_shrink import give_bias, shrink_sublayer
 from ..result import SublayerResult
 from .checkpoint import Checkpoint
-from .costs import Costs
 from .pair import Pair
 from .scores import Scores
+from .spending import Costs
 
 
 class RatePruner:
@@ -36,7 +36,7 @@ class RatePruner:
         candidates: the target in the student, and the sublayers above it that have units.
 
     Raises:
-        ValueError: if the model has no units, or the budget does not suffice for those that must stay.
+        ValueError: if the model has no units.
     """
 
     def __init__(
@@ -54,7 +54,6 @@ class RatePruner:
         self.results: list[SublayerResult] = []
         if not pair.targets:
             raise ValueError("The model has no heads or neurons left to prune. Start from a larger model.")
-        costs.require_reserved(pair.targets, config)
 
     def begin(self) -> None:
         """Makes the next sublayer the target."""

@@ -3,6 +3,7 @@
 import copy
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -20,6 +21,7 @@ from ..distributed import require_same, world_size
 from ..encoder.config_field import kprune_field
 from ..encoder.contract import require_contract_once
 from ..encoder.custom_modules import with_encoder
+from ..encoder.file_size import file_size, saved_tensors
 from ..encoder.offloading import named_tensors, pruned_model_of
 from ..encoder.partial_forward import find_entries, reads_below
 from ..encoder.sublayers import Encoder, Place
@@ -27,7 +29,7 @@ from ..encoder.tasks import Task, with_published_targets
 from ..encoder.unsharing import private_copy
 from ..result import KPruneResult, SublayerResult
 from .checkpoint import Checkpoint, digest
-from .costs import flops_costs
+from .costs import costs_of, unit_of
 from .heldout import heldout_quality
 from .loop import Loop
 from .pair import Pair
@@ -77,8 +79,9 @@ class Sweep:
         memory_budget: bytes that hidden states may take in memory; None is no limit.
 
     Attributes:
-        first_scores: the scores at the lowest target, by place, which hold for all rates. Empty until they are
-            measured. Scores that are set before are used instead, up to the next measurement.
+        first_scores: the scores at the lowest target, by the unit of the budget and then by place, which hold for all
+            budgets in that unit. Empty until they are measured. Scores that are set before are used instead, up to the
+            next measurement.
     """
 
     def __init__(
@@ -99,7 +102,7 @@ class Sweep:
         self._teacher = private_copy(encoder)
         # Made by the first prune, and shared by all rates.
         self._predictions: Predictions | None = None
-        self.first_scores: dict[Place, Tensor] = {}
+        self.first_scores: dict[str, dict[Place, Tensor]] = defaultdict(dict)
 
     def __enter__(self) -> "Sweep":
         return self
@@ -143,7 +146,7 @@ class Sweep:
         """Prunes copies of the model with the batches as they are now."""
         started = time.perf_counter()
         checkpoints = [
-            None if folder is None else Checkpoint(folder, self._identity(config))
+            None if folder is None else Checkpoint(folder, self.identity(config))
             for config, folder in zip(configs, checkpoint_dirs, strict=True)
         ]
         predictions = self._predictions_at_start(configs[0])
@@ -167,8 +170,8 @@ class Sweep:
     ) -> RatePruner:
         """Returns what prunes the student of a pair to the rate in the settings."""
         length = config.sequence_length or self._calibration.mean_length
-        costs = flops_costs(pair.targets, config, length)
-        scores = Scores(predictions, config, costs.unit_cost, self.first_scores)
+        costs = costs_of(config, self._teacher, pair.targets, length)
+        scores = Scores(predictions, config, costs.unit_cost, self.first_scores[unit_of(config)])
         return RatePruner(pair, scores, costs, config, length, checkpoint)
 
     def _finished(self, rate: RatePruner) -> tuple[nn.Module, KPruneResult]:
@@ -184,6 +187,10 @@ class Sweep:
             tokens=self._calibration.tokens,
             parameters_before=_parameters_of(self._dense.model),
             parameters_after=_parameters_of(model),
+            megabytes_before=_megabytes_of(self._dense.model),
+            megabytes_after=_megabytes_of(model),
+            dtype=str(self._dense.pretrained.dtype).removeprefix("torch."),
+            budget=rate.config.budget,
             seconds=0.0,
             calibration=self._given.summary,
             heldout=heldout,
@@ -248,7 +255,7 @@ class Sweep:
         if device.type != "cpu":
             torch.get_device_module(device).empty_cache()
 
-    def _identity(self, config: KPruneConfig) -> dict[str, Any]:
+    def identity(self, config: KPruneConfig) -> dict[str, Any]:
         """Returns what the progress of a prune belongs to; see `Checkpoint`."""
         batches = [*self._given.batches, *self._given.heldout]
         settings = config.to_dict()
@@ -271,6 +278,10 @@ class Sweep:
 
 def _parameters_of(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _megabytes_of(model: nn.Module) -> float:
+    return file_size(saved_tensors(model)) / 1e6
 
 
 def _reads_below(teacher: Encoder, task: Task, sample: dict[str, Tensor], mask: Tensor) -> bool:

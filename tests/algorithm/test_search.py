@@ -1,5 +1,6 @@
 """The mask search, against brute force over thresholds."""
 
+import itertools
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from drawn import many
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_kprune.algorithm.search import round_selection, select_units, with_reserved
+from optimum_kprune.algorithm.search import round_selection, select_units, select_widths, with_reserved
 
 
 def units_above(scores, threshold):
@@ -132,3 +133,85 @@ def test_a_selection_is_rounded_to_the_nearest_allowed_count(values, multiple, d
     kept = round_selection(selected, scores, multiple, most).nonzero().flatten().tolist()
     allowed = [n for n in range(len(values) + 1) if n <= most and (n % multiple == 0 or n == len(values))]
     assert kept == sorted(order[: min(allowed, key=lambda n: (abs(n - wanted), n))])
+
+
+# Where costs are not linear in the number of units
+
+curves = st.lists(st.integers(0, 6), min_size=1, max_size=4).map(lambda steps: [0, *itertools.accumulate(steps)])
+
+
+@st.composite
+def sublayers(draw):
+    """Values, curves with a jump to the first unit, and allowed widths of a few sublayers."""
+    drawn = draw(st.lists(curves, min_size=1, max_size=3))
+    values = [draw(st.lists(st.integers(0, 9), min_size=len(curve) - 1, max_size=len(curve) - 1)) for curve in drawn]
+    widths = [
+        sorted({draw(st.integers(0, 1)), *draw(st.sets(st.integers(1, len(curve) - 1))), len(curve) - 1})
+        for curve in drawn
+    ]
+    return [torch.tensor(own).double() for own in values], drawn, widths
+
+
+def value_of(kept, values):
+    return sum(float(own.sort(descending=True).values[:n].sum()) for own, n in zip(values, kept, strict=True))
+
+
+def cost_at(kept, curves):
+    return sum(curve[n] for curve, n in zip(curves, kept, strict=True))
+
+
+@many
+@given(sublayers(), st.integers(0, 30))
+def test_widths_fit_the_budget_and_lack_less_than_one_segment_of_the_best(drawn, budget):
+    values, curves, widths = drawn
+    kept = select_widths(values, curves, widths, budget)
+    assert all(n in allowed for n, allowed in zip(kept, widths, strict=True))
+    fitting = [each for each in itertools.product(*widths) if cost_at(each, curves) <= budget]
+    if not fitting:
+        assert kept == [allowed[0] for allowed in widths]
+        return
+    assert cost_at(kept, curves) <= budget
+    best = max(value_of(each, values) for each in fitting)
+    assert best - value_of(kept, values) <= max(float(own.sum()) for own in values)
+
+
+@many
+@given(sublayers(), st.integers(1, 40))
+def test_widths_are_those_of_the_lagrange_multiplier(drawn, eighths):
+    """For a price nu, every sublayer takes the width with the highest V - nu C; at their cost, that is the best."""
+    values, curves, widths = drawn
+    nu = eighths / 8 + 1e-3
+    best = [
+        max(allowed, key=lambda n: value_of([n], [own]) - nu * curve[n])
+        for own, curve, allowed in zip(values, curves, widths, strict=True)
+    ]
+    kept = select_widths(values, curves, widths, cost_at(best, curves))
+    assert value_of(kept, values) == value_of(best, values)
+    fitting = [each for each in itertools.product(*widths) if cost_at(each, curves) <= cost_at(best, curves)]
+    assert value_of(kept, values) == max(value_of(each, values) for each in fitting)
+
+
+@many
+@given(
+    st.lists(st.lists(st.integers(1, 20), min_size=1, max_size=5), min_size=1, max_size=4),
+    st.data(),
+)
+def test_with_linear_costs_as_many_units_as_by_the_threshold(values, data):
+    each = [data.draw(st.sampled_from([1, 2, 4])) for _ in values]
+    budget = data.draw(st.integers(0, 60))
+    values = [torch.tensor(own).double() for own in values]
+    curves = [[cost * n for n in range(len(own) + 1)] for own, cost in zip(values, each, strict=True)]
+    widths = [list(range(len(own) + 1)) for own in values]
+    scores = [own / cost for own, cost in zip(values, each, strict=True)]
+    selected = select_units(scores, [float(cost) for cost in each], budget)
+    assert select_widths(values, curves, widths, budget) == [int(mask.sum()) for mask in selected]
+
+
+def test_a_sublayer_is_emptied_where_its_fixed_cost_is_larger_than_its_gain():
+    values = [torch.tensor([4.0, 4.0]), torch.tensor([1.0, 1.0, 1.0])]
+    curves = [[0, 10, 11], [0, 1, 2, 3]]
+    widths = [[0, 1, 2], [0, 1, 2, 3]]
+    assert select_widths(values, curves, widths, 12) == [0, 3]
+    assert select_widths(values, curves, widths, 14) == [2, 3]
+    # What costs nothing is kept first.
+    assert select_widths(values, [[0, 10, 10], [0, 0, 1, 1]], widths, 1) == [0, 3]

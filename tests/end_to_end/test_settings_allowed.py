@@ -8,7 +8,7 @@ from optimum_kprune import KPruneConfig
 from optimum_kprune.configuration import BOUNDS, SETTINGS, allowed
 
 DEFAULTS = KPruneConfig().to_dict()
-OPTIONAL = ("mu", "num_tokens", "measure_tokens", "memory_budget", "sequence_length")
+OPTIONAL = ("budget", "mu", "num_tokens", "measure_tokens", "memory_budget", "sequence_length")
 
 
 def of_another_type(name):

@@ -6,6 +6,7 @@ from optimum_kprune.configuration import SETTINGS
 # Setting: default, published.
 VALUES = {
     "compression_rate": (0.5, 0.5),
+    "budget": (None, None),
     "temperature": (2.0, 2.0),
     "knowledge": ("fisher", "divergence"),
     "lambda_rep": (0.1, 2.5e-4),

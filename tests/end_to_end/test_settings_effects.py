@@ -47,6 +47,7 @@ EQUATIONS = {
 CASES = [(name, *case) for name, cases in EQUATIONS.items() for case in cases]
 # Of the others, how the names of their tests begin.
 APART = {
+    "budget": "test_the_budget_is_what_may_be_kept",
     "num_tokens": "test_the_budget_of_tokens",
     "heldout_share": "test_the_share_that_is_held_out",
     "measure_tokens": "test_knowledge_is_measured_on_as_many_tokens",
@@ -108,6 +109,14 @@ def test_a_prune_is_that_of_the_equations(name, task, others, value):
 
 
 # The same without the equations, of settings that decide most
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.7])
+def test_the_budget_is_what_may_be_kept(rate):
+    by_budget, by_rate = prune(budget=f"{100 - 100 * rate:g}% flops"), prune(compression_rate=rate)
+    assert same_state(by_budget.model, by_rate.model) and kept(by_budget) == kept(by_rate)
+    smaller = prune(budget="70% parameters").result
+    assert 0.65 < smaller.parameters_after / smaller.parameters_before <= 0.7
 
 
 def strengths(model, samples):

@@ -17,7 +17,7 @@ from optimum_kprune.encoder.tasks import task_of
 from optimum_kprune.encoder.unsharing import private_copy
 from optimum_kprune.kprune_map import parse_units
 from optimum_kprune.kprune_shrink import give_bias
-from optimum_kprune.prune.costs import flops_costs
+from optimum_kprune.prune.costs import costs_of
 from optimum_kprune.prune.loop import Loop
 from optimum_kprune.prune.pair import Pair
 from optimum_kprune.prune.predictions import Predictions
@@ -145,7 +145,7 @@ def predictions_of(teacher, student, batches, task=None):
 
 def loop_of(predictions, config, length=10):
     """The loop on such a pair, for one rate."""
-    costs = flops_costs(predictions.pair.targets, config, length)
+    costs = costs_of(config, predictions.pair.teacher.encoder, predictions.pair.targets, length)
     return Loop([RatePruner(predictions.pair, Scores(predictions, config, costs.unit_cost), costs, config, length)])
 
 

@@ -60,6 +60,12 @@ def prune_on_one_batch(folder):
     return told(one)
 
 
+def prune_to_whole_layers(folder):
+    one = KPruner(tiny_model())
+    one.prune(settings(compression_rate=0.5, budget="2 layers"), batches_of(SAMPLES, 5))
+    return told(one)
+
+
 def sweep(folder):
     swept = KPruner(tiny_model()).sweep(RATES, settings(), batches_of(SAMPLES, 5), save_directory=folder / "sweep")
     parts = [told(one) for one in swept]
@@ -114,7 +120,7 @@ def recover_texts(folder):
     return told(one) | {"heldout": vars(one.result.heldout), "steps": one.result.recovery.kept_step}
 
 
-PRUNES = [prune_texts, prune_with_gradients_of_batches, prune_on_one_batch, sweep, train]
+PRUNES = [prune_texts, prune_with_gradients_of_batches, prune_on_one_batch, prune_to_whole_layers, sweep, train]
 
 
 def error_of(job, *args, **kwargs):

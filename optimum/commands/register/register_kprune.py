@@ -13,10 +13,13 @@ from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 EXAMPLES = """examples:
   optimum-cli kprune --model textattack/bert-base-uncased-SST-2 --dataset glue --dataset_config sst2 \\
       --compression_rate 0.6 bert-sst2-k60
+  optimum-cli kprune --model my-classifier --dataset texts.csv --budget "100 MB" my-classifier-100mb
   optimum-cli kprune --model my-classifier --dataset texts.csv --text_columns title body \\
       --eval_dataset labelled.csv --label_column topic my-classifier-k50
   optimum-cli kprune --model my-classifier --dataset texts.csv --compression_rate 0.8 \\
       --recovery_tokens 1000000 my-classifier-k80
+  optimum-cli kprune --model my-classifier --dataset texts.csv --max_drop 0.01 \\
+      --eval_dataset labelled.csv --metric accuracy my-classifier-small
   optimum-cli kprune --model my-classifier --eval_dataset labelled.csv --update_card my-classifier-k50
   optimum-cli kprune --list_models
 """
@@ -108,9 +111,15 @@ def _add_data(group: Any) -> None:
 
 
 def _add_prune(group: Any) -> None:
-    group.add_argument(
-        "--compression_rate", type=float, help="Share of the FLOPs to remove, in [0, 1) (default: 0.5)."
-    )
+    size = group.add_mutually_exclusive_group()
+    size.add_argument("--compression_rate", type=float, help="Share of the FLOPs to remove, in [0, 1) (default: 0.5).")
+    budget = "What may be kept, instead of a rate: '100 MB', '12M parameters', '10 ms', '4 layers', '50%% latency'."
+    size.add_argument("--budget", help=budget)
+    drop = "Find the smallest model that loses at most this of --metric, in points (0.01 for one) or relative (1%%), "
+    drop += "on --eval_dataset (default: --dataset); without --metric, of the agreement on held-out data."
+    size.add_argument("--max_drop", metavar="DROP", help=drop)
+    quality = "The same, down to this value of the figure."
+    size.add_argument("--min_quality", type=float, metavar="VALUE", help=quality)
     group.add_argument("--seed", type=int, help="Seed of all random choices (default: 0).")
     config = "All settings: a kprune_config.json, or a folder or Hub repository that has one. Arguments win over it."
     group.add_argument("--config", help=config)

@@ -1,0 +1,46 @@
+"""How many bytes the weights of a model take in a file of safetensors, before the file is written."""
+
+import json
+from collections.abc import Iterable, Iterator
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+
+class SavedTensor(NamedTuple):
+    """A tensor as a file holds it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def saved_tensors(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[SavedTensor]:
+    """Yields the parameters and saved buffers of a model, those that are shared once.
+
+    Args:
+        model: the model. Its weights are not read.
+        dtype: what its parameters are written in; None for what they are in.
+    """
+    # Offloaded weights that are tied are several tensors on the meta device: transformers knows that they are one.
+    seen, tied = set(), getattr(model, "all_tied_weights_keys", {})
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen and name not in tied:
+            seen.add(id(tensor))
+            written = dtype if dtype is not None and isinstance(tensor, nn.Parameter) else tensor.dtype
+            yield SavedTensor(name, tuple(tensor.shape), written)
+
+
+def file_size(tensors: Iterable[SavedTensor]) -> int:
+    """Returns the bytes of a file of safetensors: the length of its header in 8 bytes, the header, the tensors."""
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    # In the order in which they lie in the file, which the digits of the offsets depend on.
+    for name, shape, dtype in sorted(tensors, key=lambda tensor: (-tensor.dtype.itemsize, tensor.name)):
+        start, end = end, end + prod(shape) * dtype.itemsize
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    length = len(json.dumps(header, separators=(",", ":")))
+    # The header is filled up with spaces to a multiple of 8.
+    return 8 + -(-length // 8) * 8 + end

@@ -1,0 +1,59 @@
+"""The journal of a search: the figures of every model that was evaluated, in a file that is written whole."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..distributed import in_main
+from ..folder import write_atomically
+from ..frontier import FrontierPoint
+from ..prune.checkpoint import claim
+from ..result import HeldoutQuality
+
+FILE_NAME = "figures.json"
+DENSE = "dense"
+
+
+class Journal:
+    """The points that a search has evaluated.
+
+    Args:
+        folder: the folder of the search; made if it does not exist. None keeps nothing on disk.
+        identity: what tells this search from every other; see `claim`.
+
+    Attributes:
+        points: what was evaluated, by the rate, or by "dense".
+
+    Raises:
+        ValueError: if the folder holds the progress of other work; the message names the differences.
+        OSError: if the folder cannot be read or written.
+    """
+
+    def __init__(self, folder: Path | None, identity: dict[str, Any]) -> None:
+        self._file = None if folder is None else folder / FILE_NAME
+        self.points: dict[str, FrontierPoint] = {}
+        if folder is not None:
+            claim(folder, identity, "search")
+            self.points = in_main(_read)(folder / FILE_NAME)
+
+    def write(self, name: str, point: FrontierPoint) -> None:
+        """Adds what was evaluated."""
+        self.points[name] = point
+        if self._file is not None:
+            written = {name: asdict(each) for name, each in self.points.items()}
+            in_main(write_atomically)(self._file, json.dumps(written, indent=2).encode())
+
+
+def _read(file: Path) -> dict[str, FrontierPoint]:
+    if not file.exists():
+        return {}
+    try:
+        found = json.loads(file.read_bytes())
+        for point in found.values():
+            point["heldout"] = point["heldout"] and HeldoutQuality(**point["heldout"])
+        return {name: FrontierPoint(**point) for name, point in found.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise OSError(
+            f"The journal {str(file)!r} cannot be read: {error}. Remove it to evaluate the models again."
+        ) from error

@@ -1,0 +1,220 @@
+"""The search itself: in rounds, several models are pruned and evaluated, until the bracket is narrow enough."""
+
+import copy
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..budget import Budget
+from ..configuration import KPruneConfig
+from ..distributed import gather
+from ..encoder.offloading import named_tensors
+from ..evaluation.evaluate import figures_of
+from ..frontier import Frontier, FrontierPoint
+from ..order import Order, within
+from ..result import HeldoutQuality, KPruneResult
+from ..session import PruneSession
+from . import words
+from .bracket import Allowed, Bracket, Tried, bracket_of, next_rates
+from .journal import DENSE, Journal
+from .quality import Quality, finite
+from .target import Figure, Target
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a search goes.
+
+    Attributes:
+        target: what is allowed.
+        confidence: how sure it must be that the chosen model holds, in [0.5, 1).
+        resolution: how far apart rates may be at the end.
+        max_evaluations: the number of pruned models that may be evaluated.
+    """
+
+    target: Target
+    confidence: float
+    resolution: float
+    max_evaluations: int
+
+    def check(self) -> None:
+        """Raises a ValueError if a limit is out of its range."""
+        ranges = {
+            "confidence": (0.5 <= self.confidence < 1, "a number in [0.5, 1)"),
+            "resolution": (0.001 <= self.resolution < 1, "a number in [0.001, 1)"),
+            "max_evaluations": (self.max_evaluations >= 1, "a whole number, 1 or above"),
+        }
+        for name, (is_allowed, allowed) in ranges.items():
+            if not is_allowed:
+                raise ValueError(f"`{name}` must be {allowed}. Got {getattr(self, name)!r} instead.")
+
+
+@dataclass
+class Search:
+    """One search.
+
+    Attributes:
+        session: where models are pruned.
+        order: the order whose settings every model is pruned by; its pruner gets the chosen model.
+        quality: what is measured.
+        limits: how far it goes.
+        journal: what was evaluated.
+        tried: the rates that were tried, in ascending order.
+    """
+
+    session: PruneSession
+    order: Order
+    quality: Quality
+    limits: Limits
+    journal: Journal
+    tried: list[Tried] = field(default_factory=list)
+
+    def run(self) -> Frontier:
+        """Searches, and gives the chosen model to the pruner of the order.
+
+        Raises:
+            ValueError: if not even the dense model is allowed, no other is, or an evaluation gives no finite number.
+        """
+        started = time.perf_counter()
+        dense = self._dense()
+        figure = self.quality.of_dense(dense.figures)
+        allowed = Allowed(self.limits.target.allowed_drop(figure), self.limits.confidence)
+        logger.info(words.beginning(figure, allowed))
+        # The best model so far, and those of the round. What earlier runs have evaluated is not among them.
+        held: dict[float, Order] = {}
+        number = 0
+        while rates := self._next(allowed):
+            number += 1
+            logger.info("Round %d: %s", number, words.listed(rates))
+            held |= self._round(rates, figure, allowed)
+            low = bracket_of(self.tried, allowed).low
+            held = {rate: order for rate, order in held.items() if rate == low}
+        bracket = bracket_of(self.tried, allowed)
+        frontier = self._frontier(dense, figure, allowed, bracket, time.perf_counter() - started)
+        for note in frontier.notes:
+            logger.info(note)
+        if frontier.chosen is None:
+            raise ValueError(words.none_holds(figure, allowed, self.tried))
+        logger.info("Chosen: %s", words.point_in_words(figure, self.tried[frontier.chosen], allowed))
+        self._take(held.get(bracket.low) or self._pruned(bracket.low), frontier)
+        return frontier
+
+    def _next(self, allowed: Allowed) -> list[float]:
+        left = self.limits.max_evaluations - len(self.tried)
+        return next_rates(self.tried, allowed, self.limits.resolution, left)
+
+    def _round(self, rates: list[float], figure: Figure, allowed: Allowed) -> dict[float, Order]:
+        """Prunes and evaluates the models of a round; returns those that were pruned now."""
+        # In another run of this search, they may have been evaluated already.
+        new = [rate for rate in rates if _name(rate) not in self.journal.points]
+        pruned = {}
+        orders = self.session.carry_out([self._order(rate) for rate in new]) if new else ()
+        for rate, (order, result) in zip(new, orders, strict=True):
+            self.journal.write(_name(rate), self._point(rate, order.pruner.model, result, figure))
+            pruned[rate] = order
+        tried = [_tried(rate, self.journal.points[_name(rate)], figure) for rate in rates]
+        for each in tried:
+            logger.info(words.point_in_words(figure, each, allowed))
+        self.tried = sorted([*self.tried, *tried])
+        return pruned
+
+    def _order(self, rate: float) -> Order:
+        config = config_at(self.order.config, rate)
+        pruner = copy.copy(self.order.pruner)
+        return Order(pruner, config, None, within(self.order.checkpoint_dir, config), overwrite=False)
+
+    def _pruned(self, rate: float) -> Order:
+        """Prunes a model again that was evaluated before; with a checkpoint, it is read from there."""
+        ((order, _),) = self.session.carry_out([self._order(rate)])
+        return order
+
+    def _take(self, chosen: Order, frontier: Frontier) -> None:
+        """Makes the chosen model that of the pruner, and saves it if asked to."""
+        assert frontier.chosen is not None
+        pruner = self.order.pruner
+        # As a copy of the pruner has it: with what the card and the saving need.
+        vars(pruner).update(vars(chosen.pruner))
+        pruner._figures = self.quality.facts(frontier.dense.figures, frontier.points[frontier.chosen].figures)
+        self.order.save()
+
+    def _dense(self) -> FrontierPoint:
+        """Evaluates the dense model, if that was not done yet."""
+        if DENSE not in self.journal.points:
+            started = time.perf_counter()
+            teacher = self.session.pruner.teacher
+            heldout = self.session.heldout_of_dense() if self.quality.measure is None else None
+            figures = self._figures(teacher, heldout)
+            figure = self.quality.of_dense(figures)
+            point = FrontierPoint(
+                DENSE,
+                flops=1.0,
+                parameters=sum(parameter.numel() for parameter in teacher.parameters()),
+                megabytes=_megabytes(teacher),
+                quality=figure.dense,
+                heldout=heldout,
+                figures=figures_of(figures),
+                seconds=time.perf_counter() - started,
+            )
+            self.journal.write(DENSE, point)
+        return self.journal.points[DENSE]
+
+    def _point(self, rate: float, model: Any, result: KPruneResult, figure: Figure) -> FrontierPoint:
+        """Evaluates a pruned model."""
+        started = time.perf_counter()
+        figures = self._figures(model, result.heldout)
+        value = finite(figures.get(figure.name), figure.name, f"the model of rate {rate:g}")
+        is_paired = self.limits.target.kind != "floor"
+        return FrontierPoint(
+            str(Budget("flops", round(1 - rate, 12), is_share=True)),
+            flops=1 - result.flops_removed,
+            parameters=result.parameters_after,
+            megabytes=_megabytes(model),
+            quality=value,
+            quality_error=self.quality.error(figure, value, result.heldout, is_paired),
+            heldout=result.heldout,
+            figures=figures_of(figures),
+            seconds=result.seconds + time.perf_counter() - started,
+        )
+
+    def _figures(self, model: Any, heldout: HeldoutQuality | None) -> dict[str, Any]:
+        # Those of the main process, so that all choose alike.
+        return gather(self.quality.figures(model, heldout))[0]
+
+    def _frontier(
+        self, dense: FrontierPoint, figure: Figure, allowed: Allowed, bracket: Bracket, seconds: float
+    ) -> Frontier:
+        rates = [each.rate for each in self.tried]
+        samples = dense.heldout.samples if dense.heldout else self.quality.samples
+        return Frontier(
+            dense=dense,
+            points=[self.journal.points[_name(rate)] for rate in rates],
+            measure=figure.name,
+            greater_is_better=figure.greater_is_better,
+            floor=figure.at_drop(allowed.drop),
+            chosen=rates.index(bracket.low) if bracket.low else None,
+            notes=words.notes(figure, allowed, self.tried, bracket, samples, self.limits.resolution),
+            seconds=seconds,
+        )
+
+
+def config_at(config: KPruneConfig, rate: float) -> KPruneConfig:
+    """Returns the settings with a rate in them."""
+    config = copy.copy(config)
+    config.compression_rate = rate
+    return config
+
+
+def _tried(rate: float, point: FrontierPoint, figure: Figure) -> Tried:
+    assert point.quality is not None
+    return Tried(rate, figure.drop(point.quality), point.quality_error)
+
+
+def _name(rate: float) -> str:
+    return str(rate)
+
+
+def _megabytes(model: Any) -> float:
+    return sum(tensor.nbytes for _, tensor in named_tensors(model)) / 1e6
