@@ -145,10 +145,10 @@ class SavingMixin:
         facts = (facts or CardFacts()).with_evaluation(CardFacts(**self._figures))
         if measure_latency:
             dense, pruned = (model.get_submodule(self._encoder_name) for model in (self.teacher, self.model))
-            name, taken = compared_latency(dense, pruned, self.task.name, self._sample)
+            name, (before, after) = compared_latency(dense, pruned, task=self.task.name, sample=self._sample)
             # Only the transformers model inside is timed: a module of one's own may need other inputs.
             name += ", encoder alone" if self._encoder_name else ""
-            facts = replace(facts, latency={name: taken}, machine=machine_of(dense))
+            facts = replace(facts, latency={name: (before, after)}, machine=machine_of(dense))
         return Publication(
             teacher=self.teacher,
             model=self.model,
