@@ -28,6 +28,7 @@ class SublayerShape(NamedTuple):
         units: number of its units.
         unit_size: features in a unit.
         width: size of the hidden states, d.
+        least_units: 1 if a unit must stay, else 0.
     """
 
     layer: int
@@ -36,6 +37,7 @@ class SublayerShape(NamedTuple):
     units: int
     unit_size: int
     width: int
+    least_units: int = 0
 
     @property
     def curve_key(self) -> tuple[int, int, int]:
@@ -94,6 +96,8 @@ class LatencyTable:
         dense: milliseconds of a forward pass of the model as it was given.
         base: milliseconds of a forward pass where every sublayer has the least units that it can have.
         curves: what a sublayer adds to that, one curve for all sublayers that are built alike.
+        error: relative error (root mean square) of the milliseconds that the table predicts for the pruned models that
+            it was measured with.
 
     Raises:
         ValueError: if a field cannot be used.
@@ -113,6 +117,7 @@ class LatencyTable:
     dense: float
     base: float
     curves: tuple[LatencyCurve, ...]
+    error: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks what a search relies on."""
@@ -187,6 +192,18 @@ class LatencyTable:
             )
 
     @property
+    def in_words(self) -> str:
+        """What was measured, for the log."""
+        sizes, threads = " x ".join(map(str, self.sizes)), f", threads: {self.threads}" if self.threads else ""
+        multiples = {curve.multiple for curve in self.curves if curve.multiple > 1}
+        return (
+            f"{self.model_class} in {self.dtype} with {self.runtime}, batch {self.batch_size} of {sizes}, on "
+            f"{self.machine}{threads}: {self.dense:.4g} ms, {self.base:.4g} ms of it outside of the sublayers; "
+            f"pruned models are predicted to {self.error:.1%}"
+            + "".join(f"; widths that are multiples of {multiple} are faster" for multiple in sorted(multiples))
+        )
+
+    @property
     def digest(self) -> str:
         """A checksum of all that the table holds: 32 hexadecimal digits."""
         return hashlib.blake2b(json.dumps(asdict(self)).encode(), digest_size=16).hexdigest()
@@ -255,8 +272,8 @@ def _isotonic(values: Sequence[float]) -> list[float]:
 def _in_words(sublayers: Sequence[SublayerShape]) -> str:
     """Returns what a message tells of the sublayers of a model."""
     kinds: dict[tuple, list[int]] = {}
-    for _, _, kind, units, unit_size, width in sublayers:
-        kinds.setdefault((kind, unit_size, width), []).append(units)
+    for sublayer in sublayers:
+        kinds.setdefault((sublayer.kind, sublayer.unit_size, sublayer.width), []).append(sublayer.units)
     return ", ".join(
         f"{len(units)} {kind} sublayers of {_range(units)} units of {unit_size} (d = {width})"
         for (kind, unit_size, width), units in kinds.items()
