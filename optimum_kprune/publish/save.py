@@ -2,18 +2,17 @@
 
 import logging
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..calibration.modality import ProcessingClass
-from ..calibration.spec import Batch
 from ..configuration import KPruneConfig
 from ..distributed import in_main
 from ..encoder.custom_modules import how_to_load, save_head
 from ..encoder.tasks import Task
-from ..evaluation.latency import compared_latency, machine_of
 from ..folder import written_whole
 from ..frontier import Frontier
 from ..result import KPruneResult, write_report
@@ -40,8 +39,7 @@ class SavingMixin:
     _arguments: dict[str, dict[str, Any]]
     _pipeline: Any
     _figures: dict[str, Any]
-    # The first sample that the last prune was calibrated on.
-    _sample: Batch
+    _compared_latency: Callable[..., tuple[str, str, tuple[float, ...]]]
 
     @property
     def sentence_transformer(self) -> "SentenceTransformer":
@@ -144,11 +142,8 @@ class SavingMixin:
             raise ValueError("There is no pruned model to save yet. Call `prune` first.")
         facts = (facts or CardFacts()).with_evaluation(CardFacts(**self._figures))
         if measure_latency:
-            dense, pruned = (model.get_submodule(self._encoder_name) for model in (self.teacher, self.model))
-            name, (before, after) = compared_latency(dense, pruned, task=self.task.name, sample=self._sample)
-            # Only the transformers model inside is timed: a module of one's own may need other inputs.
-            name += ", encoder alone" if self._encoder_name else ""
-            facts = replace(facts, latency={name: (before, after)}, machine=machine_of(dense))
+            name, machine, (before, after) = self._compared_latency(self.model)
+            facts = replace(facts, latency={name: (before, after)}, machine=machine)
         return Publication(
             teacher=self.teacher,
             model=self.model,

@@ -1,16 +1,21 @@
 """The points of a frontier: what models cost, and how good they are."""
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from ..budget import Budget
 from ..configuration import KPruneConfig
 from ..encoder.file_size import megabytes_of
 from ..evaluation.evaluate import figures_of
-from ..frontier import FrontierPoint
+from ..frontier import Frontier, FrontierPoint
 from ..result import HeldoutQuality, KPruneResult
 from .journal import DENSE
 from .quality import Quality, finite
 from .target import Figure
+
+if TYPE_CHECKING:
+    from ..pruner import KPruner
 
 
 def budget_in_words(config: KPruneConfig) -> str:
@@ -76,4 +81,39 @@ def pruned_point(
         heldout=result.heldout,
         figures=figures_of(figures),
         seconds=result.seconds,
+    )
+
+
+def evaluated(pruners: Sequence["KPruner"], quality: Quality) -> Frontier:
+    """Returns the frontier of the models of a sweep, from the largest to the smallest.
+
+    Raises:
+        ValueError: if an evaluation gives no finite number; or if there is no quality but that on held-out data, and
+            nothing was held out.
+    """
+    # A pruner has settings and a result since it has pruned.
+    done: list[Any] = list(pruners)
+    held, heldout = done[0].result.heldout, None
+    if quality.measure is None and held:
+        # Nothing is closer to the dense model than that itself.
+        heldout = HeldoutQuality(held.measure, 1.0, 0.0, 0.0, 0.0, held.samples)
+    teacher = done[0].teacher
+    dense = dense_point(teacher, quality.figures(teacher, heldout), quality, heldout, is_paired=True)
+    figure = quality.of_dense(dense.figures)
+    points = []
+    for pruner in done:
+        figures = quality.figures(pruner.model, pruner.result.heldout)
+        points.append(pruned_point(pruner.config, pruner.result, figures, quality, figure, is_paired=True))
+    seconds = sum(point.seconds for point in points)
+    return Frontier(dense, points, figure.name, figure.greater_is_better, seconds=seconds)
+
+
+def timed(frontier: Frontier, pruners: Sequence["KPruner"]) -> Frontier:
+    """Returns a frontier with the milliseconds of its models, which are those of the pruners, in this order."""
+    run, machine, (dense, *pruned) = pruners[0]._compared_latency(*(pruner.model for pruner in pruners))
+    return replace(
+        frontier,
+        dense=replace(frontier.dense, milliseconds=dense),
+        points=[replace(point, milliseconds=taken) for point, taken in zip(frontier.points, pruned, strict=True)],
+        conditions=f"{run}, {machine}",
     )
