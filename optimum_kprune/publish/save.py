@@ -162,7 +162,7 @@ class SavingMixin:
 
 def require_plots() -> None:
     """Raises an ImportError that says what to install, if pictures cannot be drawn."""
-    from .. import plots  # noqa: F401
+    from ..plots import plot_kept  # noqa: F401
 
 
 def _draw(prune: Publication, folder: Path) -> None:
