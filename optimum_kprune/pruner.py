@@ -26,6 +26,7 @@ from .encoder.registration import register_type_of
 from .encoder.sublayers import Encoder
 from .evaluation.latency_mixin import LatencyMixin
 from .evaluation.mixin import EvaluationMixin
+from .frontier import Frontier
 from .latency_table import LatencyTable
 from .names import UNKNOWN, hub_name, publishable
 from .order import Order, PruneData, configs_of, within
@@ -70,6 +71,7 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
         processing_class: what prepares the input of the model, or None.
         config: the settings of the last prune that succeeded, or None.
         result: the result of the last prune that succeeded, or None.
+        frontier: the models of the sweep or search that `model` is from, for the card; or None.
         trainer: the trainer of `from_trainer`, or None.
 
     Raises:
@@ -100,6 +102,7 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
         self._pipeline: SentenceTransformer | None = None
         self.config: KPruneConfig | None = None
         self.result: KPruneResult | None = None
+        self.frontier: Frontier | None = None
         self._figures = {}
         given = publishable(task=task, prediction=prediction, encoder=encoder)
         # For the card and the report: how the pruned model was made, as the arguments of every call by its name.
@@ -404,7 +407,7 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
         """Takes over a prune that has succeeded."""
         self.model, self.result, self.config, self._arguments = model, result, config, arguments
         # Figures of an evaluation were those of the model before.
-        self._figures = {}
+        self._figures, self.frontier = {}, None
 
     def _arguments_with(self, data: PruneData) -> dict[str, dict[str, Any]]:
         """Returns how the pruned model is made: the arguments so far, and those of the prune and of its data."""

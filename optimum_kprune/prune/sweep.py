@@ -20,7 +20,7 @@ from ..distributed import require_same, world_size
 from ..encoder.config_field import kprune_field
 from ..encoder.contract import require_contract_once
 from ..encoder.custom_modules import with_encoder
-from ..encoder.file_size import file_size, saved_tensors
+from ..encoder.file_size import megabytes_of
 from ..encoder.offloading import named_tensors, pruned_model_of
 from ..encoder.partial_forward import find_entries, reads_below
 from ..encoder.sublayers import Encoder, Place
@@ -168,8 +168,8 @@ class Sweep:
             tokens=self._calibration.tokens,
             parameters_before=_parameters_of(self._dense.model),
             parameters_after=_parameters_of(model),
-            megabytes_before=_megabytes_of(self._dense.model),
-            megabytes_after=_megabytes_of(model),
+            megabytes_before=megabytes_of(self._dense.model),
+            megabytes_after=megabytes_of(model),
             dtype=str(self._dense.pretrained.dtype).removeprefix("torch."),
             budget=rate.config.budget,
             milliseconds_before=table.dense if table else 0.0,
@@ -263,10 +263,6 @@ class Sweep:
 
 def _parameters_of(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _megabytes_of(model: nn.Module) -> float:
-    return file_size(saved_tensors(model)) / 1e6
 
 
 def _reads_below(teacher: Encoder, task: Task, sample: dict[str, Tensor], mask: Tensor) -> bool:

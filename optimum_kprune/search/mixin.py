@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,20 +19,23 @@ from ..order import Order, PruneData
 from ..prune.preconditions import check_config
 from ..session import PruneSession
 from .journal import Journal
+from .points import evaluated, timed
 from .quality import quality_of
 from .rounds import Limits, Search
 from .target import target_of
 
 if TYPE_CHECKING:
     from ..pruner import KPruner
+    from ..result import KPruneResult
 
 # Chosen on simulated searches: see docs/design_log.md.
 CONFIDENCE, RESOLUTION, MAX_EVALUATIONS = 0.8, 0.02, 12
 
 
 class SearchMixin:
-    """Searches the smallest model whose quality stays within what is allowed."""
+    """Searches the smallest model whose quality stays within what is allowed; evaluates models of several sizes."""
 
+    teacher: Any
     _session: Callable[[Sequence[Order], PruneData], AbstractContextManager[PruneSession]]
 
     @together()
@@ -105,6 +109,47 @@ class SearchMixin:
             identity = {**session.identity(order.config), **aim, **quality.identity}
             folder = None if order.checkpoint_dir is None else Path(order.checkpoint_dir).absolute()
             return Search(session, order, quality, limits, Journal(folder, identity)).run()
+
+    def frontier_of(
+        self,
+        pruners: Sequence["KPruner"],
+        evaluate: Any = None,
+        metric: str | None = None,
+        compute_metrics: Callable[..., Any] | None = None,
+        greater_is_better: bool | None = None,
+        measure_latency: bool = False,
+    ) -> Frontier:
+        """Evaluates the models of a sweep beside the dense one. Each pruner gets the frontier, for its card.
+
+        Args:
+            pruners: what `sweep` returned.
+            evaluate: see `search`.
+            metric: see `search`.
+            compute_metrics: see `search`.
+            greater_is_better: see `search`.
+            measure_latency: whether to measure milliseconds, on the device of the models. It takes seconds.
+
+        Returns:
+            the models from the largest to the smallest. In the frontier of a pruner, its own model is the chosen one.
+
+        Raises:
+            ValueError: if there are no pruners, one has pruned nothing or another model, the data cannot be used, or
+                an evaluation gives no finite number.
+        """
+        if not pruners or not all(pruner.result and pruner.teacher is self.teacher for pruner in pruners):
+            raise ValueError(
+                "`frontier_of` takes the pruners that a `sweep` of this model returned: each has pruned it. Got "
+                f"{', '.join(map(repr, pruners)) or 'none'}."
+            )
+        quality = quality_of(cast("KPruner", self), evaluate, metric, compute_metrics, greater_is_better)
+        pruners = sorted(pruners, key=lambda pruner: cast("KPruneResult", pruner.result).flops_removed)
+        frontier = evaluated(pruners, quality)
+        if measure_latency:
+            frontier = timed(frontier, pruners)
+        for index, pruner in enumerate(pruners):
+            pruner.frontier = replace(frontier, chosen=index)
+            pruner._figures = quality.facts(frontier.dense.figures, frontier.points[index].figures)
+        return frontier
 
 
 def _asked(

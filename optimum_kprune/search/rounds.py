@@ -3,14 +3,11 @@
 import copy
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..budget import Budget
 from ..configuration import KPruneConfig
 from ..distributed import gather
-from ..encoder.offloading import named_tensors
-from ..evaluation.evaluate import figures_of
 from ..frontier import Frontier, FrontierPoint
 from ..order import Order, within
 from ..result import HeldoutQuality, KPruneResult
@@ -18,7 +15,8 @@ from ..session import PruneSession
 from . import words
 from .bracket import Allowed, Bracket, Tried, bracket_of, next_rates
 from .journal import DENSE, Journal
-from .quality import Quality, finite
+from .points import dense_point, pruned_point
+from .quality import Quality
 from .target import Figure, Target
 
 logger = logging.getLogger(__name__)
@@ -113,7 +111,7 @@ class Search:
         pruned = {}
         orders = self.session.carry_out([self._order(rate) for rate in new]) if new else ()
         for rate, (order, result) in zip(new, orders, strict=True):
-            self.journal.write(_name(rate), self._point(rate, order.pruner.model, result, figure))
+            self.journal.write(_name(rate), self._point(order, result, figure))
             pruned[rate] = order
         tried = [_tried(rate, self.journal.points[_name(rate)], figure) for rate in rates]
         for each in tried:
@@ -137,6 +135,7 @@ class Search:
         pruner = self.order.pruner
         # As a copy of the pruner has it: with what the card and the saving need.
         vars(pruner).update(vars(chosen.pruner))
+        pruner.frontier = frontier
         pruner._figures = self.quality.facts(frontier.dense.figures, frontier.points[frontier.chosen].figures)
         self.order.save()
 
@@ -146,38 +145,21 @@ class Search:
             started = time.perf_counter()
             teacher = self.session.pruner.teacher
             heldout = self.session.heldout_of_dense() if self.quality.measure is None else None
-            figures = self._figures(teacher, heldout)
-            figure = self.quality.of_dense(figures)
-            point = FrontierPoint(
-                DENSE,
-                flops=1.0,
-                parameters=sum(parameter.numel() for parameter in teacher.parameters()),
-                megabytes=_megabytes(teacher),
-                quality=figure.dense,
-                heldout=heldout,
-                figures=figures_of(figures),
-                seconds=time.perf_counter() - started,
-            )
-            self.journal.write(DENSE, point)
+            point = dense_point(teacher, self._figures(teacher, heldout), self.quality, heldout, self._is_paired)
+            self.journal.write(DENSE, replace(point, seconds=time.perf_counter() - started))
         return self.journal.points[DENSE]
 
-    def _point(self, rate: float, model: Any, result: KPruneResult, figure: Figure) -> FrontierPoint:
+    def _point(self, order: Order, result: KPruneResult, figure: Figure) -> FrontierPoint:
         """Evaluates a pruned model."""
         started = time.perf_counter()
-        figures = self._figures(model, result.heldout)
-        value = finite(figures.get(figure.name), figure.name, f"the model of rate {rate:g}")
-        is_paired = self.limits.target.kind != "floor"
-        return FrontierPoint(
-            str(Budget("flops", round(1 - rate, 12), is_share=True)),
-            flops=1 - result.flops_removed,
-            parameters=result.parameters_after,
-            megabytes=_megabytes(model),
-            quality=value,
-            quality_error=self.quality.error(figure, value, result.heldout, is_paired),
-            heldout=result.heldout,
-            figures=figures_of(figures),
-            seconds=result.seconds + time.perf_counter() - started,
-        )
+        figures = self._figures(order.pruner.model, result.heldout)
+        point = pruned_point(order.config, result, figures, self.quality, figure, self._is_paired)
+        return replace(point, seconds=point.seconds + time.perf_counter() - started)
+
+    @property
+    def _is_paired(self) -> bool:
+        """Whether what counts is the difference from the dense model, which has less noise than either figure."""
+        return self.limits.target.kind != "floor"
 
     def _figures(self, model: Any, heldout: HeldoutQuality | None) -> dict[str, Any]:
         # Those of the main process, so that all choose alike.
@@ -214,7 +196,3 @@ def _tried(rate: float, point: FrontierPoint, figure: Figure) -> Tried:
 
 def _name(rate: float) -> str:
     return str(rate)
-
-
-def _megabytes(model: Any) -> float:
-    return sum(tensor.nbytes for _, tensor in named_tensors(model)) / 1e6

