@@ -29,7 +29,7 @@ from ..encoder.tasks import Task, with_published_targets
 from ..encoder.unsharing import private_copy
 from ..result import KPruneResult, SublayerResult
 from .checkpoint import Checkpoint, digest
-from .costs import costs_of, unit_of
+from .costs import budget_at, costs_of, unit_of
 from .heldout import heldout_quality
 from .loop import Loop
 from .pair import Pair
@@ -254,6 +254,12 @@ class Sweep:
         # PyTorch keeps freed memory in pieces, which may not fit the new sizes.
         if device.type != "cpu":
             torch.get_device_module(device).empty_cache()
+
+    def budget_at(self, rate: float, config: KPruneConfig) -> str:
+        """Returns the budget that removes a share of what can be removed; see `costs.budget_at`."""
+        targets = [sublayer for sublayer in self._teacher.sublayers() if sublayer.units]
+        length = config.sequence_length or self._calibration.mean_length
+        return budget_at(rate, self._teacher, targets, config, length)
 
     def identity(self, config: KPruneConfig) -> dict[str, Any]:
         """Returns what the progress of a prune belongs to; see `Checkpoint`."""

@@ -22,11 +22,13 @@ class Tried(NamedTuple):
         rate: the rate, in (0, 1]. A greater one gives a smaller model.
         drop: by how much the quality is worse than the dense model's; negative if it is better.
         error: standard error of the drop, or None if it is not known.
+        budget: what the rate leaves, in words. Rates that leave the same are the same model.
     """
 
     rate: float
     drop: float
     error: float | None = None
+    budget: str = ""
 
 
 class Allowed(NamedTuple):
