@@ -14,6 +14,7 @@ from .distributed import in_main
 from .folder import require_free
 from .prune.checkpoint import begins_to_save, has_begun_to_save
 from .prune.preconditions import check_config, require_recovery
+from .prune.scores import measured_parts
 from .recovery.text import RecoveryText, recovery_text
 from .trainer import calibration_data
 
@@ -53,13 +54,14 @@ class PruneData(NamedTuple):
         collator = self.collator or trainer.data_collator
         return self._replace(calibration=calibration_data(trainer.train_dataset), collator=collator)
 
-    def calibration_batches(self, config: KPruneConfig, spec: InputSpec) -> CalibrationBatches:
-        """Returns the calibration batches, as the settings ask for them."""
+    def calibration_batches(self, config: KPruneConfig, spec: InputSpec, targets: int) -> CalibrationBatches:
+        """Returns the calibration batches, as the settings ask for them for a model with that many targets."""
         return prepare_batches(
             self.calibration,
             spec,
             num_tokens=config.num_tokens,
             measure_tokens=config.measure_tokens,
+            measure_parts=measured_parts(targets, config),
             batch_size=self.batch_size,
             data_collator=self.collator,
             # With gradients of batches, scores depend on which samples share a batch: the order given decides.
