@@ -146,7 +146,7 @@ class Sweep:
         self, predictions: Predictions, pair: Pair, config: KPruneConfig, checkpoint: Checkpoint | None
     ) -> RatePruner:
         """Returns what prunes the student of a pair to the rate in the settings."""
-        length = config.sequence_length or self._calibration.mean_length
+        length = self._length(config)
         costs = costs_of(config, self._teacher, pair.targets, length)
         scores = Scores(predictions, config, costs.unit_cost, self.first_scores[unit_of(config)])
         return RatePruner(pair, scores, costs, config, length, checkpoint)
@@ -235,8 +235,11 @@ class Sweep:
     def budget_at(self, rate: float, config: KPruneConfig) -> str:
         """Returns the budget that removes a share of what can be removed; see `costs.budget_at`."""
         targets = [sublayer for sublayer in self._teacher.sublayers() if sublayer.units]
-        length = config.sequence_length or self._calibration.mean_length
-        return budget_at(rate, self._teacher, targets, config, length)
+        return budget_at(rate, self._teacher, targets, config, self._length(config))
+
+    def _length(self, config: KPruneConfig) -> int:
+        """Returns the number of tokens T at which FLOPs are counted."""
+        return config.sequence_length or self._calibration.mean_length
 
     def identity(self, config: KPruneConfig) -> dict[str, Any]:
         """Returns what the progress of a prune belongs to; see `Checkpoint`."""

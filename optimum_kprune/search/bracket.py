@@ -88,7 +88,7 @@ def bracket_of(tried: Sequence[Tried], allowed: Allowed) -> Bracket:
         if drop + allowed.margin(each.error) > allowed.drop:
             return Bracket(low, each.rate, is_open=False)
         low = each.rate
-    return Bracket(low, 1.0, is_open=low < 1)
+    return Bracket(low, 1.0, is_open=True)
 
 
 def next_rates(tried: Sequence[Tried], allowed: Allowed, resolution: float, most: int) -> list[float]:
