@@ -62,15 +62,18 @@ class PruneSession:
             order.pruner._sample = sample
             yield order, result
 
+    def budget_at(self, rate: float, config: KPruneConfig) -> str:
+        """Returns the budget that removes a share of what can be removed, in the unit of the budget in `config`."""
+        return self.sweep.budget_at(rate, config)
+
     def heldout_of_dense(self) -> HeldoutQuality | None:
         """Compares the dense model with itself on the held-out data; returns None if there is none."""
         dense = private_copy(self.dense)
         return heldout_quality(dense, dense, self.calibration, self.pruner.task)
 
     def identity(self, config: KPruneConfig) -> dict[str, Any]:
-        """Returns what the models of this session depend on besides the rate; see `Checkpoint`."""
+        """Returns what pruned and recovered models depend on; see `Checkpoint`."""
         identity = self.sweep.identity(config)
-        del identity["settings"]["compression_rate"]
         if self.text is not None:
             identity["settings"] |= {name: getattr(config, name) for name in RECOVERY_SETTINGS}
             identity["recovery data"] = digest(entry for batch in self.text.batches for entry in batch.items())

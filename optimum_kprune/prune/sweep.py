@@ -29,7 +29,7 @@ from ..encoder.unsharing import private_copy
 from ..latency_table import LatencyTable
 from ..result import KPruneResult, SublayerResult
 from .checkpoint import Checkpoint, digest
-from .costs import costs_of, unit_of
+from .costs import budget_at, costs_of, unit_of
 from .heldout import heldout_quality
 from .loop import Loop
 from .pair import Pair
@@ -149,7 +149,7 @@ class Sweep:
         self, predictions: Predictions, pair: Pair, config: KPruneConfig, checkpoint: Checkpoint | None
     ) -> RatePruner:
         """Returns what prunes the student of a pair to the rate in the settings."""
-        length = config.sequence_length or self._calibration.mean_length
+        length = self._length(config)
         costs = costs_of(config, self._teacher, pair.targets, length, self.latency_table)
         scores = Scores(predictions, config, costs.unit_cost, self.first_scores[unit_of(config)])
         return RatePruner(pair, scores, costs, config, length, checkpoint)
@@ -237,6 +237,15 @@ class Sweep:
         # PyTorch keeps freed memory in pieces, which may not fit the new sizes.
         if device.type != "cpu":
             torch.get_device_module(device).empty_cache()
+
+    def budget_at(self, rate: float, config: KPruneConfig) -> str:
+        """Returns the budget that removes a share of what can be removed; see `costs.budget_at`."""
+        targets = [sublayer for sublayer in self._teacher.sublayers() if sublayer.units]
+        return budget_at(rate, self._teacher, targets, config, self._length(config), self.latency_table)
+
+    def _length(self, config: KPruneConfig) -> int:
+        """Returns the number of tokens T at which FLOPs are counted."""
+        return config.sequence_length or self._calibration.mean_length
 
     def identity(self, config: KPruneConfig) -> dict[str, Any]:
         """Returns what the progress of a prune belongs to; see `Checkpoint`."""
