@@ -26,10 +26,10 @@ from .encoder.registration import register_type_of
 from .encoder.sublayers import Encoder
 from .evaluation.mixin import EvaluationMixin
 from .names import UNKNOWN, hub_name, publishable
-from .order import Order, PruneData, within
+from .order import Order, PruneData, configs_of, within
 from .prune.costs import require_budget
 from .prune.preconditions import check_config, require_finite_weights, require_prunable, require_recoverable
-from .prune.sweep import Sweep, configs_of
+from .prune.sweep import Sweep
 from .publish.save import SavingMixin
 from .result import KPruneResult
 from .search.mixin import SearchMixin

@@ -9,7 +9,7 @@ from tiny import ragged_samples, texts_of, tiny_model, tiny_tokenizer
 from optimum_kprune import KPruneConfig, KPruner
 from optimum_kprune import order as order_module
 from optimum_kprune.calibration.prepare import prepare_batches
-from optimum_kprune.order import Order, PruneData, within
+from optimum_kprune.order import Order, PruneData, configs_of, rate_name, within
 
 TEXTS = texts_of(ragged_samples(60))
 
@@ -86,3 +86,10 @@ def test_a_folder_that_is_not_free_is_refused_before_any_work(tmp_path):
 def test_every_rate_has_a_folder():
     assert within("swept", KPruneConfig(compression_rate=0.4)) == Path.cwd() / "swept" / "0.4"
     assert within(None, KPruneConfig()) is None
+
+
+def test_budgets_have_folders_whose_names_every_system_can_write():
+    budgets = {"40 MB": "40_megabytes", "50%latency": "50_percent_latency", "12M params": "12000000_parameters"}
+    found = configs_of([0.4, *budgets], KPruneConfig(budget="1 layer"))
+    assert [rate_name(config) for config in found] == ["0.4", *budgets.values()]
+    assert [(config.budget, config.compression_rate) for config in found[:2]] == [(None, 0.4), ("40 MB", 0.5)]

@@ -70,7 +70,8 @@ class Loop:
                 rate.finish((time.perf_counter() - started) / len(others))
         for rate in self.rates:
             where = ", from the checkpoint" if rate in finished else ""
-            of_rate = f"rate {rate.config.compression_rate}, " if len(self.rates) > 1 else ""
+            asked = rate.config.budget or f"rate {rate.config.compression_rate}"
+            of_rate = f"{asked}, " if len(self.rates) > 1 else ""
             logger.info("%s%s%s", of_rate, rate.results[-1], where)
 
     def _prune_target(self, teacher: Sublayer, rates: list[RatePruner]) -> None:

@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..algorithm.knowledge import unit_scores
+from ..algorithm.knowledge import Importance, shares_of_whole, unit_scores
 from ..configuration import KPruneConfig
 from ..encoder.sublayers import Place, Sublayer
+from .costs import unit_of
 from .hidden_states import HiddenStates
 from .predictions import Predictions
 from .statistics import measure_knowledge
@@ -70,6 +71,7 @@ class Scores:
         """Measures the scores of the target and of the sublayers above it, all in one pass over the data.
 
         S = mu (K_pred + lambda K_rep) / F          (`unit_scores`; docs/method.md, knowledge)
+        S = K_pred(sublayer) / units                (`shares_of_whole`, for a budget of layers; docs/budgets.md)
 
         Args:
             states: the student's hidden states, at the target or at its block.
@@ -80,9 +82,7 @@ class Scores:
         part = number // self._config.measure_every % len(pair.parts) if number else None
         importances = measure_knowledge(self.predictions, states, students, self._config, part)
         measured = {
-            student.place: unit_scores(
-                importance, self._config.lambda_rep, self._mu(student), self._unit_cost(student)
-            )
+            student.place: self._score(importance, student)
             for importance, student in zip(importances, students, strict=True)
         }
         if number:
@@ -92,6 +92,11 @@ class Scores:
         else:
             self._first.update(measured)
         self.latest = measured
+
+    def _score(self, importance: Importance, sublayer: Sublayer) -> Tensor:
+        if unit_of(self._config) == "layers":
+            return shares_of_whole(importance)
+        return unit_scores(importance, self._config.lambda_rep, self._mu(sublayer), self._unit_cost(sublayer))
 
     def _mu(self, sublayer: Sublayer) -> float:
         """Returns mu, the factor on the scores of a sublayer: 1 for neurons; for heads, times `head_weight`.

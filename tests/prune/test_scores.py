@@ -101,6 +101,19 @@ def test_scores_are_knowledge_per_flop_times_the_factor_of_heads():
     assert first == scores.latest
 
 
+@torch.no_grad()
+def test_for_a_budget_of_layers_units_share_what_their_sublayer_knows_as_a_whole():
+    model, config = tiny_model().eval(), KPruneConfig(budget="2 layers")
+    predictions = predictions_of(model, copy.deepcopy(model).requires_grad_(False), batches_of(SAMPLES, 12))
+    students, states = predictions.pair.student.encoder.sublayers(), predictions.pair.student
+    scores = Scores(predictions, config, None)
+    scores.measure(states, students)
+    for student, knowledge in zip(students, measure_knowledge(predictions, states, students, config), strict=True):
+        shares = scores.latest[student.place]
+        assert len(shares) == student.units and len(set(shares.tolist())) == 1
+        assert 0 < float(shares.sum()) == pytest.approx(float(knowledge.whole))
+
+
 def test_scores_of_an_earlier_prune_are_used_for_the_lowest_target_alone():
     model, config = tiny_model().eval(), KPruneConfig()
     predictions = predictions_of(model, copy.deepcopy(model), batches_of(SAMPLES, 12))
