@@ -1,18 +1,20 @@
 """What a prune was asked to do: from which data, by which settings, into which folders."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .budget import parse_budget
 from .calibration.prepare import CalibrationBatches, budget_of, prepare_batches
 from .calibration.spec import InputSpec
 from .configuration import KPruneConfig
 from .distributed import in_main
 from .folder import require_free
 from .prune.checkpoint import begins_to_save, has_begun_to_save
-from .prune.preconditions import require_recovery
+from .prune.preconditions import check_config, require_recovery
+from .prune.scores import measured_parts
 from .recovery.text import RecoveryText, recovery_text
 from .trainer import calibration_data
 
@@ -52,13 +54,14 @@ class PruneData(NamedTuple):
         collator = self.collator or trainer.data_collator
         return self._replace(calibration=calibration_data(trainer.train_dataset), collator=collator)
 
-    def calibration_batches(self, config: KPruneConfig, spec: InputSpec) -> CalibrationBatches:
-        """Returns the calibration batches, as the settings ask for them."""
+    def calibration_batches(self, config: KPruneConfig, spec: InputSpec, targets: int) -> CalibrationBatches:
+        """Returns the calibration batches, as the settings ask for them for a model with that many targets."""
         return prepare_batches(
             self.calibration,
             spec,
             num_tokens=config.num_tokens,
             measure_tokens=config.measure_tokens,
+            measure_parts=measured_parts(targets, config),
             batch_size=self.batch_size,
             data_collator=self.collator,
             # With gradients of batches, scores depend on which samples share a batch: the order given decides.
@@ -113,6 +116,45 @@ class Order(NamedTuple):
             self.pruner.save_pretrained(self.save_directory, overwrite=self.overwrite)
 
 
+def configs_of(rates: Iterable[float | str], config: KPruneConfig) -> list[KPruneConfig]:
+    """Returns the settings once for each rate, with the rate in them, or with a budget that is given in its place.
+
+    Raises:
+        ValueError: if `rates` is no list of rates and budgets, or one of them is out of range or given twice.
+    """
+    check_config(config)
+    given = list(rates) if isinstance(rates, Iterable) and not isinstance(rates, str) else rates
+    if not isinstance(given, list) or not given:
+        raise ValueError(
+            "`rates` must be a list of compression rates or budgets, such as [0.4, 0.6] or ['60 MB', '40 MB']. "
+            f"Got {given!r} instead."
+        )
+    configs = [_config_at(rate, config) for rate in given]
+    # 0 and 0.0 are the same rate, "40 MB" and "40mb" the same budget.
+    if len({each.compression_rate if each.budget is None else rate_name(each) for each in configs}) < len(given):
+        raise ValueError(f"`rates` must hold every rate once. Got {given!r} instead.")
+    return configs
+
+
+def _config_at(rate: float | str, config: KPruneConfig) -> KPruneConfig:
+    """Returns the settings with another rate or budget."""
+    config = copy.copy(config)
+    if isinstance(rate, str):
+        config.budget, config.compression_rate = rate, KPruneConfig.compression_rate
+    else:
+        # Numbers of numpy and torch are saved as plain ones.
+        config.budget, config.compression_rate = None, rate.item() if hasattr(rate, "item") else rate
+    config.check()
+    return config
+
+
 def within(root: str | PathLike | None, config: KPruneConfig) -> Path | None:
-    """Returns the folder of a rate in a folder of several."""
-    return None if root is None else Path(root, str(config.compression_rate)).absolute()
+    """Returns the folder of a rate or a budget in a folder of several."""
+    return None if root is None else Path(root, rate_name(config)).absolute()
+
+
+def rate_name(config: KPruneConfig) -> str:
+    """Returns the rate or the budget of settings, as the name of a file: "0.4", "40_megabytes", "50_percent_flops"."""
+    if config.budget is None:
+        return str(config.compression_rate)
+    return str(parse_budget(config.budget)).replace("% ", "_percent_").replace(" ", "_")

@@ -26,10 +26,10 @@ from .encoder.registration import register_type_of
 from .encoder.sublayers import Encoder
 from .evaluation.mixin import EvaluationMixin
 from .names import UNKNOWN, hub_name, publishable
-from .order import Order, PruneData, within
+from .order import Order, PruneData, configs_of, within
 from .prune.costs import require_budget
 from .prune.preconditions import check_config, require_finite_weights, require_prunable, require_recoverable
-from .prune.sweep import Sweep, configs_of
+from .prune.sweep import Sweep
 from .publish.save import SavingMixin
 from .result import KPruneResult
 from .search.mixin import SearchMixin
@@ -367,13 +367,13 @@ class KPruner(SearchMixin, EvaluationMixin, SavingMixin, OptimumPruner):
         arguments = self._arguments_with(data)
         require_finite_weights(self.teacher)
         data = data.with_defaults_of(self)
-        spec, text = self._input_spec(config.seed), None
-        calibration = data.calibration_batches(config, spec)
+        dense, spec, text = self._encoder(self.teacher), self._input_spec(config.seed), None
+        calibration = data.calibration_batches(config, spec, sum(sublayer.units > 0 for sublayer in dense.sublayers()))
         if config.recovery_tokens:
             # Read before the prune, like all that can be found wanting.
-            require_recoverable(self._encoder(self.teacher), bool(calibration.heldout))
+            require_recoverable(dense, bool(calibration.heldout))
             text = data.recovery_text(config, spec, calibration)
-        with self._sweep_over(self._encoder(self.teacher), calibration, config) as sweep:
+        with self._sweep_over(dense, calibration, config) as sweep:
             yield PruneSession(self, sweep, calibration, text, arguments)
 
     def _sweep_over(self, dense: Encoder, calibration: CalibrationBatches, config: KPruneConfig) -> Sweep:

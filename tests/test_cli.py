@@ -76,7 +76,7 @@ def test_a_budget_takes_the_place_of_the_rate_of_a_file(place, tmp_path, command
 
 def test_a_rate_and_a_budget_exclude_each_other(place, tmp_path, command, capsys):
     assert command(*arguments_of(place, tmp_path / "out", budget="1 layer")) == 2
-    assert "--budget: not allowed with argument --compression_rate" in capsys.readouterr().err
+    assert "--compression_rate: not allowed with argument --budget" in capsys.readouterr().err
 
 
 def test_the_card_tells_what_was_measured(place, tmp_path, command):

@@ -70,7 +70,8 @@ class Loop:
                 rate.finish((time.perf_counter() - started) / len(others))
         for rate in self.rates:
             where = ", from the checkpoint" if rate in finished else ""
-            of_rate = f"rate {rate.config.compression_rate}, " if len(self.rates) > 1 else ""
+            asked = rate.config.budget or f"rate {rate.config.compression_rate}"
+            of_rate = f"{asked}, " if len(self.rates) > 1 else ""
             logger.info("%s%s%s", of_rate, rate.results[-1], where)
 
     def _prune_target(self, teacher: Sublayer, rates: list[RatePruner]) -> None:
@@ -122,8 +123,8 @@ class Loop:
 
         The unit of work is a run of all calibration tokens through one sublayer. A sublayer takes one for the teacher,
         and four for the passes and the solve of every student. A measurement takes three, forward and twice backward,
-        through every sublayer from there on, for the share of the tokens on which knowledge is measured. To read a
-        finished sublayer, and to move past it, takes little time.
+        through every sublayer from there on, for the share of the tokens on which knowledge is measured: at first all
+        that are there for it, then a part. To read a finished sublayer, and to move past it, takes little time.
         """
         pair = self.rates[0].pair
         measured_share = pair.measured / max(1, len(pair))
@@ -138,6 +139,7 @@ class Loop:
             measurements = students if number else int(not self.rates[0].scores.latest)
             if number % self.config.measure_every:
                 measurements = 0
-            measurement = 3 * measured_share * (len(self._targets) - number)
+            parts = len(pair.parts) if number else 1
+            measurement = 3 * measured_share / parts * (len(self._targets) - number)
             work.append(1 + 4 * students + measurement * measurements)
         return work

@@ -1,10 +1,9 @@
 """Prunes one model to several rates, side by side. What does not depend on the rate is done once."""
 
-import copy
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -34,7 +33,6 @@ from .heldout import heldout_quality
 from .loop import Loop
 from .pair import Pair
 from .preconditions import (
-    check_config,
     require_comparable,
     warn_if_decoder_stays,
     warn_if_few_tokens,
@@ -46,27 +44,6 @@ from .scores import Scores
 from .state_store import StateStore
 
 logger = logging.getLogger(__name__)
-
-
-def configs_of(rates: Iterable[float], config: KPruneConfig) -> list[KPruneConfig]:
-    """Returns the settings once for each rate, with the rate in them.
-
-    Raises:
-        ValueError: if `rates` is no list of rates, or a rate is out of range or given twice.
-    """
-    check_config(config)
-    given = list(rates) if isinstance(rates, Iterable) and not isinstance(rates, str) else rates
-    if not isinstance(given, list) or not given:
-        raise ValueError(f"`rates` must be a list of compression rates, such as [0.4, 0.6]. Got {given!r} instead.")
-    configs = []
-    for rate in given:
-        configs.append(copy.copy(config))
-        # Numbers of numpy and torch are saved as plain ones.
-        configs[-1].compression_rate = rate.item() if hasattr(rate, "item") else rate
-        configs[-1].check()
-    if len(set(given)) < len(given):
-        raise ValueError(f"`rates` must hold every rate once. Got {given!r} instead.")
-    return configs
 
 
 class Sweep:

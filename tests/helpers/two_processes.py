@@ -17,7 +17,7 @@ from optimum.commands.register.register_kprune import KPruneCommand
 from optimum_kprune import KPruneCallback, KPruneConfig, KPruner, progress
 from optimum_kprune import cli as command
 from optimum_kprune.distributed import is_main, share
-from optimum_kprune.prune import loop as pruning
+from optimum_kprune.prune import costs, rate, statistics
 from optimum_kprune.prune import sweep as sweeping
 from optimum_kprune.publish import hub
 from optimum_kprune.recovery import learner
@@ -142,7 +142,7 @@ def fail(rank):
     errors["not finite in one"] = error_of(KPruner(broken).prune, settings(), spoilt)
     errors["other data"] = error_of(prune, settings(), batches[rank:])
     errors["other weights"] = error_of(KPruner(tiny_model(seed=rank)).prune, settings(), batches)
-    with only_in_second(rank, pruning, "add_up_fit", side_effect=OSError("the disk is full")):
+    with only_in_second(rank, statistics, "add_up_fits", side_effect=OSError("the disk is full")):
         errors["second, in work"] = error_of(prune, settings(), batches)
     with only_in_second(rank, learner.Learner, "forward", side_effect=OSError("the memory is broken")):
         recovery = settings(heldout_share=0.5, recovery_tokens=100)
@@ -179,14 +179,14 @@ def only_in_second(rank, *args, **kwargs):
 
 def prune_with_another_solution(rank, folder):
     """The second process finds other units and weights than the first, as rounding may make it."""
-    select = pruning.select_units
+    select = costs.select_units
 
     def solve(fit, start, *args):
         return start._replace(weight=start.weight + 1)
 
     with (
-        only_in_second(rank, pruning.LeastSquares, "solve", solve),
-        only_in_second(rank, pruning, "select_units", lambda *args: [~selected for selected in select(*args)]),
+        only_in_second(rank, rate.LeastSquares, "solve", solve),
+        only_in_second(rank, costs, "select_units", lambda *args: [~selected for selected in select(*args)]),
     ):
         return prune_texts(folder / "other")
 

@@ -134,6 +134,14 @@ def test_every_rate_has_its_folder(tmp_path):
         assert (folder / "kprune_report.json").is_file() and (folder / "tokenizer.json").is_file()
 
 
+def test_budgets_are_swept_beside_rates(tmp_path):
+    """The budgets here are shares of the FLOPs of the units, as rates are: both give the same."""
+    found = KPruner(tiny_model()).sweep([0.4, "60% flops", "30000 parameters"], settings(), batches_of(SAMPLES))
+    assert found[0].result.kept == found[1].result.kept
+    assert same_state(found[0].model, found[1].model)
+    assert 29_000 <= found[2].result.parameters_after <= 30_000
+
+
 def test_a_folder_in_use_is_refused_before_any_work(tmp_path):
     (tmp_path / "0.45").mkdir()
     (tmp_path / "0.45" / "mine.txt").write_text("precious")
@@ -145,13 +153,14 @@ def test_a_folder_in_use_is_refused_before_any_work(tmp_path):
 @pytest.mark.parametrize(
     ("rates", "message"),
     [
-        ([], r"list of compression rates.*Got \[\]"),
-        (0.5, "list of compression rates.*Got 0.5"),
-        ("0.5", "list of compression rates.*Got '0.5'"),
+        ([], r"list of compression rates or budgets.*Got \[\]"),
+        (0.5, "list of compression rates or budgets.*Got 0.5"),
+        ("0.5", "list of compression rates or budgets.*Got '0.5'"),
         ([0.4, 0.6, 0.4], "every rate once"),
         ([0, 0.0], "every rate once"),
         ([0.4, 1.0], r"'compression_rate'.*\[0, 1\).*Got 1.0"),
-        ([0.4, "0.5"], "'compression_rate'.*Got '0.5'"),
+        ([0.4, "0.5"], "'budget'.*Got '0.5'"),
+        (["40 MB", 0.4, "40mb"], "every rate once"),
     ],
 )
 def test_wrong_rates_are_refused_before_any_work(rates, message):
