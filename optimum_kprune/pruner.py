@@ -307,7 +307,7 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
     @torch.inference_mode(False)
     def sweep(
         self,
-        rates: Iterable[float],
+        rates: Iterable[float | str],
         config: KPruneConfig,
         calibration_dataset: Dataset | Iterable[Any] | None = None,
         data_collator: Callable[[list[Any]], Any] | None = None,
@@ -317,31 +317,36 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
         checkpoint_dir: str | PathLike | None = None,
         recovery_dataset: Any = None,
         latency_table: LatencyTable | str | PathLike | None = None,
+        share_knowledge: bool = True,
     ) -> list["KPruner"]:
-        """Prunes copies of the teacher to several rates. Each result is the same as that of a `prune` to its rate.
+        """Prunes copies of the teacher to several rates or budgets, all of them sublayer by sublayer.
 
         What does not depend on the rate is done once: preparing the calibration data, checking the weights, finding
-        out how the model can be entered, the teacher's predictions and the first measurement of knowledge. All else is
-        done for every rate. So is moving the teacher through the sublayers: to keep its hidden states would take one
-        per token and sublayer. There is one student at a time; the finished models stay in memory.
+        out how the model can be entered, the teacher's predictions, and moving the teacher through the sublayers. So
+        is measuring knowledge, on the student that may keep the most: the others are slightly different from those of
+        a `prune` to their rate, on average no worse (docs/design_log.md). The hidden states of all students are held,
+        which count in `memory_budget`, and the finished models stay in memory.
 
         Args:
-            rates: the compression rates, each once.
-            config: the settings; each rate replaces its `compression_rate`.
+            rates: the compression rates, each once; or, in place of a rate, a budget such as `"40 MB"` (see
+                `KPruneConfig`).
+            config: the settings; each rate replaces the rate or the budget in them.
             calibration_dataset: see `prune`.
             data_collator: see `prune`.
             batch_size: see `prune`.
-            save_directory: folder for the pruned models. Each is saved as soon as it is finished, in a folder inside
-                that is named after its rate, such as "0.4". These folders must be new or empty.
+            save_directory: folder for the pruned models. Each is saved in a folder inside that is named after its rate
+                or budget, such as "0.4" or "40_megabytes". These folders must be new or empty.
             overwrite: whether to replace models that are saved there, each when the new one is finished.
             checkpoint_dir: see `prune`; the progress of every rate has a folder inside that is named after it.
             recovery_dataset: see `prune`.
             latency_table: see `prune`.
+            share_knowledge: whether rates share knowledge. False measures it for every rate, which takes longer, and
+                gives the models of a `prune` to each, bit for bit. With `knowledge="divergence"`, and for budgets in
+                another unit, nothing is shared in any case.
 
         Returns:
             one pruner per rate, in the order given, each with its own `model`, `result` and `config`, to save or
-            publish from. Those of this pruner stay what they were. The seconds of the first result include the shared
-            work.
+            publish from. Those of this pruner stay what they were. Each result has an equal share of the seconds.
 
         Raises:
             ValueError: if a rate is out of range or given twice, the data cannot be used, weights or activations are
@@ -355,10 +360,10 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
             for each in configs_of(rates, config)
         ]
         data = PruneData(calibration_dataset, recovery_dataset, data_collator, batch_size, latency_table)
-        self._prune_each(orders, data)
+        self._prune_each(orders, data, share_knowledge)
         return [order.pruner for order in orders]
 
-    def _prune_each(self, orders: list[Order], data: PruneData) -> list[KPruneResult]:
+    def _prune_each(self, orders: list[Order], data: PruneData, share_knowledge: bool = False) -> list[KPruneResult]:
         """Prunes copies of the teacher; each becomes the model of its pruner, and is saved."""
         # All orders are checked before the first prune, so that no rate fails after hours for its folder.
         orders = [order.prepared(data.calibration) for order in orders]
@@ -366,7 +371,7 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
             require_budget(order.config, self._encoder(self.teacher))
         results = []
         with self._session(orders, data) as session:
-            for order, result in session.carry_out(orders):
+            for order, result in session.carry_out(orders, share_knowledge):
                 order.save()
                 results.append(result)
         return results

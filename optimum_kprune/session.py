@@ -44,14 +44,21 @@ class PruneSession:
         """The dense model."""
         return self.pruner._encoder(self.pruner.teacher)
 
-    def carry_out(self, orders: Sequence[Order]) -> Iterator[tuple[Order, KPruneResult]]:
+    def carry_out(
+        self, orders: Sequence[Order], share_knowledge: bool = False
+    ) -> Iterator[tuple[Order, KPruneResult]]:
         """Prunes to all orders together.
+
+        Args:
+            orders: what is asked for.
+            share_knowledge: see `Sweep.prune_all`.
 
         Yields:
             every order and its result, when its pruner has the model, recovered if the settings ask for it.
         """
         configs, checkpoint_dirs = [order.config for order in orders], [order.checkpoint_dir for order in orders]
-        for order, (model, result) in zip(orders, self.sweep.prune_all(configs, checkpoint_dirs), strict=True):
+        pruned = self.sweep.prune_all(configs, checkpoint_dirs, share_knowledge)
+        for order, (model, result) in zip(orders, pruned, strict=True):
             if self.text is not None:
                 recovered = self.pruner._encoder(model), self.pruner.task, self.calibration, self.text
                 result = recover(self.dense, *recovered, order.config, result, checkpoint_dir=order.checkpoint_dir)
