@@ -60,6 +60,7 @@ OPTIONS = {
     "overwrite": "--overwrite_output_dir",
     "max_drop": "--max_drop",
     "min_quality": "--min_quality",
+    "minimise": "--minimise",
     "metric": "--metric",
     "evaluate": "--eval_dataset",
     "recovery_tokens": "--recovery_tokens",
@@ -205,15 +206,16 @@ def _prune(arguments: Namespace, facts: CardFacts) -> None:
 
 
 def _searches(arguments: Namespace) -> bool:
-    """Whether a target is given in place of a rate.
+    """Whether a target is given in place of a rate or a budget.
 
     Raises:
-        ValueError: if more than one figure is to count.
+        ValueError: if more than one figure is to count, or a unit is given without a target.
     """
     target = _given(arguments, "max_drop", "min_quality")
-    for name in target:
-        if len(_metrics(arguments)) > 1:
-            raise ValueError(f"With `--{name}`, one figure counts. Got {', '.join(_metrics(arguments))}.")
+    if target and len(_metrics(arguments)) > 1:
+        raise ValueError(f"With `--{next(iter(target))}`, one figure counts. Got {', '.join(_metrics(arguments))}.")
+    if arguments.minimise and not target:
+        raise ValueError("`--minimise` goes with `--max_drop` or `--min_quality`. Got neither.")
     return bool(target)
 
 
@@ -226,12 +228,12 @@ def _search(
         config=config,
         metric=next(iter(_metrics(arguments)), None),
         **_data(pruner, arguments, config),
-        **_given(arguments, "max_drop", "min_quality", "batch_size", "checkpoint_dir"),
+        **_given(arguments, "max_drop", "min_quality", "minimise", "batch_size", "checkpoint_dir"),
     )
-    assert frontier.chosen is not None
-    if evaluate is None:
+    _tell(str(frontier))
+    if evaluate is None or frontier.chosen_point is None:
         return CardFacts()
-    facts = _measured(frontier.dense.figures, frontier.points[frontier.chosen].figures, arguments)
+    facts = _measured(frontier.dense.figures, frontier.chosen_point.figures, arguments)
     _tell(_figures(facts))
     return facts
 
@@ -388,7 +390,7 @@ def _config(arguments: Namespace) -> KPruneConfig:
     if arguments.config is None:
         return KPruneConfig(**overrides)
     # What is given here takes the place of either in the file.
-    if {"compression_rate", "budget"} & set(overrides):
+    if {"compression_rate", "budget"} & set(overrides) or _searches(arguments):
         overrides = {"compression_rate": KPruneConfig.compression_rate, "budget": None} | overrides
     source = Path(arguments.config)
     if looks_like_path(arguments.config) and not source.exists():

@@ -163,28 +163,20 @@ class LatencyTable:
         curves = (self.curve(each[:2], units) for each, units in zip(self.sublayers, kept, strict=True))
         return self.base + sum(curve[-1] for curve in curves)
 
-    def require_fit(
-        self, model_class: str, model_type: str, sublayers: Sequence[SublayerShape], **conditions: Any
-    ) -> None:
-        """Raises a ValueError if the table was measured with another model, or under other conditions.
+    def require_fit(self, **here: Any) -> None:
+        """Raises a ValueError if the table belongs to another model, or to other conditions; it names the differences.
 
         Args:
-            model_class: see `LatencyTable`.
-            model_type: see `LatencyTable`.
-            sublayers: see `LatencyTable`.
-            conditions: other attributes of the table by name, as they are here.
+            here: attributes of the table by name, as they are here.
         """
-        # The class of the model last: the model type tells more.
-        here = {**conditions, "model_type": model_type, "model_class": model_class}
         differences = [
             f"{name} is {getattr(self, name)!r} in the table and {value!r} here"
             for name, value in here.items()
-            if getattr(self, name) != value
+            if name != "sublayers" and getattr(self, name) != value
         ]
-        if self.sublayers != tuple(sublayers):
-            differences.append(
-                f"the table is of {_in_words(self.sublayers)}, and the model has {_in_words(sublayers)}"
-            )
+        if here.get("sublayers", self.sublayers) != self.sublayers:
+            words = _in_words(self.sublayers), _in_words(here["sublayers"])
+            differences.append("it is of {}, and the model has {}".format(*words))
         if differences:
             raise ValueError(
                 f"The latency table belongs to something else: {'; '.join(differences)}. Measure one of this model "
@@ -192,15 +184,20 @@ class LatencyTable:
             )
 
     @property
-    def in_words(self) -> str:
-        """What was measured, for the log."""
-        sizes, threads = " x ".join(map(str, self.sizes)), f", threads: {self.threads}" if self.threads else ""
-        multiples = {curve.multiple for curve in self.curves if curve.multiple > 1}
+    def conditions(self) -> str:
+        """The conditions under which the times hold, in words."""
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)} of " if self.threads else ""
+        sizes = " x ".join(map(str, self.sizes))
+        return f"{self.runtime}, batch {self.batch_size} of {sizes}, {self.dtype}, {threads}{self.machine}"
+
+    @property
+    def summary(self) -> str:
+        """What was measured, in words."""
+        multiples = sorted({curve.multiple for curve in self.curves if curve.multiple > 1})
+        faster = f"; widths that are multiples of {', '.join(map(str, multiples))} are faster" if multiples else ""
         return (
-            f"{self.model_class} in {self.dtype} with {self.runtime}, batch {self.batch_size} of {sizes}, on "
-            f"{self.machine}{threads}: {self.dense:.4g} ms, {self.base:.4g} ms of it outside of the sublayers; "
-            f"pruned models are predicted to {self.error:.1%}"
-            + "".join(f"; widths that are multiples of {multiple} are faster" for multiple in sorted(multiples))
+            f"{self.dense:.4g} ms ({self.conditions}), of which {self.base:.4g} stay without sublayers; the times of "
+            f"pruned models are predicted to {self.error:.1%}{faster}"
         )
 
     @property

@@ -93,8 +93,8 @@ def timed_inputs(
     if model.main_input_name != "input_ids":
         if length is not None:
             raise ValueError(
-                f"`length` is for texts. Got {length} for a model that reads `{model.main_input_name}`: it is timed on "
-                "a sample of the calibration data. Leave it out."
+                f"`length` is for texts. Got {length} for a model that reads `{model.main_input_name}`, of which the "
+                "calibration data has the size. Leave it out."
             )
         read = inspect.signature(model.forward).parameters
         first = {name: values[:1] for name, values in (sample or sample_batch(model)).items() if name in read}
@@ -111,7 +111,7 @@ def timed_inputs(
 
 
 def compared_latency(
-    dense: PreTrainedModel, *pruned: PreTrainedModel, task: str, sample: Batch
+    dense: PreTrainedModel, *pruned: PreTrainedModel, task: str, sample: Batch | None
 ) -> tuple[str, tuple[float, ...]]:
     """Returns what was run, in words, and the milliseconds of the dense and of the pruned models, in order.
 

@@ -3,7 +3,7 @@
 import logging
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -31,25 +31,24 @@ GROUP = 4
 TURN_SECONDS, SECONDS = 0.1, 30.0
 FEWEST_TURNS, MOST_TURNS = 3, 7
 
-# Times functions: these, the number of turns and the least seconds of a turn -> seconds per function and turn.
-Timer = Callable[[Sequence[Callable[[], Any]], int, float], list[list[float]]]
 
+def shape_of(private: Encoder) -> dict[str, Any]:
+    """Returns the fields of a `LatencyTable` that say of which model it is.
 
-def shape_of(encoder: Encoder) -> dict[str, Any]:
-    """Returns the fields of a `LatencyTable` that say of which model it is."""
+    Args:
+        private: a private copy of the model, in which every block has sublayers of its own.
+    """
     sublayers = tuple(
         SublayerShape(
             *each.place, each.adapter.kind, each.units, each.unit_size, each.width, 0 if each.adapter.bypass else 1
         )
-        for each in private_copy(encoder).sublayers()
+        for each in private.sublayers()
     )
-    model = encoder.pretrained
+    model = private.pretrained
     return {"model_class": type(model).__name__, "model_type": model.config.model_type, "sublayers": sublayers}
 
 
-def measure_latency_table(
-    dense: Encoder, task: str, timing: Timing, sample: Batch | None = None, timed: Timer = in_turns
-) -> LatencyTable:
+def measure_latency_table(dense: Encoder, task: str, timing: Timing, sample: Batch | None = None) -> LatencyTable:
     """Measures what the sublayers of a model take at every width, on the device of the model.
 
     Args:
@@ -58,16 +57,16 @@ def measure_latency_table(
         task: name of its task.
         timing: how it is timed.
         sample: a batch of the calibration data, for images and audio; see `timed_inputs`.
-        timed: what times the models.
 
     Raises:
         ValueError: if the model cannot be timed like that; see `Bench`.
     """
     started = time.perf_counter()
-    bench, shape = Bench(dense.pretrained, task, timing, sample), shape_of(dense)
+    bench, private = Bench(dense.pretrained, task, timing, sample), private_copy(dense)
+    shape = shape_of(private)
     probes = Probes(shape["sublayers"], *DESIGNS[timing.runtime])
     with bench.threads():
-        race = _Race(dense, bench, timed, len(probes.widths))
+        race = _Race(private, bench, len(probes.widths))
         base, curves, error = probes.solve(race.relative(probes.widths))
         multiples = {key: _multiple(race, probes, key) for key in curves}
     table = LatencyTable(
@@ -81,7 +80,7 @@ def measure_latency_table(
         ),
         error=error,
     )
-    logger.info(f"Measured in {time.perf_counter() - started:.0f} seconds: {table.in_words}.")
+    logger.info(f"Measured a latency table in {time.perf_counter() - started:.0f} seconds: {table.summary}")
     return table
 
 
@@ -94,26 +93,28 @@ def compared_milliseconds(
     bench = Bench(dense.pretrained, task, timing, sample)
     with bench.threads():
         runs = [bench.runnable(private_copy(encoder).pretrained) for encoder in (dense, pruned)]
-        one, other = (1000 * statistics.median(taken) for taken in in_turns(runs, MOST_TURNS, TURN_SECONDS))
-    return one, other
+        # Calls that do not count: the first is slow.
+        in_turns(runs, 1, 0.0)
+        before, after = in_turns(runs, MOST_TURNS, TURN_SECONDS)
+    milliseconds = 1000 * statistics.median(before)
+    return milliseconds, milliseconds * _ratio(after, before)
 
 
 class _Race:
     """Times models of other widths in turns with the dense one.
 
     Args:
-        dense: the dense model.
+        private: a private copy of the dense model.
         bench: what runs the models.
-        timed: what times them.
         count: number of models that share the time of a measurement.
     """
 
-    def __init__(self, dense: Encoder, bench: Bench, timed: Timer, count: int) -> None:
-        self._private, self._bench, self._timed = private_copy(dense), bench, timed
-        self._run = bench.runnable(self._cut([each.units for each in self._private.sublayers()]))
+    def __init__(self, private: Encoder, bench: Bench, count: int) -> None:
+        self._private, self._bench = private, bench
+        self._run = bench.runnable(self._cut([each.units for each in private.sublayers()]))
         # The first run is slow: memory is allocated, and kernels are chosen.
-        timed([self._run], 1, 0.0)
-        once = max(timed([self._run], 1, 0.0)[0][0], TURN_SECONDS)
+        in_turns([self._run], 1, 0.0)
+        once = max(in_turns([self._run], 1, 0.0)[0][0], TURN_SECONDS)
         # The others are about half as slow.
         turns = SECONDS / (once * count * (1 / 2 + 1 / GROUP))
         self._turns = int(min(max(turns, FEWEST_TURNS), MOST_TURNS))
@@ -130,13 +131,10 @@ class _Race:
         for first in range(0, len(widths), GROUP):
             runs = [self._bench.runnable(self._cut(each)) for each in widths[first : first + GROUP]]
             # One call of each that does not count, as above.
-            self._timed(runs, 1, 0.0)
-            dense, *others = self._timed([self._run, *runs], self._turns, TURN_SECONDS)
+            in_turns(runs, 1, 0.0)
+            dense, *others = in_turns([self._run, *runs], self._turns, TURN_SECONDS)
             self._taken += dense
-            found += [
-                statistics.median(own / reference for own, reference in zip(other, dense, strict=True))
-                for other in others
-            ]
+            found += [_ratio(other, dense) for other in others]
         return found
 
     def _cut(self, widths: Sequence[int]) -> PreTrainedModel:
@@ -146,6 +144,11 @@ class _Race:
         for sublayer, units in zip(copied.sublayers(), widths, strict=True):
             shrink_sublayer(sublayer.block, sublayer.adapter.to_dict(), list(range(units)), sublayer.units)
         return copied.pretrained
+
+
+def _ratio(taken: Sequence[float], reference: Sequence[float]) -> float:
+    """Returns the median of the ratios in the same turns: other load on the machine slows both."""
+    return statistics.median(own / other for own, other in zip(taken, reference, strict=True))
 
 
 def _multiple(race: _Race, probes: Probes, key: Key) -> int:

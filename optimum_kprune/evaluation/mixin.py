@@ -35,7 +35,7 @@ class EvaluationMixin:
     # Fields of `CardFacts` with the last evaluation, for the model card.
     _figures: dict[str, Any]
     # The first sample that the last prune was calibrated on.
-    _sample: Batch
+    _sample: Batch | None
 
     def evaluate(
         self,

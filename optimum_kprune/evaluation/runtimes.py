@@ -76,8 +76,8 @@ class Bench:
         timing.check()
         if any(parameter.is_meta for parameter in model.parameters()):
             raise ValueError(
-                "The latency of a model whose weights are offloaded cannot be measured: loading them takes longer than "
-                "what a prune makes faster. Load it onto one device, without a `device_map`."
+                "The latency of a model whose weights are offloaded cannot be measured: most of it is loading them. "
+                "Load the model onto one device, without a `device_map`."
             )
         self._is_exported = timing.runtime == "onnxruntime"
         if self._is_exported and model.dtype != torch.float32:
@@ -86,15 +86,13 @@ class Bench:
                 f"ONNX Runtime is timed in float32. Got a model in {dtype}: load it with dtype='float32', or take the "
                 "runtime 'pytorch'."
             )
-        device = torch.device("cpu") if self._is_exported else execution_device(model)
+        device = device_of(model, timing.runtime)
         inputs = timed_inputs(model, task, timing.batch_size, timing.length, sample)
         self.inputs = {name: values.to(device) for name, values in inputs.items()}
         self._threads = timing.threads or torch.get_num_threads()
         self.conditions: dict[str, Any] = {
-            "machine": device_name(device),
-            "device": device.type,
+            **conditions_here(model, timing.runtime),
             "threads": self._threads if device.type == "cpu" else 0,
-            "dtype": str(model.dtype).removeprefix("torch."),
             "runtime": timing.runtime,
             "batch_size": timing.batch_size,
             "sizes": tuple(main_input(inputs).shape[1:]),
@@ -130,8 +128,30 @@ class Bench:
         options.log_severity_level = 3
         with _quiet():
             # For these sizes alone: the export is three times as fast, and what it gives as fast as one for all sizes.
-            exported = OnnxExporter().export(model.to("cpu"), self.inputs, OnnxConfig(dynamic=False))  # type: ignore[arg-type]
+            on_cpu: Any = model.to(torch.device("cpu"))  # type: ignore[arg-type]
+            exported: Any = OnnxExporter().export(on_cpu, {**self.inputs}, OnnxConfig(dynamic=False))
             return partial(exported.to("cpu", session_options=options), **self.inputs)
+
+
+def device_of(model: PreTrainedModel, runtime: str) -> torch.device:
+    """Returns the device on which a runtime runs a model: ONNX Runtime is timed on the CPU."""
+    return torch.device("cpu") if runtime == "onnxruntime" else execution_device(model)
+
+
+def conditions_here(model: PreTrainedModel, runtime: str) -> dict[str, Any]:
+    """Returns the fields of a `LatencyTable` that this machine and the model decide; see `LatencyTable.require_fit`.
+
+    The threads of ONNX Runtime are not among them: every session has its own number.
+    """
+    device = device_of(model, runtime)
+    here = {
+        "machine": device_name(device),
+        "device": device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    if runtime == "onnxruntime":
+        return here
+    return here | {"threads": torch.get_num_threads() if device.type == "cpu" else 0}
 
 
 @contextmanager

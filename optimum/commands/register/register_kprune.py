@@ -120,6 +120,9 @@ def _add_prune(group: Any) -> None:
     size.add_argument("--max_drop", metavar="DROP", help=drop)
     quality = "The same, down to this value of the figure."
     size.add_argument("--min_quality", type=float, metavar="VALUE", help=quality)
+    units = ["flops", "parameters", "megabytes", "latency", "layers"]
+    unit = "What that model has least of (default: flops)."
+    group.add_argument("--minimise", choices=units, help=unit)
     group.add_argument("--seed", type=int, help="Seed of all random choices (default: 0).")
     config = "All settings: a kprune_config.json, or a folder or Hub repository that has one. Arguments win over it."
     group.add_argument("--config", help=config)
