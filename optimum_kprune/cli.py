@@ -35,6 +35,7 @@ from .pruner import KPruner
 from .publish import hub
 from .publish.card import CardFacts
 from .publish.card_update import add_figures
+from .publish.save import require_plots
 
 logger = logging.getLogger("optimum_kprune")
 
@@ -178,6 +179,8 @@ def _prune(arguments: Namespace, facts: CardFacts) -> None:
     in_main(require_free)(arguments.output_dir, overwrite)
     if arguments.push_to_hub is not None:
         hub.require_uploadable(arguments.push_to_hub)
+    if arguments.plot:
+        _require_plots()
     pruner = _load(arguments)
     require_budget(config, Encoder(pruner.teacher, pruner.adapter))
     evaluate = _evaluation(pruner, arguments)
@@ -190,7 +193,7 @@ def _prune(arguments: Namespace, facts: CardFacts) -> None:
         options = _given(arguments, "batch_size", "checkpoint_dir")
         pruner.prune(config, **_data(pruner, arguments, config), **options)
     _tell(str(pruner.result))
-    card: dict[str, Any] = {"facts": facts, "measure_latency": arguments.measure_latency}
+    card: dict[str, Any] = {"facts": facts, "measure_latency": arguments.measure_latency, "plots": arguments.plot}
     pruner.save_pretrained(arguments.output_dir, overwrite=overwrite, **card)
     logger.info("Saved to %s", arguments.output_dir)
     if evaluate:
@@ -425,6 +428,13 @@ def _facts(arguments: Namespace) -> CardFacts:
     dataset = arguments.eval_dataset or arguments.dataset
     config = arguments.eval_config if arguments.eval_dataset else arguments.dataset_config
     return CardFacts(metrics, hub_name(dataset), config, arguments.eval_split or "validation")
+
+
+def _require_plots() -> None:
+    try:
+        require_plots()
+    except ImportError as error:
+        raise ValueError(f"`--plot` cannot be used. {error}") from error
 
 
 def _given(arguments: Namespace, *names: str) -> dict[str, Any]:

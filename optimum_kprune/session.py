@@ -10,6 +10,7 @@ from .encoder.sublayers import Encoder
 from .encoder.unsharing import private_copy
 from .order import Order
 from .prune.checkpoint import digest
+from .prune.costs import unit_of
 from .prune.heldout import heldout_quality
 from .prune.sweep import Sweep
 from .recovery.recover import recover
@@ -54,8 +55,11 @@ class PruneSession:
             if self.text is not None:
                 recovered = self.pruner._encoder(model), self.pruner.task, self.calibration, self.text
                 result = recover(self.dense, *recovered, order.config, result, checkpoint_dir=order.checkpoint_dir)
+            sample = {name: values[:1] for name, values in self.calibration.batches[0].items()}
+            if self.sweep.latency_table is not None and unit_of(order.config) == "latency":
+                result = self.pruner._with_latency(result, self.sweep.latency_table, model, sample)
             order.pruner._keep(model, result, order.config, self.arguments)
-            order.pruner._sample = {name: values[:1] for name, values in self.calibration.batches[0].items()}
+            order.pruner._sample = sample
             yield order, result
 
     def budget_at(self, rate: float, config: KPruneConfig) -> str:

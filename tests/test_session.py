@@ -9,7 +9,8 @@ CONFIG = KPruneConfig(num_tokens=None, heldout_share=0)
 
 
 def session_of(pruner, config=CONFIG, count=24):
-    return pruner._session(config, PruneData(batches_of(ragged_samples(count)), None, None, 12))
+    data = PruneData(batches_of(ragged_samples(count)), None, None, 12)
+    return pruner._session([Order(pruner, config, None, None, False)], data)
 
 
 def order_of(rate):

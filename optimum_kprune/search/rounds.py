@@ -3,12 +3,10 @@
 import copy
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..distributed import gather
-from ..encoder.file_size import file_size, saved_tensors
-from ..evaluation.evaluate import figures_of
 from ..frontier import Frontier, FrontierPoint
 from ..order import Order, configs_of, within
 from ..result import HeldoutQuality, KPruneResult
@@ -16,7 +14,8 @@ from ..session import PruneSession
 from . import words
 from .bracket import Allowed, Tried, bracket_of, next_rates
 from .journal import DENSE, Journal
-from .quality import Quality, finite
+from .points import dense_point, pruned_point
+from .quality import Quality
 from .target import Figure, Target
 
 logger = logging.getLogger(__name__)
@@ -117,7 +116,7 @@ class Search:
         pruned = {}
         orders = self.session.carry_out([self._order(budget) for budget in new]) if new else ()
         for budget, (order, result) in zip(new, orders, strict=True):
-            self.journal.write(budget, self._point(budget, order.pruner.model, result, figure))
+            self.journal.write(budget, self._point(order, result, figure))
             pruned[budget] = order
         tried = [_tried(rate, self.journal.points[budget], figure) for rate, budget in budgets.items()]
         for each in tried:
@@ -141,6 +140,7 @@ class Search:
         pruner = self.order.pruner
         # As a copy of the pruner has it: with what the card and the saving need.
         vars(pruner).update(vars(chosen.pruner))
+        pruner.frontier = frontier
         pruner._figures = self.quality.facts(frontier.dense.figures, frontier.points[frontier.chosen].figures)
         self.order.save()
 
@@ -150,39 +150,21 @@ class Search:
             started = time.perf_counter()
             teacher = self.session.pruner.teacher
             heldout = self.session.heldout_of_dense() if self.quality.measure is None else None
-            figures = self._figures(teacher, heldout)
-            figure = self.quality.of_dense(figures)
-            point = FrontierPoint(
-                DENSE,
-                flops=1.0,
-                parameters=sum(parameter.numel() for parameter in teacher.parameters()),
-                megabytes=file_size(saved_tensors(teacher)) / 1e6,
-                quality=figure.dense,
-                heldout=heldout,
-                figures=figures_of(figures),
-                seconds=time.perf_counter() - started,
-            )
-            self.journal.write(DENSE, point)
+            point = dense_point(teacher, self._figures(teacher, heldout), self.quality, heldout, self._is_paired)
+            self.journal.write(DENSE, replace(point, seconds=time.perf_counter() - started))
         return self.journal.points[DENSE]
 
-    def _point(self, budget: str, model: Any, result: KPruneResult, figure: Figure) -> FrontierPoint:
+    def _point(self, order: Order, result: KPruneResult, figure: Figure) -> FrontierPoint:
         """Evaluates a pruned model."""
         started = time.perf_counter()
-        figures = self._figures(model, result.heldout)
-        value = finite(figures.get(figure.name), figure.name, f"the model of {budget}")
-        is_paired = self.limits.target.kind != "floor"
-        return FrontierPoint(
-            budget,
-            flops=1 - result.flops_removed,
-            parameters=result.parameters_after,
-            megabytes=result.megabytes_after,
-            milliseconds=result.milliseconds_after or None,
-            quality=value,
-            quality_error=self.quality.error(figure, value, result.heldout, is_paired),
-            heldout=result.heldout,
-            figures=figures_of(figures),
-            seconds=result.seconds + time.perf_counter() - started,
-        )
+        figures = self._figures(order.pruner.model, result.heldout)
+        point = pruned_point(order.config, result, figures, self.quality, figure, self._is_paired)
+        return replace(point, seconds=point.seconds + time.perf_counter() - started)
+
+    @property
+    def _is_paired(self) -> bool:
+        """Whether what counts is the difference from the dense model, which has less noise than either figure."""
+        return self.limits.target.kind != "floor"
 
     def _figures(self, model: Any, heldout: HeldoutQuality | None) -> dict[str, Any]:
         # Those of the main process, so that all choose alike.
@@ -192,8 +174,9 @@ class Search:
         budgets = list(dict.fromkeys(each.budget for each in self.tried))
         best = self._best(allowed)
         samples = dense.heldout.samples if dense.heldout else self.quality.samples
+        table = self.session.sweep.latency_table
         return Frontier(
-            dense=dense,
+            dense=replace(dense, milliseconds=table.dense) if table else dense,
             points=[self.journal.points[budget] for budget in budgets],
             measure=figure.name,
             greater_is_better=figure.greater_is_better,
@@ -201,6 +184,7 @@ class Search:
             chosen=budgets.index(best.budget) if best else None,
             notes=words.notes(figure, allowed, self.tried, samples, self.limits.resolution),
             seconds=seconds,
+            conditions=table.conditions if table else "",
         )
 
 

@@ -28,6 +28,7 @@ def test_the_pruner_gets_the_chosen_model_and_the_frontier_the_curve(caplog):
     )
     assert (frontier.dense.quality, frontier.measure) == (0.9, "accuracy")
     assert frontier.floor == pytest.approx(0.89)
+    assert 110 * 4 / 1e6 < frontier.dense.megabytes < 1000 / 1e6
     assert pruner._figures == {"metrics": {"accuracy": (0.9, falling(0.62))}}
     assert "accuracy 0.9 dense; 0.89 or more is allowed" in caplog.text
     assert "Round 1: 70% flops, 50% flops, 30% flops, 10% flops" in caplog.text

@@ -155,6 +155,8 @@ def _add_card(group: Any) -> None:
     metric += "models, such as accuracy=0.924,0.917. Can be repeated."
     group.add_argument("--metric", action="append", metavar="NAME[=DENSE,PRUNED]", help=metric)
     group.add_argument("--measure_latency", action="store_true", help="Measure latency, dense and pruned.")
+    plot = "Draw pictures for the card, and save them beside it: what is left of every layer, and what a search tried."
+    group.add_argument("--plot", action="store_true", help=plot)
     update = "Prune nothing: write figures into the card of the pruned model that OUTPUT_DIR holds."
     group.add_argument("--update_card", action="store_true", help=update)
     group.add_argument("--push_to_hub", metavar="REPO_ID", help="Upload the pruned model to this repository.")
