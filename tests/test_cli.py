@@ -56,14 +56,14 @@ def test_a_latency_table_is_measured_into_a_file_and_read_from_it(place, tmp_pat
     conditions = {"latency_batch": 2, "latency_length": 9}
     assert command(*arguments_of(place, tmp_path / "one", **options, **conditions)) is None
     assert "batch 2 of 9" in capsys.readouterr().out
+    refused = command(*arguments_of(place, tmp_path / "two", **options | {"latency_table": None}, latency_length=41))
+    assert "`--latency_length` must be at most 40" in refused
     monkeypatch.setattr(latency_mixin, "measure_latency_table", None)
     assert command(*arguments_of(place, tmp_path / "two", **options)) is None
     refused = command(*arguments_of(place, tmp_path / "three", **options, latency_batch=3))
     assert "batch_size is 2 in the table and 3 here" in refused
     refused = command(*arguments_of(place, tmp_path / "three", latency_threads=1))
     assert "--latency_threads are for a `--budget` in milliseconds" in refused
-    refused = command(*arguments_of(place, tmp_path / "three", **options | {"latency_table": None}, latency_length=41))
-    assert "`--latency_length` must be at most 40" in refused
 
 
 def test_csv_with_labels_and_settings_from_a_file_with_overrides(place, tmp_path, command):
