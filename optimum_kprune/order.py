@@ -12,8 +12,10 @@ from .calibration.spec import InputSpec
 from .configuration import KPruneConfig
 from .distributed import in_main
 from .folder import require_free
+from .latency_table import LatencyTable
 from .prune.checkpoint import begins_to_save, has_begun_to_save
 from .prune.preconditions import check_config, require_recovery
+from .prune.scores import measured_parts
 from .recovery.text import RecoveryText, recovery_text
 from .trainer import calibration_data
 
@@ -29,12 +31,14 @@ class PruneData(NamedTuple):
         recovery: the data to recover on; None for the calibration data.
         collator: makes a batch of a list of prepared samples, or None.
         batch_size: most samples in a batch.
+        latency_table: a latency table, or the path of one; None has it measured if it is needed.
     """
 
     calibration: Any
     recovery: Any
     collator: Callable[[list[Any]], Any] | None
     batch_size: int
+    latency_table: LatencyTable | str | PathLike | None = None
 
     def require_fit(self, config: KPruneConfig) -> None:
         """Raises a ValueError if there is data to recover on without a recovery, or the other way round."""
@@ -53,13 +57,14 @@ class PruneData(NamedTuple):
         collator = self.collator or trainer.data_collator
         return self._replace(calibration=calibration_data(trainer.train_dataset), collator=collator)
 
-    def calibration_batches(self, config: KPruneConfig, spec: InputSpec) -> CalibrationBatches:
-        """Returns the calibration batches, as the settings ask for them."""
+    def calibration_batches(self, config: KPruneConfig, spec: InputSpec, targets: int) -> CalibrationBatches:
+        """Returns the calibration batches, as the settings ask for them for a model with that many targets."""
         return prepare_batches(
             self.calibration,
             spec,
             num_tokens=config.num_tokens,
             measure_tokens=config.measure_tokens,
+            measure_parts=measured_parts(targets, config),
             batch_size=self.batch_size,
             data_collator=self.collator,
             # With gradients of batches, scores depend on which samples share a batch: the order given decides.

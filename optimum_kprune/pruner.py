@@ -24,10 +24,13 @@ from .encoder.custom_modules import find_encoder
 from .encoder.loading import load_model, load_processing_class
 from .encoder.registration import register_type_of
 from .encoder.sublayers import Encoder
+from .evaluation.latency_mixin import LatencyMixin
 from .evaluation.mixin import EvaluationMixin
+from .frontier import Frontier
+from .latency_table import LatencyTable
 from .names import UNKNOWN, hub_name, publishable
 from .order import Order, PruneData, configs_of, within
-from .prune.costs import require_budget
+from .prune.costs import require_budget, unit_of
 from .prune.preconditions import check_config, require_finite_weights, require_prunable, require_recoverable
 from .prune.sweep import Sweep
 from .publish.save import SavingMixin
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 
-class KPruner(SearchMixin, EvaluationMixin, SavingMixin, OptimumPruner):
+class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPruner):
     """Prunes a fine-tuned encoder without retraining and without labels (Park, Choi and Kang, ICLR 2024).
 
     Where a launcher has started several processes, all must call `prune`, `sweep`, `save_pretrained` and
@@ -68,6 +71,7 @@ class KPruner(SearchMixin, EvaluationMixin, SavingMixin, OptimumPruner):
         processing_class: what prepares the input of the model, or None.
         config: the settings of the last prune that succeeded, or None.
         result: the result of the last prune that succeeded, or None.
+        frontier: the models of the sweep or search that `model` is from, for the card; or None.
         trainer: the trainer of `from_trainer`, or None.
 
     Raises:
@@ -98,6 +102,7 @@ class KPruner(SearchMixin, EvaluationMixin, SavingMixin, OptimumPruner):
         self._pipeline: SentenceTransformer | None = None
         self.config: KPruneConfig | None = None
         self.result: KPruneResult | None = None
+        self.frontier: Frontier | None = None
         self._figures = {}
         given = publishable(task=task, prediction=prediction, encoder=encoder)
         # For the card and the report: how the pruned model was made, as the arguments of every call by its name.
@@ -260,6 +265,7 @@ class KPruner(SearchMixin, EvaluationMixin, SavingMixin, OptimumPruner):
         overwrite: bool = False,
         checkpoint_dir: str | PathLike | None = None,
         recovery_dataset: Any = None,
+        latency_table: LatencyTable | str | PathLike | None = None,
     ) -> KPruneResult:
         """Prunes a copy of the teacher, which becomes `model` when the prune has succeeded.
 
@@ -280,6 +286,8 @@ class KPruner(SearchMixin, EvaluationMixin, SavingMixin, OptimumPruner):
             recovery_dataset: unlabelled data to recover on (`recovery_tokens` in the settings), in any form that
                 `calibration_dataset` can have; what is held out of that is not learned from. None takes
                 `calibration_dataset`.
+            latency_table: the table that a `budget` in milliseconds is spent by, or its path; see `measure_latency`.
+                None measures one for one sample in PyTorch, of the mean length of the calibration data.
 
         Returns:
             what was kept, sublayer by sublayer.
@@ -292,7 +300,7 @@ class KPruner(SearchMixin, EvaluationMixin, SavingMixin, OptimumPruner):
         """
         check_config(config)
         order = Order(self, config, save_directory, checkpoint_dir, overwrite)
-        data = PruneData(calibration_dataset, recovery_dataset, data_collator, batch_size)
+        data = PruneData(calibration_dataset, recovery_dataset, data_collator, batch_size, latency_table)
         return self._prune_each([order], data)[0]
 
     @together()
@@ -308,6 +316,7 @@ class KPruner(SearchMixin, EvaluationMixin, SavingMixin, OptimumPruner):
         overwrite: bool = False,
         checkpoint_dir: str | PathLike | None = None,
         recovery_dataset: Any = None,
+        latency_table: LatencyTable | str | PathLike | None = None,
         share_knowledge: bool = True,
     ) -> list["KPruner"]:
         """Prunes copies of the teacher to several rates or budgets, all of them sublayer by sublayer.
@@ -330,6 +339,7 @@ class KPruner(SearchMixin, EvaluationMixin, SavingMixin, OptimumPruner):
             overwrite: whether to replace models that are saved there, each when the new one is finished.
             checkpoint_dir: see `prune`; the progress of every rate has a folder inside that is named after it.
             recovery_dataset: see `prune`.
+            latency_table: see `prune`.
             share_knowledge: whether rates share knowledge. False measures it for every rate, which takes longer, and
                 gives the models of a `prune` to each, bit for bit. With `knowledge="divergence"`, and for budgets in
                 another unit, nothing is shared in any case.
@@ -349,7 +359,7 @@ class KPruner(SearchMixin, EvaluationMixin, SavingMixin, OptimumPruner):
             Order(copy.copy(self), each, within(save_directory, each), within(checkpoint_dir, each), overwrite)
             for each in configs_of(rates, config)
         ]
-        data = PruneData(calibration_dataset, recovery_dataset, data_collator, batch_size)
+        data = PruneData(calibration_dataset, recovery_dataset, data_collator, batch_size, latency_table)
         self._prune_each(orders, data, share_knowledge)
         return [order.pruner for order in orders]
 
@@ -360,26 +370,32 @@ class KPruner(SearchMixin, EvaluationMixin, SavingMixin, OptimumPruner):
         for order in orders:
             require_budget(order.config, self._encoder(self.teacher))
         results = []
-        with self._session(orders[0].config, data) as session:
+        with self._session(orders, data) as session:
             for order, result in session.carry_out(orders, share_knowledge):
                 order.save()
                 results.append(result)
         return results
 
     @contextmanager
-    def _session(self, config: KPruneConfig, data: PruneData) -> Iterator[PruneSession]:
+    def _session(self, orders: Sequence[Order], data: PruneData) -> Iterator[PruneSession]:
         """Reads and checks all that orders share, and opens the sweep in which they are carried out."""
+        config, folders = orders[0].config, [order.checkpoint_dir for order in orders]
         data.require_fit(config)
         arguments = self._arguments_with(data)
         require_finite_weights(self.teacher)
+        is_timed = any(unit_of(order.config) == "latency" for order in orders)
+        table = self._table_given(data.latency_table, folders, is_timed)
         data = data.with_defaults_of(self)
-        spec, text = self._input_spec(config.seed), None
-        calibration = data.calibration_batches(config, spec)
+        dense, spec, text = self._encoder(self.teacher), self._input_spec(config.seed), None
+        calibration = data.calibration_batches(config, spec, sum(sublayer.units > 0 for sublayer in dense.sublayers()))
         if config.recovery_tokens:
             # Read before the prune, like all that can be found wanting.
-            require_recoverable(self._encoder(self.teacher), bool(calibration.heldout))
+            require_recoverable(dense, bool(calibration.heldout))
             text = data.recovery_text(config, spec, calibration)
-        with self._sweep_over(self._encoder(self.teacher), calibration, config) as sweep:
+        if is_timed and table is None:
+            table = self._table_measured(calibration, folders)
+        with self._sweep_over(dense, calibration, config) as sweep:
+            sweep.latency_table = table
             yield PruneSession(self, sweep, calibration, text, arguments)
 
     def _sweep_over(self, dense: Encoder, calibration: CalibrationBatches, config: KPruneConfig) -> Sweep:
@@ -396,7 +412,7 @@ class KPruner(SearchMixin, EvaluationMixin, SavingMixin, OptimumPruner):
         """Takes over a prune that has succeeded."""
         self.model, self.result, self.config, self._arguments = model, result, config, arguments
         # Figures of an evaluation were those of the model before.
-        self._figures = {}
+        self._figures, self.frontier = {}, None
 
     def _arguments_with(self, data: PruneData) -> dict[str, dict[str, Any]]:
         """Returns how the pruned model is made: the arguments so far, and those of the prune and of its data."""

@@ -7,6 +7,8 @@ from datasets import Dataset
 from tiny import ragged_samples, texts_of, tiny_model, tiny_tokenizer
 
 from optimum_kprune import KPruneConfig, KPruner
+from optimum_kprune import order as order_module
+from optimum_kprune.calibration.prepare import prepare_batches
 from optimum_kprune.order import Order, PruneData, configs_of, rate_name, within
 
 TEXTS = texts_of(ragged_samples(60))
@@ -46,11 +48,26 @@ def test_without_data_a_trainer_is_needed():
 
 def test_a_recovery_reads_the_calibration_data_if_there_is_no_other():
     config, spec = KPruneConfig(recovery_tokens=10_000, heldout_share=0.3), pruner()._input_spec(0)
-    calibration = data().calibration_batches(config, spec)
+    calibration = data().calibration_batches(config, spec, targets=4)
     heldout = calibration.summary.heldout_tokens
     assert heldout and data().recovery_text(config, spec, calibration).tokens == calibration.tokens
     other = data(recovery=texts_of(ragged_samples(60, seed=5)))
     assert other.recovery_text(config, spec, calibration).tokens != calibration.tokens
+
+
+@pytest.mark.parametrize(("layers", "parts"), [(2, 1), (6, 1), (7, 2), (13, 3)])
+def test_knowledge_of_deep_models_is_measured_on_parts(layers, parts, monkeypatch):
+    given = []
+
+    def recording(*args, **options):
+        given.append(prepare_batches(*args, **options))
+        return given[-1]
+
+    monkeypatch.setattr(order_module, "prepare_batches", recording)
+    deep = KPruner(tiny_model(num_hidden_layers=layers), tiny_tokenizer())
+    deep.prune(KPruneConfig(measure_every=5, measure_tokens=100, num_tokens=None), TEXTS)
+    deep.prune(KPruneConfig(measure_tokens=100, num_tokens=None), TEXTS)
+    assert [len(calibration.measured) for calibration in given] == [1, parts]
 
 
 def test_the_budget_of_a_draw_becomes_that_of_the_order_and_not_of_the_user():

@@ -80,7 +80,7 @@ def highest(scores: Tensor, count: int) -> Tensor:
 def select_widths(
     values: list[Tensor], curves: list[Sequence[float]], widths: list[Sequence[int]], budget: float
 ) -> list[int]:
-    """Selects how many of their best units several sublayers keep, where costs are not linear in the number.
+    """Selects how many of their best units several sublayers keep (docs/method.md, section 3, for any cost).
 
     The value of n units is V(n), the sum of the n highest values, and their cost is C(n). Where C is not convex, some
     widths are never worth their cost; those that are lie on the concave majorant of the points (C(n), V(n)). All

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import accumulate, chain, pairwise
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -36,8 +37,8 @@ from .tables import Given, given_as, peek
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
-# Batches on which knowledge is measured, other batches to fit on, and batches that are held out.
-Split = tuple[list[Batch], list[Batch], list[Batch]]
+# The parts on which knowledge is measured, then other batches to fit on, and last those that are held out.
+Split = list[list[Batch]]
 
 # Nothing is held out of fewer samples (or ready batches) than this: the fit needs them more.
 LEAST_FOR_HELDOUT = 10
@@ -51,14 +52,15 @@ class CalibrationBatches:
 
     Attributes:
         batches: all batches to calibrate on, of CPU tensors.
-        measured: number of batches on which knowledge is measured; they come first in `batches`.
+        measured: numbers of batches on which knowledge is measured, one for each part of them. They come first in
+            `batches`, part after part.
         heldout: batches that take no part in the prune. The loss is measured on them.
         summary: description of the data; None for batches that were put together by hand.
         mask: maps a batch to the mask of the real positions of its hidden states, (rows, positions) boolean.
     """
 
     batches: list[Batch]
-    measured: int
+    measured: Sequence[int]
     heldout: list[Batch] = field(default_factory=list)
     summary: CalibrationSummary | None = None
     mask: Callable[[Batch], Tensor] = token_mask
@@ -90,10 +92,10 @@ class CalibrationBatches:
 
     def halved(self) -> "CalibrationBatches":
         """Returns the same samples in batches of half the size."""
-        # Apart, so that no new batch mixes measured samples with others.
-        measured = _halves(self.batches[: self.measured])
-        others = _halves(self.batches[self.measured :])
-        return replace(self, batches=measured + others, measured=len(measured), heldout=_halves(self.heldout))
+        # Every batch by itself, so that no new batch mixes the samples of two parts.
+        ends = accumulate(self.measured, initial=0)
+        measured = [len(_halves(self.batches[start:end])) for start, end in pairwise(ends)]
+        return replace(self, batches=_halves(self.batches), measured=measured, heldout=_halves(self.heldout))
 
 
 def budget_of(data: Any, num_tokens: int | None) -> int | None:
@@ -184,6 +186,7 @@ def prepare_batches(
     *,
     num_tokens: int | None = NUM_TOKENS,
     measure_tokens: int | None = None,
+    measure_parts: int = 1,
     batch_size: int = BATCH_SIZE,
     data_collator: DataCollator | None = None,
     keep_order: bool = False,
@@ -210,6 +213,8 @@ def prepare_batches(
             one. `None` takes all; a stream must then have an end.
         measure_tokens: number of real tokens on which knowledge is measured, spread evenly over the lengths. `None`
             measures on all.
+        measure_parts: number of parts that the samples with these tokens form, each of which is spread evenly over the
+            lengths too. There are never more parts than samples (or batches that are given).
         batch_size: most samples in a batch. Long samples fill a batch earlier.
         data_collator: makes a batch from a list of samples. It gets the label columns of processed data too, as in
             training. `None` pads with what prepares the data.
@@ -232,24 +237,24 @@ def prepare_batches(
         raise ValueError(f"`heldout_share` must be a share in [0, 1). Got {heldout_share!r} instead.")
     budget, draw = budget_of(calibration_dataset, num_tokens), Draw.of(calibration_dataset)
     given = given_as(calibration_dataset, spec)
-    columns = None
+    columns, spread = None, partial(_spread, budget=measure_tokens, parts=measure_parts)
     if given.batches is not None:
         batches = take_batches(given.batches, spec, budget)
         first = {name: values[0].tolist() if spec.is_text else values[0] for name, values in batches[0].items()}
-        split = _split_batches(batches, spec, measure_tokens, heldout_share)
+        split = _split_batches(batches, spec, spread, heldout_share)
     else:
         samples, reading = drawn_samples(given, spec, budget if draw is None else None, data_collator is not None)
         first, columns = samples[0], reading.text_columns
         collate = default_collator(spec) if data_collator is None else data_collator
         full = math.inf if keep_order else FULL_BATCH
         make = partial(make_batches, spec=spec, collate=collate, batch_size=batch_size, full=full)
-        split = _split_samples(samples, spec, make, measure_tokens, heldout_share, keep_order)
+        split = _split_samples(samples, spec, make, spread, heldout_share, keep_order)
     # `split` is kept for the summary, which needs the masks. A model need not take them.
-    measured, others, heldout = ([for_model(batch, spec) for batch in part] for part in split)
+    *measured, others, heldout = ([for_model(batch, spec) for batch in part] for part in split)
     draw = draw or Draw(columns, _how(given, spec))
-    summary = summary_of(split[0] + split[1], split[2], first, draw, spec)
+    summary = summary_of(list(chain(*split[:-1])), split[-1], first, draw, spec)
     logger.info("%s", summary)
-    return CalibrationBatches(measured + others, len(measured), heldout, summary, spec.mask)
+    return CalibrationBatches([*chain(*measured), *others], list(map(len, measured)), heldout, summary, spec.mask)
 
 
 def _how(given: Given, spec: InputSpec) -> str:
@@ -341,7 +346,7 @@ def _split_samples(
     samples: list[Sample],
     spec: InputSpec,
     make: Callable[[list[Sample]], list[Batch]],
-    measure_tokens: int | None,
+    spread: Callable[..., list[list[Sample]]],
     heldout_share: float,
     keep_order: bool,
 ) -> Split:
@@ -352,20 +357,21 @@ def _split_samples(
         # Equally long samples are sorted by content: what `_spread` measures must not depend on the order of the data.
         for part in (fit, heldout):
             part.sort(key=lambda sample: order_of(sample, spec))
-    measured, others = _spread(fit, tokens_of, measure_tokens)
-    return make(measured), make(others), make(heldout)
+    return list(map(make, (*spread(fit, tokens_of), heldout)))
 
 
-def _split_batches(batches: list[Batch], spec: InputSpec, measure_tokens: int | None, heldout_share: float) -> Split:
+def _split_batches(
+    batches: list[Batch], spec: InputSpec, spread: Callable[..., list[list[Batch]]], heldout_share: float
+) -> Split:
     """Splits batches that are given by their use. Every n-th batch is held out."""
     tokens_of = partial(batch_tokens, spec=spec)
     # Every n-th and not the last ones, because batches that are given may be sorted by length.
     every = math.ceil(1 / heldout_share) if heldout_share and len(batches) >= LEAST_FOR_HELDOUT else len(batches) + 1
     heldout = batches[every - 1 :: every]
     if sum(map(samples_in, heldout)) < LEAST_HELDOUT:
-        return *_spread(batches, tokens_of, measure_tokens), []
+        return [*spread(batches, tokens_of), []]
     fit = [batch for index, batch in enumerate(batches) if (index + 1) % every]
-    return *_spread(fit, tokens_of, measure_tokens), heldout
+    return [*spread(fit, tokens_of), heldout]
 
 
 def _hold_out(
@@ -386,8 +392,8 @@ def _hold_out(
     return samples[:fitted], samples[fitted:]
 
 
-def _spread(items: list[Item], tokens_of: Callable[[Item], int], budget: int | None) -> tuple[list[Item], list[Item]]:
-    """Splits items into those on which knowledge is measured, which lie evenly among all items, and the others."""
+def _spread(items: list[Item], tokens_of: Callable[[Item], int], budget: int | None, parts: int) -> list[list[Item]]:
+    """Splits items into parts on which knowledge is measured, which lie evenly among all items, and the others."""
     total = sum(map(tokens_of, items))
     share = 1.0 if budget is None else min(1.0, budget / total)
     measured: list[Item] = []
@@ -395,4 +401,4 @@ def _spread(items: list[Item], tokens_of: Callable[[Item], int], budget: int | N
     # Of the first n items, ceil(n * share) are measured (as in Bresenham's line). This needs no random numbers.
     for index, item in enumerate(items):
         (measured if math.ceil((index + 1) * share) > math.ceil(index * share) else others).append(item)
-    return measured, others
+    return [*(measured[part::parts] for part in range(min(parts, len(measured)))), others]

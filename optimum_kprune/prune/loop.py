@@ -127,8 +127,8 @@ class Loop:
 
         The unit of work is a run of all calibration tokens through one sublayer. A sublayer takes one for the teacher,
         and four for the passes and the solve of every student. A measurement takes three, forward and twice backward,
-        through every sublayer from there on, for the share of the tokens on which knowledge is measured. To read a
-        finished sublayer, and to move past it, takes little time.
+        through every sublayer from there on, for the share of the tokens on which knowledge is measured: at first all
+        that are there for it, then a part. To read a finished sublayer, and to move past it, takes little time.
         """
         pair = self.rates[0].pair
         measured_share = pair.measured / max(1, len(pair))
@@ -144,6 +144,7 @@ class Loop:
             measurements = len(measuring) if number else int(not self.rates[0].scores.latest)
             if number % self.config.measure_every:
                 measurements = 0
-            measurement = 3 * measured_share * (len(self._targets) - number)
+            parts = len(pair.parts) if number else 1
+            measurement = 3 * measured_share / parts * (len(self._targets) - number)
             work.append(1 + 4 * students + measurement * measurements)
         return work

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import accumulate, pairwise
 
 from torch import Tensor
 
@@ -32,6 +32,7 @@ class Pair:
         student: hidden states of the student.
         targets: the teacher's sublayers that have units, bottom to top.
         measured: how many of this process's batches, counted from the first, knowledge is measured on.
+        parts: the parts of these batches that measurements take turns on, as ranges of their numbers.
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class Pair:
         self._batches: Sequence[Batch] = share(calibration.batches)
         self._mask = calibration.mask
         # `share` takes every n-th batch, so that this process's share of the first batches comes first in its own.
-        self.measured = len(share(calibration.batches[: calibration.measured]))
+        ends = [len(share(calibration.batches[:end])) for end in accumulate(calibration.measured, initial=0)]
+        self.measured = ends[-1]
+        self.parts = [range(*each) for each in pairwise(ends)]
         self.teacher = HiddenStates(teacher, self._store.states(len(self._batches)))
         self.student = HiddenStates(student, self._store.states(len(self._batches)))
         self.targets = [sublayer for sublayer in teacher.sublayers() if sublayer.units]
@@ -52,18 +55,19 @@ class Pair:
         """Number of this process's calibration batches."""
         return len(self._batches)
 
-    def steps(self) -> Iterator[Step]:
-        """Yields this process's calibration batches."""
+    def steps(self, numbers: range | None = None) -> Iterator[Step]:
+        """Yields this process's calibration batches, or those with the numbers."""
         encoder = self.teacher.encoder
-        for index, batch in enumerate(self._batches):
+        for index in range(len(self)) if numbers is None else numbers:
+            batch = self._batches[index]
             mask = self._mask(batch)
             # Asked before the mask is moved: on an accelerator, Python would wait for the answer.
             is_padded = not bool(mask.all())
             yield Step(index, encoder.to_device(batch), mask.to(encoder.device), is_padded)
 
-    def measured_steps(self) -> Iterator[Step]:
-        """Yields the batches on which knowledge is measured."""
-        return islice(self.steps(), self.measured)
+    def measured_steps(self, part: int | None = None) -> Iterator[Step]:
+        """Yields the batches on which knowledge is measured: those of a part, given by its number, or all."""
+        return self.steps(range(self.measured) if part is None else self.parts[part])
 
     def advance(self, target: Sublayer) -> None:
         """Moves both models to a target, through the sublayers below as they are now.

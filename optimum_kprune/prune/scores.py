@@ -1,22 +1,34 @@
-"""The scores of the units, and when they are measured again."""
+"""The scores of the units, and when and on which part of the data they are measured again."""
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
 
-from ..algorithm.knowledge import unit_scores
+from ..algorithm.knowledge import Importance, shares_of_whole, unit_scores
 from ..configuration import KPruneConfig
 from ..encoder.sublayers import Place, Sublayer
+from .costs import unit_of
 from .hidden_states import HiddenStates
 from .predictions import Predictions
 from .statistics import measure_knowledge
+
+# More measurements than this take turns on parts of the data, so that their time is linear in the sublayers.
+WHOLE_MEASUREMENTS = 12
+
+
+def measured_parts(targets: int, config: KPruneConfig) -> int:
+    """Returns in how many parts measurements take turns, by the number of targets; 1 if each takes all the data."""
+    measurements = math.ceil(targets / config.measure_every)
+    return 1 if config.measure_tokens is None else math.ceil(measurements / WHOLE_MEASUREMENTS)
 
 
 class Scores:
     """Scores S of the units of the target and of all sublayers above it: knowledge per cost, such as per FLOP.
 
     They are measured before the lowest target, and then before every `measure_every`-th target, because pruning the
-    sublayers below changes them.
+    sublayers below changes them. The first measurement is on all the data that is there for it. Those after it take
+    turns on its parts, and the scores are running means, in which the latest part counts as much as its share.
 
     Args:
         predictions: what the models predict.
@@ -27,7 +39,7 @@ class Scores:
 
     Attributes:
         predictions: what the models predict.
-        latest: the scores of the last measurement, by place; empty before the first one.
+        latest: the latest scores, by place; empty before the first measurement.
     """
 
     def __init__(
@@ -59,21 +71,32 @@ class Scores:
         """Measures the scores of the target and of the sublayers above it, all in one pass over the data.
 
         S = mu (K_pred + lambda K_rep) / F          (`unit_scores`; docs/method.md, knowledge)
+        S = K_pred(sublayer) / units                (`shares_of_whole`, for a budget of layers; docs/budgets.md)
 
         Args:
             states: the student's hidden states, at the target or at its block.
             students: the target and the sublayers above it that have units, in that student.
         """
-        importances = measure_knowledge(self.predictions, states, students, self._config)
-        self.latest = {
-            student.place: unit_scores(
-                importance, self._config.lambda_rep, self._mu(student), self._unit_cost(student)
-            )
+        pair = self.predictions.pair
+        number = len(pair.targets) - len(students)
+        part = number // self._config.measure_every % len(pair.parts) if number else None
+        importances = measure_knowledge(self.predictions, states, students, self._config, part)
+        measured = {
+            student.place: self._score(importance, student)
             for importance, student in zip(importances, students, strict=True)
         }
-        # All targets are there to be scored: this is the lowest.
-        if len(students) == len(self.predictions.pair.targets):
-            self._first.update(self.latest)
+        if number:
+            # With one part, the new scores to the last bit.
+            share = 1 / len(pair.parts)
+            measured = {place: self.latest[place].to(new).lerp(new, share) for place, new in measured.items()}
+        else:
+            self._first.update(measured)
+        self.latest = measured
+
+    def _score(self, importance: Importance, sublayer: Sublayer) -> Tensor:
+        if unit_of(self._config) == "layers":
+            return shares_of_whole(importance)
+        return unit_scores(importance, self._config.lambda_rep, self._mu(sublayer), self._unit_cost(sublayer))
 
     def _mu(self, sublayer: Sublayer) -> float:
         """Returns mu, the factor on the scores of a sublayer: 1 for neurons; for heads, times `head_weight`.

@@ -25,7 +25,11 @@ from .predictions import Predictions
 
 
 def measure_knowledge(
-    predictions: Predictions, states: HiddenStates, sublayers: list[Sublayer], config: KPruneConfig
+    predictions: Predictions,
+    states: HiddenStates,
+    sublayers: list[Sublayer],
+    config: KPruneConfig,
+    part: int | None = None,
 ) -> list[Importance]:
     """Measures the knowledge of the units of a student's sublayers, all in one pass over the data.
 
@@ -34,6 +38,7 @@ def measure_knowledge(
         states: the student's hidden states, at the lowest of the sublayers or at its block.
         sublayers: the target and all sublayers above it that have units, in the student.
         config: says how knowledge is measured: temperature, gradient, precision.
+        part: number of the part of the measured batches to measure on; None for all.
 
     Returns:
         the knowledge of the units of every sublayer, in float64.
@@ -45,7 +50,7 @@ def measure_knowledge(
     statistics = [UnitStatistics(sublayer.features, config.gradient, student.device) for sublayer in sublayers]
     precision = measuring_precision(student.pretrained.dtype, student.device, config)
     seen = torch.zeros(2, dtype=torch.int64, device=student.device)
-    for step in predictions.pair.measured_steps():
+    for step in predictions.pair.measured_steps(part):
         # Outside of the contexts below: the teacher takes no gradient, and runs in its own precision.
         teacher = predictions.of_teacher(step)
         seen += torch.tensor([samples_in(step.batch), int(step.mask.sum())], device=student.device)
@@ -58,7 +63,7 @@ def measure_knowledge(
             with precision:
                 prediction = predictions.of_student(step, states)
             _probe(teacher, prediction, step, config).sum().backward()
-    add_up(seen, *(total for sums in statistics for total in (sums.squared_features, sums.squared_gradients)))
+    add_up(seen, *(total for sums in statistics for total in sums.totals))
     # Features of all sublayers first, so that the message names the sublayer that overflows: its gradients spoil those
     # of the sublayers below.
     for kind in ("squared_features", "squared_gradients"):

@@ -20,15 +20,16 @@ from ..distributed import require_same, world_size
 from ..encoder.config_field import kprune_field
 from ..encoder.contract import require_contract_once
 from ..encoder.custom_modules import with_encoder
-from ..encoder.file_size import file_size, saved_tensors
+from ..encoder.file_size import megabytes_of
 from ..encoder.offloading import named_tensors, pruned_model_of
 from ..encoder.partial_forward import find_entries, reads_below
 from ..encoder.sublayers import Encoder, Place
 from ..encoder.tasks import Task, with_published_targets
 from ..encoder.unsharing import private_copy
+from ..latency_table import LatencyTable
 from ..result import KPruneResult, SublayerResult
 from .checkpoint import Checkpoint, digest
-from .costs import costs_of, unit_of
+from .costs import budget_at, costs_of, unit_of
 from .heldout import heldout_quality
 from .loop import Loop
 from .pair import Pair
@@ -57,6 +58,7 @@ class Sweep:
         memory_budget: bytes that hidden states may take in memory; None is no limit.
 
     Attributes:
+        latency_table: milliseconds by width, to be set before a prune to a budget of them.
         first_scores: the scores at the lowest target, by the unit of the budget and then by place, which hold for all
             budgets in that unit. Empty until they are measured. Scores that are set before are used instead, up to the
             next measurement.
@@ -80,6 +82,7 @@ class Sweep:
         self._teacher = private_copy(encoder)
         # Made by the first prune, and shared by all rates.
         self._predictions: Predictions | None = None
+        self.latency_table: LatencyTable | None = None
         self.first_scores: dict[str, dict[Place, Tensor]] = defaultdict(dict)
 
     def __enter__(self) -> "Sweep":
@@ -148,8 +151,8 @@ class Sweep:
         """Returns what prunes a new student by each of the settings."""
         indices = range(len(configs))
         targets = [sublayer for sublayer in self._teacher.sublayers() if sublayer.units]
-        length = configs[0].sequence_length or self._calibration.mean_length
-        costs = [costs_of(config, self._teacher, targets, length) for config in configs]
+        length = self._length(configs[0])
+        costs = [costs_of(config, self._teacher, targets, length, self.latency_table) for config in configs]
         measured = _measured_on(configs, costs) if share_knowledge else indices
         checkpoints = [
             None if folder is None else Checkpoint(folder, self.identity(config, configs[other]))
@@ -172,6 +175,7 @@ class Sweep:
         # Measured before the pruned model is made, which takes apart a student that accelerate placed.
         heldout = heldout_quality(self._teacher, student, self._calibration, self._task)
         model = self._pruned_model(student, rate.results, rate.config)
+        table, kept = self.latency_table, [len(each.kept) for each in rate.results]
         result = KPruneResult(
             sublayers=rate.results,
             sequence_length=rate.sequence_length,
@@ -179,10 +183,12 @@ class Sweep:
             tokens=self._calibration.tokens,
             parameters_before=_parameters_of(self._dense.model),
             parameters_after=_parameters_of(model),
-            megabytes_before=_megabytes_of(self._dense.model),
-            megabytes_after=_megabytes_of(model),
+            megabytes_before=megabytes_of(self._dense.model),
+            megabytes_after=megabytes_of(model),
             dtype=str(self._dense.pretrained.dtype).removeprefix("torch."),
             budget=rate.config.budget,
+            milliseconds_before=table.dense if table else 0.0,
+            milliseconds_after=table.milliseconds(kept) if table else 0.0,
             seconds=0.0,
             calibration=self._given.summary,
             heldout=heldout,
@@ -247,6 +253,15 @@ class Sweep:
         if device.type != "cpu":
             torch.get_device_module(device).empty_cache()
 
+    def budget_at(self, rate: float, config: KPruneConfig) -> str:
+        """Returns the budget that removes a share of what can be removed; see `costs.budget_at`."""
+        targets = [sublayer for sublayer in self._teacher.sublayers() if sublayer.units]
+        return budget_at(rate, self._teacher, targets, config, self._length(config), self.latency_table)
+
+    def _length(self, config: KPruneConfig) -> int:
+        """Returns the number of tokens T at which FLOPs are counted."""
+        return config.sequence_length or self._calibration.mean_length
+
     def identity(self, config: KPruneConfig, measured_on: KPruneConfig | None = None) -> dict[str, Any]:
         """Returns what the progress of a prune belongs to; see `Checkpoint`.
 
@@ -260,11 +275,13 @@ class Sweep:
         # comes after the prune.
         for name in ("memory_budget", "optimum_version", *RECOVERY_SETTINGS):
             del settings[name]
+        table = self.latency_table if unit_of(config) == "latency" else None
         identity = {
             "model": digest(named_tensors(self._dense.model)),
             "task": self._task.name,
             "settings": settings,
             "calibration data": digest((name, values) for batch in batches for name, values in batch.items()),
+            **({"latency table": table.digest} if table else {}),
             "versions": {
                 "optimum-kprune": __version__,
                 "torch": torch.__version__,
@@ -295,10 +312,6 @@ def _measured_on(configs: list[KPruneConfig], costs: list[Costs]) -> list[int]:
 
 def _parameters_of(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _megabytes_of(model: nn.Module) -> float:
-    return file_size(saved_tensors(model)) / 1e6
 
 
 def _reads_below(teacher: Encoder, task: Task, sample: dict[str, Tensor], mask: Tensor) -> bool:

@@ -40,7 +40,8 @@ def error_of(
     # Scores differ at most where predictions do, and of two right answers neither is worse.
     differing = [1.0, 2 - dense - pruned]
     if heldout is not None and heldout.measure == "agreement":
-        differing.append(PREDICTIONS.get(task, 1) * (1 - heldout.closeness))
+        # An agreement on few samples is itself uncertain.
+        differing.append(PREDICTIONS.get(task, 1) * (1 - heldout.closeness + heldout.closeness_error))
     # One sample more that differs: where none did, it proves little.
     return figure.point * math.sqrt((min(differing) + 1 / samples) / samples)
 

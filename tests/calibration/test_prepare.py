@@ -1,5 +1,7 @@
 """Calibration data as a whole: the budget, the order, what is measured, what is held out."""
 
+from itertools import accumulate, pairwise
+
 import pytest
 import torch
 from datasets import Dataset
@@ -68,7 +70,7 @@ def test_the_measured_part_is_spread_over_the_lengths_whatever_the_batches(spec,
     parts = []
     for given, batch_size in ((texts, 3), (texts[::-1], 16)):
         split = prepare_batches(given, spec, num_tokens=None, measure_tokens=measure_tokens, batch_size=batch_size)
-        parts.append(real_samples(split.batches[: split.measured]))
+        parts.append(real_samples(split.batches[: sum(split.measured)]))
         assert sorted(real_samples(split.batches)) == sorted(real_samples(everything))
     assert parts[0] == parts[1]
     if measure_tokens == 60:
@@ -79,10 +81,28 @@ def test_the_measured_part_is_spread_over_the_lengths_whatever_the_batches(spec,
         assert len(parts[0]) == len(texts)
 
 
+@pytest.mark.parametrize("parts", [1, 3, 1000])
+def test_the_parts_that_are_measured_are_each_spread_over_the_lengths_whatever_the_batches(parts, spec):
+    texts = make_texts()
+    whole = prepare_batches(texts, spec, num_tokens=None, measure_tokens=200)
+    expected = real_samples(whole.batches[: whole.measured[0]])
+    for given, batch_size in ((texts, 3), (texts[::-1], 16)):
+        options = {"num_tokens": None, "measure_tokens": 200, "measure_parts": parts, "batch_size": batch_size}
+        split = prepare_batches(given, spec, **options)
+        for halved in (split, split.halved()):
+            ends = list(accumulate(halved.measured, initial=0))
+            found = [real_samples(halved.batches[start:end]) for start, end in pairwise(ends)]
+            assert found == [expected[part::parts] for part in range(min(parts, len(expected)))]
+            assert sorted(real_samples(halved.batches)) == sorted(real_samples(whole.batches))
+
+
 def test_batches_given_ready_are_measured_in_part(spec):
     given = [{"input_ids": torch.full((1, 4), number)} for number in range(8)]
     split = prepare_batches(given, spec, num_tokens=None, measure_tokens=16)
-    assert [int(batch["input_ids"][0, 0]) for batch in split.batches[: split.measured]] == [0, 2, 4, 6]
+    assert [int(batch["input_ids"][0, 0]) for batch in split.batches[: sum(split.measured)]] == [0, 2, 4, 6]
+    in_parts = prepare_batches(given, spec, num_tokens=None, measure_tokens=16, measure_parts=2)
+    assert [int(batch["input_ids"][0, 0]) for batch in in_parts.batches] == [0, 4, 2, 6, 1, 3, 5, 7]
+    assert in_parts.measured == [2, 2]
     assert len(split.batches) == 8
 
 

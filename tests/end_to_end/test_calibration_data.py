@@ -207,8 +207,10 @@ def test_labels_in_batches_do_not_matter(head, labels):
     assert same_state(prune(dense, labelled).model, prune(dense, batches).model)
 
 
-def test_the_part_that_is_measured_does_not_depend_on_order_or_batch_size():
-    pruner = KPruner(tiny_model(), tiny_tokenizer())
+@pytest.mark.parametrize("layers", [2, 7])
+def test_what_is_measured_does_not_depend_on_order_or_batch_size(layers):
+    """Knowledge of more than twelve sublayers is measured on parts in turn."""
+    pruner = KPruner(tiny_model(num_hidden_layers=layers), tiny_tokenizer())
     expected = pruner.prune(settings(measure_tokens=60), texts_of(SAMPLES))
     for texts, batch_size in ((texts_of(SAMPLES), 3), (texts_of(SAMPLES[::-1]), 32)):
         result = pruner.prune(settings(measure_tokens=60), texts, batch_size=batch_size)

@@ -132,7 +132,7 @@ def pair_of(teacher, student, batches, entries=True):
     if entries:
         sample = {name: values[:1] for name, values in batches[0].items()}
         teacher.entries = student.entries = find_entries(teacher, sample)
-    return Pair(teacher, student, CalibrationBatches(batches, len(batches)))
+    return Pair(teacher, student, CalibrationBatches(batches, [len(batches)]))
 
 
 @torch.no_grad()

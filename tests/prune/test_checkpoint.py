@@ -95,6 +95,13 @@ def test_families_and_settings_resume_alike(family, overrides, tmp_path, monkeyp
     assert same_state(prune(None, model, **overrides).model, resumed.model)
 
 
+def test_scores_of_several_measurements_resume_too(tmp_path, monkeypatch):
+    model = tiny_model(num_hidden_layers=7)
+    killed_after(monkeypatch, 5, tmp_path / "progress", model=model, measure_tokens=100)
+    resumed = prune(tmp_path / "progress", model, measure_tokens=100)
+    assert same_state(prune(None, model, measure_tokens=100).model, resumed.model)
+
+
 def test_a_finished_prune_is_taken_from_its_checkpoint(tmp_path, monkeypatch):
     first = prune(tmp_path / "progress")
     monkeypatch.setattr(scores, "measure_knowledge", pytest.fail)

@@ -42,7 +42,7 @@ def pair(head, family="bert"):
 
 
 def quality_of(one, other, batches):
-    return heldout_quality(encoder_of(one), encoder_of(other), CalibrationBatches([], 0, batches), task_of(one))
+    return heldout_quality(encoder_of(one), encoder_of(other), CalibrationBatches([], [0], batches), task_of(one))
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -213,7 +213,7 @@ def test_a_model_of_which_nothing_is_left_is_warned_of(caplog):
 def test_the_dense_model_predicts_once_unless_that_is_too_much_to_keep(most, runs, monkeypatch):
     monkeypatch.setattr(module, "MOST_KEPT", most)
     one, other = tiny_model().eval(), tiny_model(seed=1).eval()
-    heldout = Heldout(encoder_of(one), CalibrationBatches([], 0, batches_of(ragged_samples(12))), task_of(one))
+    heldout = Heldout(encoder_of(one), CalibrationBatches([], [0], batches_of(ragged_samples(12))), task_of(one))
     ran = []
     one.register_forward_hook(lambda *_: ran.append(1))
     assert len({heldout.quality(encoder_of(other)) for _ in range(3)}) == 1

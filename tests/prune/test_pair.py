@@ -19,6 +19,7 @@ from tiny import (
 from optimum_kprune.calibration.prepare import CalibrationBatches
 from optimum_kprune.encoder.partial_forward import find_entries
 from optimum_kprune.encoder.sublayers import Entries, Place
+from optimum_kprune.prune import pair as module
 from optimum_kprune.prune.pair import Pair
 from optimum_kprune.prune.state_store import StateStore
 
@@ -37,8 +38,20 @@ def test_steps_hold_the_real_tokens_of_every_batch():
 
 def test_knowledge_is_measured_on_the_first_batches():
     model, batches = tiny_model().eval(), batches_of(SAMPLES, 12)
-    pair = Pair(encoder_of(model), encoder_of(copy.deepcopy(model)), CalibrationBatches(batches, 2))
+    pair = Pair(encoder_of(model), encoder_of(copy.deepcopy(model)), CalibrationBatches(batches, [2]))
     assert [step.index for step in pair.measured_steps()] == [0, 1] and len(pair) == len(list(pair.steps())) == 3
+
+
+def test_every_process_has_its_share_of_every_part_that_is_measured(monkeypatch):
+    model, batches = tiny_model().eval(), batches_of(SAMPLES, 6)
+    teacher, student = encoder_of(model), encoder_of(copy.deepcopy(model))
+    found = []
+    for process in range(2):
+        monkeypatch.setattr(module, "share", lambda items, process=process: items[process::2])
+        pair = Pair(teacher, student, CalibrationBatches(batches, [1, 3, 1]))
+        found.append([[process + 2 * step.index for step in pair.measured_steps(part)] for part in range(3)])
+        assert [step.index for step in pair.measured_steps()] == list(range(pair.measured))
+    assert found == [[[0], [2], [4]], [[], [1, 3], []]]
 
 
 @torch.no_grad()
@@ -61,7 +74,7 @@ def test_where_blocks_cannot_be_entered_inside_the_states_stay_at_the_block():
     teacher, student = encoder_of(model), encoder_of(copy.deepcopy(model))
     starts = [Place(layer) for layer in range(1, len(teacher.blocks))]
     teacher.entries = student.entries = Entries(dict.fromkeys(starts, ""))
-    pair = Pair(teacher, student, CalibrationBatches(batches_of(SAMPLES, 12), 1))
+    pair = Pair(teacher, student, CalibrationBatches(batches_of(SAMPLES, 12), [1]))
     for target in pair.targets:
         pair.advance(target)
         assert pair.student.are_at(target.place._replace(position=0))
@@ -72,7 +85,7 @@ def test_two_hidden_states_per_token_are_held_and_none_when_it_is_over():
     model, store, batches = tiny_model().eval(), StateStore(), batches_of(SAMPLES, 12)
     teacher, student = encoder_of(model), encoder_of(copy.deepcopy(model))
     teacher.entries = student.entries = find_entries(teacher, batches[0])
-    pair = Pair(teacher, student, CalibrationBatches(batches, 3), store)
+    pair = Pair(teacher, student, CalibrationBatches(batches, [3]), store)
     size = sum(batch["input_ids"].numel() for batch in batches) * model.config.hidden_size * 4
     for target in pair.targets:
         pair.advance(target)

@@ -10,8 +10,8 @@ from optimum_kprune.search.target import Figure
 SAMPLES = 400
 
 
-def heldout(measure, closeness):
-    return HeldoutQuality(measure, closeness, 0.01, 0.0, 0.0, 100)
+def heldout(measure, closeness, error=0.0):
+    return HeldoutQuality(measure, closeness, error, 0.0, 0.0, 100)
 
 
 def error(name, dense, pruned, known=None, task="text-classification", is_paired=True, samples=SAMPLES):
@@ -38,6 +38,7 @@ def test_two_models_that_agree_differ_by_less_noise_than_each_has():
     # Even if agreement is not known, both are right where neither errs.
     assert paired < error("accuracy", 0.9, 0.88) == error("accuracy", 0.9, 0.88, heldout("cosine", 0.99))
     assert error("accuracy", 0.9, 0.9, heldout("agreement", 1.0)) == pytest.approx(1 / SAMPLES)
+    assert error("accuracy", 0.9, 0.88, heldout("agreement", 0.96, 0.02)) == pytest.approx(paired)
 
 
 def test_an_answer_changes_with_its_start_or_its_end():
