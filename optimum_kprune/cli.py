@@ -29,7 +29,7 @@ from .encoder.tasks import main_input_of
 from .evaluation.evaluate import Figures, pairs_of
 from .folder import require_free
 from .names import hub_name, looks_like_path
-from .prune.costs import require_budget
+from .prune.costs import require_budget, unit_of
 from .prune.preconditions import require_recovery
 from .pruner import KPruner
 from .publish import hub
@@ -65,6 +65,7 @@ OPTIONS = {
     "evaluate": "--eval_dataset",
     "recovery_tokens": "--recovery_tokens",
     "recovery_dataset": "--recovery_dataset",
+    "latency_table": "--latency_table",
 }
 
 # The same for labelled data and for text to recover on, which are read by the same functions as calibration data.
@@ -77,6 +78,15 @@ RECOVERY_OPTIONS = {
     "dataset_name": "--recovery_dataset",
     "dataset_config_name": "--recovery_config",
     "dataset_split": "--recovery_split",
+}
+
+# The same for a latency table.
+LATENCY_OPTIONS = {
+    "path": "--latency_table",
+    "batch_size": "--latency_batch",
+    "length": "--latency_length",
+    "threads": "--latency_threads",
+    "runtime": "--latency_runtime",
 }
 
 
@@ -190,7 +200,7 @@ def _prune(arguments: Namespace, facts: CardFacts) -> None:
     else:
         # Evaluated first: a mistake in the labelled data shows before the prune, not after it.
         dense = evaluate(pruner.teacher) if evaluate else {}
-        options = _given(arguments, "batch_size", "checkpoint_dir")
+        options = _given(arguments, "batch_size", "checkpoint_dir") | _timed(pruner, arguments, config)
         pruner.prune(config, **_data(pruner, arguments, config), **options)
     _tell(str(pruner.result))
     card: dict[str, Any] = {"facts": facts, "measure_latency": arguments.measure_latency, "plots": arguments.plot}
@@ -229,6 +239,7 @@ def _search(
         metric=next(iter(_metrics(arguments)), None),
         **_data(pruner, arguments, config),
         **_given(arguments, "max_drop", "min_quality", "minimise", "batch_size", "checkpoint_dir"),
+        **_timed(pruner, arguments, config),
     )
     _tell(str(frontier))
     if evaluate is None or frontier.chosen_point is None:
@@ -236,6 +247,17 @@ def _search(
     facts = _measured(frontier.dense.figures, frontier.chosen_point.figures, arguments)
     _tell(_figures(facts))
     return facts
+
+
+def _timed(pruner: KPruner, arguments: Namespace, config: KPruneConfig) -> dict[str, Any]:
+    """Returns the latency table that the options ask for, as an argument; nothing without them."""
+    given = {name: getattr(arguments, option.removeprefix("--")) for name, option in LATENCY_OPTIONS.items()}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and unit_of(config) != "latency":
+        options = ", ".join(LATENCY_OPTIONS[name] for name in given)
+        raise ValueError(f"{options} are for a `budget` in milliseconds, such as '10 ms' or '50% latency'. Got none.")
+    with _told_in(LATENCY_OPTIONS):
+        return {"latency_table": pruner.latency_table_in(**given)} if given else {}
 
 
 def _data(pruner: KPruner, arguments: Namespace, config: KPruneConfig) -> dict[str, Any]:

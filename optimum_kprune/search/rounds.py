@@ -174,8 +174,9 @@ class Search:
         budgets = list(dict.fromkeys(each.budget for each in self.tried))
         best = self._best(allowed)
         samples = dense.heldout.samples if dense.heldout else self.quality.samples
+        table = self.session.sweep.latency_table
         return Frontier(
-            dense=dense,
+            dense=replace(dense, milliseconds=table.dense) if table else dense,
             points=[self.journal.points[budget] for budget in budgets],
             measure=figure.name,
             greater_is_better=figure.greater_is_better,
@@ -183,6 +184,7 @@ class Search:
             chosen=budgets.index(best.budget) if best else None,
             notes=words.notes(figure, allowed, self.tried, samples, self.limits.resolution),
             seconds=seconds,
+            conditions=table.conditions if table else "",
         )
 
 

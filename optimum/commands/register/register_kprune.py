@@ -74,6 +74,7 @@ class KPruneCommand(BaseOptimumCLICommand):
         _add_model(parser.add_argument_group("Model"))
         _add_data(parser.add_argument_group("Calibration data"))
         _add_prune(parser.add_argument_group("Pruning"))
+        _add_latency(parser.add_argument_group("Latency, for a budget in milliseconds"))
         _add_recovery(parser.add_argument_group("Recovery"))
         _add_card(parser.add_argument_group("Evaluation and model card"))
 
@@ -130,6 +131,18 @@ def _add_prune(group: Any) -> None:
     group.add_argument("--checkpoint_dir", metavar="DIR", help=progress)
     overwrite = "Replace the saved model that OUTPUT_DIR holds, when the new one is complete."
     group.add_argument("--overwrite_output_dir", action="store_true", help=overwrite)
+
+
+def _add_latency(group: Any) -> None:
+    table = "Latency table: read from this file if it exists, else measured (by the options below) and written there."
+    group.add_argument("--latency_table", metavar="FILE", help=table)
+    group.add_argument("--latency_batch", type=int, metavar="N", help="Samples in a batch (default: 1).")
+    length = "Tokens in a text (default: 128; without any of these options, the mean of the calibration data)."
+    group.add_argument("--latency_length", type=int, metavar="N", help=length)
+    threads = "Threads of the CPU (default: those of PyTorch)."
+    group.add_argument("--latency_threads", type=int, metavar="N", help=threads)
+    runtime = "What runs the model that is timed (default: pytorch)."
+    group.add_argument("--latency_runtime", choices=["pytorch", "onnxruntime"], help=runtime)
 
 
 def _add_recovery(group: Any) -> None:
