@@ -29,13 +29,13 @@ class PruneData(NamedTuple):
         calibration: the calibration data.
         recovery: the data to recover on; None for the calibration data.
         collator: makes a batch of a list of prepared samples, or None.
-        batch_size: most samples in a batch.
+        batch_size: most samples in a batch, or None; see `prepare_batches`.
     """
 
     calibration: Any
     recovery: Any
     collator: Callable[[list[Any]], Any] | None
-    batch_size: int
+    batch_size: int | None
 
     def require_fit(self, config: KPruneConfig) -> None:
         """Raises a ValueError if there is data to recover on without a recovery, or the other way round."""

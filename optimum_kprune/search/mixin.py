@@ -10,7 +10,6 @@ import torch
 from datasets import Dataset
 
 from ..configuration import KPruneConfig
-from ..defaults import BATCH_SIZE
 from ..distributed import together
 from ..frontier import Frontier
 from ..order import Order, PruneData
@@ -111,7 +110,7 @@ def _asked(
     config: KPruneConfig,
     calibration_dataset: Any,
     data_collator: Callable[[list[Any]], Any] | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     save_directory: str | PathLike | None = None,
     overwrite: bool = False,
     checkpoint_dir: str | PathLike | None = None,
