@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # Type checkers do not see what `__getattr__` imports.
     from .encoder.registration import register_adapter as register_adapter
     from .encoder.suggestion import suggest_adapter as suggest_adapter
     from .frontier import Frontier as Frontier
+    from .latency_table import LatencyTable as LatencyTable
     from .pruner import KPruner as KPruner
     from .publish.card import CardFacts as CardFacts
     from .result import KPruneResult as KPruneResult
@@ -38,6 +39,7 @@ _PUBLIC = {
     "KPruneConfig": "configuration",
     "KPruneResult": "result",
     "KPruner": "pruner",
+    "LatencyTable": "latency_table",
     "OptimumPruner": "base",
     "Prediction": "algorithm.divergence",
     "SublayerAdapter": "encoder.adapters",

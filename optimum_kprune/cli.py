@@ -29,12 +29,13 @@ from .encoder.tasks import main_input_of
 from .evaluation.evaluate import Figures, pairs_of
 from .folder import require_free
 from .names import hub_name, looks_like_path
-from .prune.costs import require_budget
+from .prune.costs import require_budget, unit_of
 from .prune.preconditions import require_recovery
 from .pruner import KPruner
 from .publish import hub
 from .publish.card import CardFacts
 from .publish.card_update import add_figures
+from .publish.save import require_plots
 
 logger = logging.getLogger("optimum_kprune")
 
@@ -59,10 +60,12 @@ OPTIONS = {
     "overwrite": "--overwrite_output_dir",
     "max_drop": "--max_drop",
     "min_quality": "--min_quality",
+    "minimise": "--minimise",
     "metric": "--metric",
     "evaluate": "--eval_dataset",
     "recovery_tokens": "--recovery_tokens",
     "recovery_dataset": "--recovery_dataset",
+    "latency_table": "--latency_table",
 }
 
 # The same for labelled data and for text to recover on, which are read by the same functions as calibration data.
@@ -75,6 +78,15 @@ RECOVERY_OPTIONS = {
     "dataset_name": "--recovery_dataset",
     "dataset_config_name": "--recovery_config",
     "dataset_split": "--recovery_split",
+}
+
+# The same for a latency table.
+LATENCY_OPTIONS = {
+    "path": "--latency_table",
+    "batch_size": "--latency_batch",
+    "length": "--latency_length",
+    "threads": "--latency_threads",
+    "runtime": "--latency_runtime",
 }
 
 
@@ -177,6 +189,8 @@ def _prune(arguments: Namespace, facts: CardFacts) -> None:
     in_main(require_free)(arguments.output_dir, overwrite)
     if arguments.push_to_hub is not None:
         hub.require_uploadable(arguments.push_to_hub)
+    if arguments.plot:
+        _require_plots()
     pruner = _load(arguments)
     require_budget(config, Encoder(pruner.teacher, pruner.adapter))
     evaluate = _evaluation(pruner, arguments)
@@ -186,10 +200,10 @@ def _prune(arguments: Namespace, facts: CardFacts) -> None:
     else:
         # Evaluated first: a mistake in the labelled data shows before the prune, not after it.
         dense = evaluate(pruner.teacher) if evaluate else {}
-        options = _given(arguments, "batch_size", "checkpoint_dir")
+        options = _given(arguments, "batch_size", "checkpoint_dir") | _timed(pruner, arguments, config)
         pruner.prune(config, **_data(pruner, arguments, config), **options)
     _tell(str(pruner.result))
-    card: dict[str, Any] = {"facts": facts, "measure_latency": arguments.measure_latency}
+    card: dict[str, Any] = {"facts": facts, "measure_latency": arguments.measure_latency, "plots": arguments.plot}
     pruner.save_pretrained(arguments.output_dir, overwrite=overwrite, **card)
     logger.info("Saved to %s", arguments.output_dir)
     if evaluate:
@@ -202,15 +216,16 @@ def _prune(arguments: Namespace, facts: CardFacts) -> None:
 
 
 def _searches(arguments: Namespace) -> bool:
-    """Whether a target is given in place of a rate.
+    """Whether a target is given in place of a rate or a budget.
 
     Raises:
-        ValueError: if more than one figure is to count.
+        ValueError: if more than one figure is to count, or a unit is given without a target.
     """
     target = _given(arguments, "max_drop", "min_quality")
-    for name in target:
-        if len(_metrics(arguments)) > 1:
-            raise ValueError(f"With `--{name}`, one figure counts. Got {', '.join(_metrics(arguments))}.")
+    if target and len(_metrics(arguments)) > 1:
+        raise ValueError(f"With `--{next(iter(target))}`, one figure counts. Got {', '.join(_metrics(arguments))}.")
+    if arguments.minimise and not target:
+        raise ValueError("`--minimise` goes with `--max_drop` or `--min_quality`. Got neither.")
     return bool(target)
 
 
@@ -223,14 +238,26 @@ def _search(
         config=config,
         metric=next(iter(_metrics(arguments)), None),
         **_data(pruner, arguments, config),
-        **_given(arguments, "max_drop", "min_quality", "batch_size", "checkpoint_dir"),
+        **_given(arguments, "max_drop", "min_quality", "minimise", "batch_size", "checkpoint_dir"),
+        **_timed(pruner, arguments, config),
     )
-    assert frontier.chosen is not None
-    if evaluate is None:
+    _tell(str(frontier))
+    if evaluate is None or frontier.chosen_point is None:
         return CardFacts()
-    facts = _measured(frontier.dense.figures, frontier.points[frontier.chosen].figures, arguments)
+    facts = _measured(frontier.dense.figures, frontier.chosen_point.figures, arguments)
     _tell(_figures(facts))
     return facts
+
+
+def _timed(pruner: KPruner, arguments: Namespace, config: KPruneConfig) -> dict[str, Any]:
+    """Returns the latency table that the options ask for, as an argument; nothing without them."""
+    given = {name: getattr(arguments, option.removeprefix("--")) for name, option in LATENCY_OPTIONS.items()}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and unit_of(config) != "latency":
+        options = ", ".join(LATENCY_OPTIONS[name] for name in given)
+        raise ValueError(f"{options} are for a `budget` in milliseconds, such as '10 ms' or '50% latency'. Got none.")
+    with _told_in(LATENCY_OPTIONS):
+        return {"latency_table": pruner.latency_table_in(**given)} if given else {}
 
 
 def _data(pruner: KPruner, arguments: Namespace, config: KPruneConfig) -> dict[str, Any]:
@@ -385,7 +412,7 @@ def _config(arguments: Namespace) -> KPruneConfig:
     if arguments.config is None:
         return KPruneConfig(**overrides)
     # What is given here takes the place of either in the file.
-    if {"compression_rate", "budget"} & set(overrides):
+    if {"compression_rate", "budget"} & set(overrides) or _searches(arguments):
         overrides = {"compression_rate": KPruneConfig.compression_rate, "budget": None} | overrides
     source = Path(arguments.config)
     if looks_like_path(arguments.config) and not source.exists():
@@ -423,6 +450,13 @@ def _facts(arguments: Namespace) -> CardFacts:
     dataset = arguments.eval_dataset or arguments.dataset
     config = arguments.eval_config if arguments.eval_dataset else arguments.dataset_config
     return CardFacts(metrics, hub_name(dataset), config, arguments.eval_split or "validation")
+
+
+def _require_plots() -> None:
+    try:
+        require_plots()
+    except ImportError as error:
+        raise ValueError(f"`--plot` cannot be used. {error}") from error
 
 
 def _given(arguments: Namespace, *names: str) -> dict[str, Any]:

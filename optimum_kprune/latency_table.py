@@ -28,6 +28,7 @@ class SublayerShape(NamedTuple):
         units: number of its units.
         unit_size: features in a unit.
         width: size of the hidden states, d.
+        least_units: 1 if a unit must stay, else 0.
     """
 
     layer: int
@@ -36,6 +37,7 @@ class SublayerShape(NamedTuple):
     units: int
     unit_size: int
     width: int
+    least_units: int = 0
 
     @property
     def curve_key(self) -> tuple[int, int, int]:
@@ -94,6 +96,8 @@ class LatencyTable:
         dense: milliseconds of a forward pass of the model as it was given.
         base: milliseconds of a forward pass where every sublayer has the least units that it can have.
         curves: what a sublayer adds to that, one curve for all sublayers that are built alike.
+        error: relative error (root mean square) of the milliseconds that the table predicts for the pruned models that
+            it was measured with.
 
     Raises:
         ValueError: if a field cannot be used.
@@ -113,6 +117,7 @@ class LatencyTable:
     dense: float
     base: float
     curves: tuple[LatencyCurve, ...]
+    error: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks what a search relies on."""
@@ -158,33 +163,42 @@ class LatencyTable:
         curves = (self.curve(each[:2], units) for each, units in zip(self.sublayers, kept, strict=True))
         return self.base + sum(curve[-1] for curve in curves)
 
-    def require_fit(
-        self, model_class: str, model_type: str, sublayers: Sequence[SublayerShape], **conditions: Any
-    ) -> None:
-        """Raises a ValueError if the table was measured with another model, or under other conditions.
+    def require_fit(self, **here: Any) -> None:
+        """Raises a ValueError if the table belongs to another model, or to other conditions; it names the differences.
 
         Args:
-            model_class: see `LatencyTable`.
-            model_type: see `LatencyTable`.
-            sublayers: see `LatencyTable`.
-            conditions: other attributes of the table by name, as they are here.
+            here: attributes of the table by name, as they are here.
         """
-        # The class of the model last: the model type tells more.
-        here = {**conditions, "model_type": model_type, "model_class": model_class}
         differences = [
             f"{name} is {getattr(self, name)!r} in the table and {value!r} here"
             for name, value in here.items()
-            if getattr(self, name) != value
+            if name != "sublayers" and getattr(self, name) != value
         ]
-        if self.sublayers != tuple(sublayers):
-            differences.append(
-                f"the table is of {_in_words(self.sublayers)}, and the model has {_in_words(sublayers)}"
-            )
+        if here.get("sublayers", self.sublayers) != self.sublayers:
+            words = _in_words(self.sublayers), _in_words(here["sublayers"])
+            differences.append("it is of {}, and the model has {}".format(*words))
         if differences:
             raise ValueError(
                 f"The latency table belongs to something else: {'; '.join(differences)}. Measure one of this model "
                 "here, with `KPruner.measure_latency`, or use what the table was measured with."
             )
+
+    @property
+    def conditions(self) -> str:
+        """The conditions under which the times hold, in words."""
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)} of " if self.threads else ""
+        sizes = " x ".join(map(str, self.sizes))
+        return f"{self.runtime}, batch {self.batch_size} of {sizes}, {self.dtype}, {threads}{self.machine}"
+
+    @property
+    def summary(self) -> str:
+        """What was measured, in words."""
+        multiples = sorted({curve.multiple for curve in self.curves if curve.multiple > 1})
+        faster = f"; widths that are multiples of {', '.join(map(str, multiples))} are faster" if multiples else ""
+        return (
+            f"{self.dense:.4g} ms ({self.conditions}), of which {self.base:.4g} stay without sublayers; the times of "
+            f"pruned models are predicted to {self.error:.1%}{faster}"
+        )
 
     @property
     def digest(self) -> str:
@@ -255,8 +269,8 @@ def _isotonic(values: Sequence[float]) -> list[float]:
 def _in_words(sublayers: Sequence[SublayerShape]) -> str:
     """Returns what a message tells of the sublayers of a model."""
     kinds: dict[tuple, list[int]] = {}
-    for _, _, kind, units, unit_size, width in sublayers:
-        kinds.setdefault((kind, unit_size, width), []).append(units)
+    for sublayer in sublayers:
+        kinds.setdefault((sublayer.kind, sublayer.unit_size, sublayer.width), []).append(sublayer.units)
     return ", ".join(
         f"{len(units)} {kind} sublayers of {_range(units)} units of {unit_size} (d = {width})"
         for (kind, unit_size, width), units in kinds.items()

@@ -12,6 +12,7 @@ from .calibration.spec import InputSpec
 from .configuration import KPruneConfig
 from .distributed import in_main
 from .folder import require_free
+from .latency_table import LatencyTable
 from .prune.checkpoint import begins_to_save, has_begun_to_save
 from .prune.preconditions import check_config, require_recovery
 from .prune.scores import measured_parts
@@ -30,12 +31,14 @@ class PruneData(NamedTuple):
         recovery: the data to recover on; None for the calibration data.
         collator: makes a batch of a list of prepared samples, or None.
         batch_size: most samples in a batch, or None; see `prepare_batches`.
+        latency_table: a latency table, or the path of one; None has it measured if it is needed.
     """
 
     calibration: Any
     recovery: Any
     collator: Callable[[list[Any]], Any] | None
     batch_size: int | None
+    latency_table: LatencyTable | str | PathLike | None = None
 
     def require_fit(self, config: KPruneConfig) -> None:
         """Raises a ValueError if there is data to recover on without a recovery, or the other way round."""

@@ -25,10 +25,13 @@ from .encoder.custom_modules import find_encoder
 from .encoder.loading import load_model, load_processing_class
 from .encoder.registration import register_type_of
 from .encoder.sublayers import Encoder
+from .evaluation.latency_mixin import LatencyMixin
 from .evaluation.mixin import EvaluationMixin
+from .frontier import Frontier
+from .latency_table import LatencyTable
 from .names import UNKNOWN, hub_name, publishable
 from .order import Order, PruneData, configs_of, within
-from .prune.costs import require_budget
+from .prune.costs import require_budget, unit_of
 from .prune.preconditions import check_config, require_finite_weights, require_prunable, require_recoverable
 from .prune.sweep import Sweep
 from .publish.save import SavingMixin
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 
-class KPruner(SearchMixin, EvaluationMixin, SavingMixin, OptimumPruner):
+class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPruner):
     """Prunes a fine-tuned encoder without retraining and without labels (Park, Choi and Kang, ICLR 2024).
 
     Where a launcher has started several processes, all must call `prune`, `sweep`, `save_pretrained` and
@@ -69,6 +72,7 @@ class KPruner(SearchMixin, EvaluationMixin, SavingMixin, OptimumPruner):
         processing_class: what prepares the input of the model, or None.
         config: the settings of the last prune that succeeded, or None.
         result: the result of the last prune that succeeded, or None.
+        frontier: the models of the sweep or search that `model` is from, for the card; or None.
         trainer: the trainer of `from_trainer`, or None.
 
     Raises:
@@ -99,6 +103,7 @@ class KPruner(SearchMixin, EvaluationMixin, SavingMixin, OptimumPruner):
         self._pipeline: SentenceTransformer | None = None
         self.config: KPruneConfig | None = None
         self.result: KPruneResult | None = None
+        self.frontier: Frontier | None = None
         self._figures = {}
         given = publishable(task=task, prediction=prediction, encoder=encoder)
         # For the card and the report: how the pruned model was made, as the arguments of every call by its name.
@@ -261,6 +266,7 @@ class KPruner(SearchMixin, EvaluationMixin, SavingMixin, OptimumPruner):
         overwrite: bool = False,
         checkpoint_dir: str | PathLike | None = None,
         recovery_dataset: Any = None,
+        latency_table: LatencyTable | str | PathLike | None = None,
     ) -> KPruneResult:
         """Prunes a copy of the teacher, which becomes `model` when the prune has succeeded.
 
@@ -282,6 +288,8 @@ class KPruner(SearchMixin, EvaluationMixin, SavingMixin, OptimumPruner):
             recovery_dataset: unlabelled data to recover on (`recovery_tokens` in the settings), in any form that
                 `calibration_dataset` can have; what is held out of that is not learned from. None takes
                 `calibration_dataset`.
+            latency_table: the table that a `budget` in milliseconds is spent by, or its path; see `measure_latency`.
+                None measures one for one sample in PyTorch, of the mean length of the calibration data.
 
         Returns:
             what was kept, sublayer by sublayer.
@@ -294,14 +302,14 @@ class KPruner(SearchMixin, EvaluationMixin, SavingMixin, OptimumPruner):
         """
         check_config(config)
         order = Order(self, config, save_directory, checkpoint_dir, overwrite)
-        data = PruneData(calibration_dataset, recovery_dataset, data_collator, batch_size)
+        data = PruneData(calibration_dataset, recovery_dataset, data_collator, batch_size, latency_table)
         return self._prune_each([order], data)[0]
 
     @together()
     @torch.inference_mode(False)
     def sweep(
         self,
-        rates: Iterable[float],
+        rates: Iterable[float | str],
         config: KPruneConfig,
         calibration_dataset: Dataset | Iterable[Any] | None = None,
         data_collator: Callable[[list[Any]], Any] | None = None,
@@ -310,30 +318,37 @@ class KPruner(SearchMixin, EvaluationMixin, SavingMixin, OptimumPruner):
         overwrite: bool = False,
         checkpoint_dir: str | PathLike | None = None,
         recovery_dataset: Any = None,
+        latency_table: LatencyTable | str | PathLike | None = None,
+        share_knowledge: bool = True,
     ) -> list["KPruner"]:
-        """Prunes copies of the teacher to several rates. Each result is the same as that of a `prune` to its rate.
+        """Prunes copies of the teacher to several rates or budgets, all of them sublayer by sublayer.
 
         What does not depend on the rate is done once: preparing the calibration data, checking the weights, finding
-        out how the model can be entered, the teacher's predictions and the first measurement of knowledge. All else is
-        done for every rate. So is moving the teacher through the sublayers: to keep its hidden states would take one
-        per token and sublayer. There is one student at a time; the finished models stay in memory.
+        out how the model can be entered, the teacher's predictions, and moving the teacher through the sublayers. So
+        is measuring knowledge, on the student that may keep the most: the others are slightly different from those of
+        a `prune` to their rate, on average no worse (docs/design_log.md). The hidden states of all students are held,
+        which count in `memory_budget`, and the finished models stay in memory.
 
         Args:
-            rates: the compression rates, each once.
-            config: the settings; each rate replaces its `compression_rate`.
+            rates: the compression rates, each once; or, in place of a rate, a budget such as `"40 MB"` (see
+                `KPruneConfig`).
+            config: the settings; each rate replaces the rate or the budget in them.
             calibration_dataset: see `prune`.
             data_collator: see `prune`.
             batch_size: see `prune`.
-            save_directory: folder for the pruned models. Each is saved as soon as it is finished, in a folder inside
-                that is named after its rate, such as "0.4". These folders must be new or empty.
+            save_directory: folder for the pruned models. Each is saved in a folder inside that is named after its rate
+                or budget, such as "0.4" or "40_megabytes". These folders must be new or empty.
             overwrite: whether to replace models that are saved there, each when the new one is finished.
             checkpoint_dir: see `prune`; the progress of every rate has a folder inside that is named after it.
             recovery_dataset: see `prune`.
+            latency_table: see `prune`.
+            share_knowledge: whether rates share knowledge. False measures it for every rate, which takes longer, and
+                gives the models of a `prune` to each, bit for bit. With `knowledge="divergence"`, and for budgets in
+                another unit, nothing is shared in any case.
 
         Returns:
             one pruner per rate, in the order given, each with its own `model`, `result` and `config`, to save or
-            publish from. Those of this pruner stay what they were. The seconds of the first result include the shared
-            work.
+            publish from. Those of this pruner stay what they were. Each result has an equal share of the seconds.
 
         Raises:
             ValueError: if a rate is out of range or given twice, the data cannot be used, weights or activations are
@@ -346,28 +361,32 @@ class KPruner(SearchMixin, EvaluationMixin, SavingMixin, OptimumPruner):
             Order(copy.copy(self), each, within(save_directory, each), within(checkpoint_dir, each), overwrite)
             for each in configs_of(rates, config)
         ]
-        self._prune_each(orders, PruneData(calibration_dataset, recovery_dataset, data_collator, batch_size))
+        data = PruneData(calibration_dataset, recovery_dataset, data_collator, batch_size, latency_table)
+        self._prune_each(orders, data, share_knowledge)
         return [order.pruner for order in orders]
 
-    def _prune_each(self, orders: list[Order], data: PruneData) -> list[KPruneResult]:
+    def _prune_each(self, orders: list[Order], data: PruneData, share_knowledge: bool = False) -> list[KPruneResult]:
         """Prunes copies of the teacher; each becomes the model of its pruner, and is saved."""
         # All orders are checked before the first prune, so that no rate fails after hours for its folder.
         orders = [order.prepared(data.calibration) for order in orders]
         for order in orders:
             require_budget(order.config, self._encoder(self.teacher))
         results = []
-        with self._session(orders[0].config, data) as session:
-            for order, result in session.carry_out(orders):
+        with self._session(orders, data) as session:
+            for order, result in session.carry_out(orders, share_knowledge):
                 order.save()
                 results.append(result)
         return results
 
     @contextmanager
-    def _session(self, config: KPruneConfig, data: PruneData) -> Iterator[PruneSession]:
+    def _session(self, orders: Sequence[Order], data: PruneData) -> Iterator[PruneSession]:
         """Reads and checks all that orders share, and opens the sweep in which they are carried out."""
+        config, folders = orders[0].config, [order.checkpoint_dir for order in orders]
         data.require_fit(config)
         arguments = self._arguments_with(data)
         require_finite_weights(self.teacher)
+        is_timed = any(unit_of(order.config) == "latency" for order in orders)
+        table = self._table_given(data.latency_table, folders, is_timed)
         data = data.with_defaults_of(self)
         dense, text = self._encoder(self.teacher), None
         spec = self._input_spec(config.seed, batch_tokens=batch_tokens(dense))
@@ -376,7 +395,10 @@ class KPruner(SearchMixin, EvaluationMixin, SavingMixin, OptimumPruner):
             # Read before the prune, like all that can be found wanting.
             require_recoverable(dense, bool(calibration.heldout))
             text = data.recovery_text(config, spec, calibration)
+        if is_timed and table is None:
+            table = self._table_measured(calibration, folders)
         with self._sweep_over(dense, calibration, config) as sweep:
+            sweep.latency_table = table
             yield PruneSession(self, sweep, calibration, text, arguments)
 
     def _sweep_over(self, dense: Encoder, calibration: CalibrationBatches, config: KPruneConfig) -> Sweep:
@@ -393,7 +415,7 @@ class KPruner(SearchMixin, EvaluationMixin, SavingMixin, OptimumPruner):
         """Takes over a prune that has succeeded."""
         self.model, self.result, self.config, self._arguments = model, result, config, arguments
         # Figures of an evaluation were those of the model before.
-        self._figures = {}
+        self._figures, self.frontier = {}, None
 
     def _arguments_with(self, data: PruneData) -> dict[str, dict[str, Any]]:
         """Returns how the pruned model is made: the arguments so far, and those of the prune and of its data."""

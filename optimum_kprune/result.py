@@ -117,6 +117,39 @@ class RecoveryResult:
         return f"Recovered on {self.tokens:,} {self.tokens_are}{over} in {self.seconds:.1f} seconds: {kept}"
 
 
+@dataclass(frozen=True)
+class LatencyResult:
+    """The milliseconds of a forward pass that a prune was asked for, and those that were then measured.
+
+    Attributes:
+        asked: what was asked for.
+        predicted: what the latency table predicts for the pruned model.
+        dense: what the table has for the dense model.
+        measured: what the pruned model took after the prune.
+        measured_dense: what the dense model took, in turns with the pruned one.
+        conditions: under which conditions all of this holds, in words.
+    """
+
+    asked: float
+    predicted: float
+    dense: float
+    measured: float
+    measured_dense: float
+    conditions: str
+
+    @property
+    def excess(self) -> float:
+        """By which share the pruned model is slower than asked for, if the dense one were as fast as in the table."""
+        return (self.measured / self.measured_dense) / (self.asked / self.dense) - 1
+
+    def __str__(self) -> str:
+        return (
+            f"Latency ({self.conditions}): asked for {self.asked:.3g} ms, {self.asked / self.dense:.1%} of "
+            f"{self.dense:.3g} ms; predicted {self.predicted:.3g} ms, {self.predicted / self.dense:.1%}; measured "
+            f"{self.measured:.3g} ms, {self.measured / self.measured_dense:.1%} of {self.measured_dense:.3g} ms"
+        )
+
+
 @dataclass(frozen=True, repr=False)
 class KPruneResult:
     """What a prune kept, sublayer by sublayer from the bottom. Printed, or shown in a notebook, it is a table.
@@ -142,6 +175,7 @@ class KPruneResult:
         milliseconds_before: time of a forward pass of the model as it was given, by the latency table that the budget
             was spent by; 0 without one.
         milliseconds_after: the same of the pruned model.
+        latency: what was then measured; None without a latency table.
     """
 
     sublayers: list[SublayerResult]
@@ -161,6 +195,7 @@ class KPruneResult:
     dtype: str = "float32"
     milliseconds_before: float = 0.0
     milliseconds_after: float = 0.0
+    latency: LatencyResult | None = None
 
     @property
     def kept(self) -> list[dict[str, Any]]:
@@ -247,6 +282,7 @@ class KPruneResult:
             f"{self.sequence_length} {tokens}; parameters: {self.parameters_before:,} -> {self.parameters_after:,}; "
             f"{self.samples:,} samples, {self.tokens:,} {tokens}, {self.seconds:.1f} seconds{stages}",
             *self._met(),
+            *([str(self.latency)] if self.latency else []),
             *self._recovered(),
             self.loss,
         ]
@@ -287,15 +323,18 @@ class KPruneResult:
         return f"held-out {self.heldout.measure}: {self.heldout.closeness:.1%} ± {self.heldout.closeness_error:.1%}"
 
 
-def write_report(folder: Path, result: KPruneResult, arguments: Mapping[str, Any]) -> None:
+def write_report(
+    folder: Path, result: KPruneResult, arguments: Mapping[str, Any], frontier: Mapping[str, Any] | None = None
+) -> None:
     """Writes the result of a prune as JSON.
 
     Args:
         folder: where to write it.
         result: what was kept.
         arguments: the arguments that were given to every call, by the name of the call.
+        frontier: the models of which this is one, as `Frontier.to_dict` gives them; or None.
     """
-    report = result.to_dict() | {"arguments": arguments}
+    report = result.to_dict() | {"arguments": arguments} | ({"frontier": frontier} if frontier else {})
     # One line per sublayer: indented, every index of a kept unit would have a line of its own.
     rows = ",\n".join(f"    {json.dumps(row)}" for row in report.pop("sublayers"))
     head = json.dumps(report, indent=2).removesuffix("\n}")

@@ -10,6 +10,7 @@ from .encoder.sublayers import Encoder
 from .encoder.unsharing import private_copy
 from .order import Order
 from .prune.checkpoint import digest
+from .prune.costs import unit_of
 from .prune.heldout import heldout_quality
 from .prune.sweep import Sweep
 from .recovery.recover import recover
@@ -43,20 +44,34 @@ class PruneSession:
         """The dense model."""
         return self.pruner._encoder(self.pruner.teacher)
 
-    def carry_out(self, orders: Sequence[Order]) -> Iterator[tuple[Order, KPruneResult]]:
+    def carry_out(
+        self, orders: Sequence[Order], share_knowledge: bool = False
+    ) -> Iterator[tuple[Order, KPruneResult]]:
         """Prunes to all orders together.
+
+        Args:
+            orders: what is asked for.
+            share_knowledge: see `Sweep.prune_all`.
 
         Yields:
             every order and its result, when its pruner has the model, recovered if the settings ask for it.
         """
         configs, checkpoint_dirs = [order.config for order in orders], [order.checkpoint_dir for order in orders]
-        for order, (model, result) in zip(orders, self.sweep.prune_all(configs, checkpoint_dirs), strict=True):
+        pruned = self.sweep.prune_all(configs, checkpoint_dirs, share_knowledge)
+        for order, (model, result) in zip(orders, pruned, strict=True):
             if self.text is not None:
                 recovered = self.pruner._encoder(model), self.pruner.task, self.calibration, self.text
                 result = recover(self.dense, *recovered, order.config, result, checkpoint_dir=order.checkpoint_dir)
+            sample = {name: values[:1] for name, values in self.calibration.batches[0].items()}
+            if self.sweep.latency_table is not None and unit_of(order.config) == "latency":
+                result = self.pruner._with_latency(result, self.sweep.latency_table, model, sample)
             order.pruner._keep(model, result, order.config, self.arguments)
-            order.pruner._sample = {name: values[:1] for name, values in self.calibration.batches[0].items()}
+            order.pruner._sample = sample
             yield order, result
+
+    def budget_at(self, rate: float, config: KPruneConfig) -> str:
+        """Returns the budget that removes a share of what can be removed, in the unit of the budget in `config`."""
+        return self.sweep.budget_at(rate, config)
 
     def heldout_of_dense(self) -> HeldoutQuality | None:
         """Compares the dense model with itself on the held-out data; returns None if there is none."""
@@ -64,9 +79,8 @@ class PruneSession:
         return heldout_quality(dense, dense, self.calibration, self.pruner.task)
 
     def identity(self, config: KPruneConfig) -> dict[str, Any]:
-        """Returns what the models of this session depend on besides the rate; see `Checkpoint`."""
+        """Returns what pruned and recovered models depend on; see `Checkpoint`."""
         identity = self.sweep.identity(config)
-        del identity["settings"]["compression_rate"]
         if self.text is not None:
             identity["settings"] |= {name: getattr(config, name) for name in RECOVERY_SETTINGS}
             identity["recovery data"] = digest(entry for batch in self.text.batches for entry in batch.items())

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from clock import costs, ticking
 from command_line import SAMPLES, arguments_of
 from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HTTPError, RemoteEntryNotFoundError
@@ -24,6 +25,7 @@ from optimum.commands.register.register_kprune import KPruneCommand
 from optimum_kprune import CardFacts, KPruneConfig, KPruner
 from optimum_kprune.cli import _BesideBars, _config, _facts
 from optimum_kprune.evaluation import evaluate as evaluation
+from optimum_kprune.evaluation import latency_measurement, latency_mixin
 from optimum_kprune.prune.sweep import Sweep
 from optimum_kprune.publish import hub
 
@@ -47,6 +49,22 @@ def test_lines_of_the_log_are_written_beside_a_bar():
         bar.update()
         handler.emit(logging.LogRecord("name", logging.INFO, "file", 1, "one line", None, None))
     assert "\rone line\n" in re.sub(r"\r +\r", "\r", written.getvalue())
+
+
+def test_a_latency_table_is_measured_into_a_file_and_read_from_it(place, tmp_path, command, capsys, monkeypatch):
+    monkeypatch.setattr(latency_measurement, "in_turns", ticking(costs(0.7, {"attention": float, "ffn": float})))
+    options = {"compression_rate": None, "budget": "50% latency", "latency_table": tmp_path / "table.json"}
+    conditions = {"latency_batch": 2, "latency_length": 9}
+    assert command(*arguments_of(place, tmp_path / "one", **options, **conditions)) is None
+    assert "batch 2 of 9" in capsys.readouterr().out
+    monkeypatch.setattr(latency_mixin, "measure_latency_table", None)
+    assert command(*arguments_of(place, tmp_path / "two", **options)) is None
+    refused = command(*arguments_of(place, tmp_path / "three", **options, latency_batch=3))
+    assert "batch_size is 2 in the table and 3 here" in refused
+    refused = command(*arguments_of(place, tmp_path / "three", latency_threads=1))
+    assert "--latency_threads are for a `--budget` in milliseconds" in refused
+    refused = command(*arguments_of(place, tmp_path / "three", **options | {"latency_table": None}, latency_length=41))
+    assert "`--latency_length` must be at most 40" in refused
 
 
 def test_csv_with_labels_and_settings_from_a_file_with_overrides(place, tmp_path, command):

@@ -162,7 +162,7 @@ def test_a_table_of_other_conditions_is_refused_by_name(name):
 
 def test_a_table_of_another_model_is_refused_and_every_difference_is_named():
     with pytest.raises(ValueError) as refused:
-        TABLE.require_fit("BertForMaskedLM", "roberta", SHAPES[:3], threads=4)
+        TABLE.require_fit(model_class="BertForMaskedLM", model_type="roberta", sublayers=SHAPES[:3], threads=4)
     for part in (
         "threads is 1 in the table and 4 here",
         "model_type is 'bert' in the table and 'roberta' here",

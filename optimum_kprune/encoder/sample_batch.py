@@ -13,8 +13,16 @@ from .sublayers import max_positions
 ROWS, TOKENS, PADDING, WORDS, FRAMES = 2, 16, 4, 100, 40
 
 
-def sample_batch(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Returns inputs of a model on the CPU: token ids with their mask, images, videos or audio, in two rows.
+def sample_batch(
+    model: PreTrainedModel, rows: int = ROWS, tokens: int = TOKENS, padding: int = PADDING
+) -> dict[str, Tensor]:
+    """Returns inputs of a model on the CPU: token ids with their mask, images, videos or audio.
+
+    Args:
+        model: the model.
+        rows: number of rows.
+        tokens: tokens in a row, or as many as the model can read.
+        padding: padding in the last row, if the model knows padding.
 
     Raises:
         ValueError: if the config does not say how large its inputs are.
@@ -22,7 +30,7 @@ def sample_batch(model: PreTrainedModel) -> dict[str, Tensor]:
     config, name = model.config, model.main_input_name
     generator = torch.Generator().manual_seed(0)
     if name == "input_ids":
-        batch = _text(model, generator)
+        batch = _text(model, generator, rows, tokens, padding)
     else:
         shape = _shape(config, name)
         if shape is None:
@@ -30,25 +38,27 @@ def sample_batch(model: PreTrainedModel) -> dict[str, Tensor]:
                 f"The config of this {type(model).__name__} does not say how large its {name!r} are. Give a batch: "
                 "`suggest_adapter(model, batch)`."
             )
-        batch = {name: torch.randn(ROWS, *shape, generator=generator).to(model.dtype)}
+        batch = {name: torch.randn(rows, *shape, generator=generator).to(model.dtype)}
     if "decoder_input_ids" in inspect.signature(model.forward).parameters:
-        batch["decoder_input_ids"] = _text(model, generator)["input_ids"]
+        batch["decoder_input_ids"] = _text(model, generator, rows, tokens, padding)["input_ids"]
     return batch
 
 
-def _text(model: PreTrainedModel, generator: torch.Generator) -> dict[str, Tensor]:
+def _text(
+    model: PreTrainedModel, generator: torch.Generator, rows: int, tokens: int, padding: int
+) -> dict[str, Tensor]:
     """Returns rows of token ids, of which the last is shorter if the model knows padding, and their mask."""
     config: Any = model.config.get_text_config()
-    tokens = min(TOKENS, max_positions(model) or TOKENS)
-    padding, end = (getattr(config, f"{name}_token_id", None) for name in ("pad", "eos"))
-    words = [word for word in range(getattr(config, "vocab_size", WORDS)) if word not in (padding, end)]
-    ids = torch.tensor(words)[torch.randint(min(len(words), WORDS), (ROWS, tokens), generator=generator)]
+    tokens = min(tokens, max_positions(model) or tokens)
+    pad, end = (getattr(config, f"{name}_token_id", None) for name in ("pad", "eos"))
+    words = [word for word in range(getattr(config, "vocab_size", WORDS)) if word not in (pad, end)]
+    ids = torch.tensor(words)[torch.randint(min(len(words), WORDS), (rows, tokens), generator=generator)]
     mask = torch.ones_like(ids)
-    if padding is not None:
-        ids[-1, -PADDING:], mask[-1, -PADDING:] = padding, 0
+    if pad is not None:
+        ids[-1, tokens - padding :], mask[-1, tokens - padding :] = pad, 0
     # The head of BART for sequences reads the token at the end of each.
     if isinstance(end, int):
-        ids[range(ROWS), mask.sum(dim=1) - 1] = end
+        ids[range(rows), mask.sum(dim=1) - 1] = end
     return {"input_ids": ids, "attention_mask": mask}
 
 

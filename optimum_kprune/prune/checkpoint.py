@@ -3,6 +3,7 @@
     prune.json                 what the progress belongs to: model, settings, calibration data, versions
     sublayer-000.safetensors   a finished sublayer: its weights, its kept units and the latest scores
     saving                     an empty file that appears when the prune is over and the saving of its model begins
+    latency_table.json         the table that was measured for a budget in milliseconds
 
 Every file is written whole or not at all. The prune goes on at the first sublayer that has no file.
 """
@@ -29,6 +30,7 @@ from ..result import SublayerResult
 
 IDENTITY_NAME = "prune.json"
 SAVING_NAME = "saving"
+TABLE_NAME = "latency_table.json"
 SCORES = "scores"
 
 
@@ -138,8 +140,10 @@ def claim(folder: Path, identity: dict[str, Any], work: str = "prune") -> None:
     """
     file = folder / IDENTITY_NAME
     if not file.exists():
-        # Hidden files may be the rest of a write that was cut off: they do not make the folder somebody else's.
-        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        # Hidden files may be the rest of a write that was cut off: they do not make the folder somebody else's. A
+        # latency table is written before the prune begins.
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        if any(not name.startswith(".") for name in names - {TABLE_NAME}):
             raise ValueError(
                 f"`checkpoint_dir` must be a new or empty folder, or hold the progress of a {work}. "
                 f"{str(folder)!r} holds something else. Choose another folder."

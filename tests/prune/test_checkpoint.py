@@ -276,3 +276,76 @@ def test_the_same_call_ends_what_was_killed_while_saving(moved, tmp_path, monkey
         assert same_state(one.model, loaded)
     with pytest.raises(FileExistsError):
         KPruner(tiny_model()).prune(settings(), batches, save_directory=tmp_path / "models" / "0.4")
+
+
+# Sweeps, in which rates share knowledge
+
+RATES = [0.8, 0.3]
+
+
+def sweep(folder, rates=RATES, share_knowledge=True):
+    batches = batches_of(ragged_samples())
+    return KPruner(tiny_model()).sweep(
+        rates, settings(), batches, checkpoint_dir=folder, share_knowledge=share_knowledge
+    )
+
+
+def swept_until(monkeypatch, files, folder):
+    """Sweeps until that many sublayers are written, of both rates together."""
+    written = []
+    write = Checkpoint.write
+
+    def write_or_die(self, *args):
+        if len(written) == files:
+            raise Killed
+        written.append(args)
+        write(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Checkpoint, "write", write_or_die)
+        sweep(folder)
+
+
+@pytest.fixture(scope="module")
+def whole_sweep(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, sweep(folder)
+
+
+@pytest.mark.parametrize("files", [1, 2, 5, 2 * SUBLAYERS - 1])
+def test_a_sweep_goes_on_with_every_rate_from_where_it_was(files, whole_sweep, tmp_path, monkeypatch):
+    """Of an odd number of files, one rate is ahead: what was measured for both lies in its checkpoint."""
+    swept_until(monkeypatch, files, tmp_path)
+    measured = []
+    measure = scores.measure_knowledge
+    monkeypatch.setattr(scores, "measure_knowledge", lambda *args: measured.append(args) or measure(*args))
+    for resumed, expected in zip(sweep(tmp_path), whole_sweep[1], strict=True):
+        assert same_state(resumed.model, expected.model)
+        assert without_seconds(resumed.result) == without_seconds(expected.result)
+    assert len(measured) == SUBLAYERS - (files + 1) // 2
+
+
+@pytest.mark.parametrize("rate", ["0.3", "0.8"])
+def test_a_rate_that_has_fallen_behind_takes_what_was_measured_from_the_other(
+    rate, whole_sweep, tmp_path, monkeypatch
+):
+    """Also the one on whose student knowledge is measured."""
+    folder, expected = whole_sweep
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    for index in range(2, SUBLAYERS):
+        (tmp_path / rate / f"sublayer-{index:03}.safetensors").unlink()
+    monkeypatch.setattr(scores, "measure_knowledge", pytest.fail)
+    assert all(same_state(found.model, each.model) for found, each in zip(sweep(tmp_path), expected, strict=True))
+
+
+def test_progress_with_the_knowledge_of_another_student_is_refused(whole_sweep, tmp_path):
+    folder, expected = whole_sweep
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match=r"knowledge of is None here and was 'rate 0\.3'"):
+        sweep(tmp_path, rates=[0.8])
+    with pytest.raises(ValueError, match=r"knowledge of is 'rate 0\.2' here and was None"):
+        sweep(tmp_path, rates=[0.3, 0.2])
+    # That student has its own: a prune goes on with its progress, and so does a sweep of other rates.
+    (found,) = sweep(tmp_path, rates=[0.3], share_knowledge=False)
+    assert same_state(found.model, expected[1].model)
+    assert same_state(sweep(tmp_path, rates=[0.3, 0.8, 0.6])[1].model, expected[0].model)
