@@ -25,7 +25,6 @@ from optimum_kprune.cli import _BesideBars
 from optimum_kprune.evaluation import evaluate as evaluation
 from optimum_kprune.evaluation import latency_measurement, latency_mixin
 from optimum_kprune.prune.sweep import Sweep
-from optimum_kprune.pruner import BATCH_SIZE
 from optimum_kprune.publish import hub
 
 pytestmark = pytest.mark.slow
@@ -116,7 +115,7 @@ def test_the_defaults_that_the_help_tells_are_those_of_the_settings(command, cap
         assert re.search(
             rf"--{name} {name.upper()} [^()]*(\[0, 1\))? ?\(default: {getattr(KPruneConfig, name)}\)", shown
         )
-    assert f"(default: {BATCH_SIZE})" in shown and "examples: optimum-cli kprune --model" in shown
+    assert "examples: optimum-cli kprune --model" in shown
 
 
 def test_the_options_that_the_readme_names_exist(command, capsys):

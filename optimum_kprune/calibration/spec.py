@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..defaults import FULL_BATCH
 from .columns import TEXT_COLUMNS
 from .modality import MODALITIES, TEXT, Modality, ProcessingClass
 
@@ -74,6 +75,7 @@ class InputSpec:
             `None` takes the tokens that `attention_mask` marks.
         image_channels: colour channels of the images. `None` is 3.
         dtype: type of the inputs that are no whole numbers.
+        batch_tokens: most tokens in a batch of more than one sample, padding included.
 
     Raises:
         ValueError: if a value cannot be used. The message says which values can.
@@ -93,6 +95,7 @@ class InputSpec:
     positions: Callable[[Batch], Tensor] | None = None
     image_channels: int | None = None
     dtype: torch.dtype = torch.float32
+    batch_tokens: int = FULL_BATCH
 
     def __post_init__(self) -> None:
         """Checks what can be checked before any data is read."""
@@ -205,10 +208,9 @@ class InputSpec:
         return self.max_length or min(limits)
 
 
-def require_count(name: str, value: Any, optional: bool = True) -> None:
-    """Raises a ValueError if an argument is no whole number of 1 or above. None is allowed if it is optional."""
-    if value is None and optional:
+def require_count(name: str, value: Any) -> None:
+    """Raises a ValueError if an argument is neither a whole number of 1 or above nor None."""
+    if value is None:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        allowed = "a whole number, 1 or above" + (", or None" if optional else "")
-        raise ValueError(f"`{name}` must be {allowed}. Got {value!r} instead.")
+        raise ValueError(f"`{name}` must be a whole number, 1 or above, or None. Got {value!r} instead.")
