@@ -323,15 +323,18 @@ class KPruneResult:
         return f"held-out {self.heldout.measure}: {self.heldout.closeness:.1%} ± {self.heldout.closeness_error:.1%}"
 
 
-def write_report(folder: Path, result: KPruneResult, arguments: Mapping[str, Any]) -> None:
+def write_report(
+    folder: Path, result: KPruneResult, arguments: Mapping[str, Any], frontier: Mapping[str, Any] | None = None
+) -> None:
     """Writes the result of a prune as JSON.
 
     Args:
         folder: where to write it.
         result: what was kept.
         arguments: the arguments that were given to every call, by the name of the call.
+        frontier: the models of which this is one, as `Frontier.to_dict` gives them; or None.
     """
-    report = result.to_dict() | {"arguments": arguments}
+    report = result.to_dict() | {"arguments": arguments} | ({"frontier": frontier} if frontier else {})
     # One line per sublayer: indented, every index of a kept unit would have a line of its own.
     rows = ",\n".join(f"    {json.dumps(row)}" for row in report.pop("sublayers"))
     head = json.dumps(report, indent=2).removesuffix("\n}")

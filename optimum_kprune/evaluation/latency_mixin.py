@@ -62,6 +62,27 @@ class LatencyMixin:
         timing = Timing(batch_size, length, threads, runtime)
         return in_main(measure_latency_table)(self._encoder(self.teacher), self.task.name, timing, self._sample)
 
+    def latency_table_in(self, path: str | PathLike | None = None, **timing: Any) -> LatencyTable:
+        """Returns the latency table that a file holds. If there is no such file, measures one and writes it there.
+
+        Args:
+            path: the file; None only measures.
+            timing: arguments of `measure_latency`. A table that is there must have been measured by those given.
+
+        Raises:
+            ValueError: if the file holds a table of other conditions, or no table; or see `measure_latency`.
+            OSError: if the file cannot be written.
+        """
+        if path is not None and Path(path).exists():
+            table = LatencyTable.load(path)
+            length = timing.pop("length", None)
+            table.require_fit(**timing, **({"sizes": (*table.sizes[:-1], length)} if length else {}))
+            return table
+        table = self.measure_latency(**timing)
+        if path is not None:
+            in_main(table.save)(path)
+        return table
+
     def _table_given(
         self,
         given: LatencyTable | str | PathLike | None,
