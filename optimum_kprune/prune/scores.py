@@ -54,6 +54,7 @@ class Scores:
         self._first = {} if first is None else first
         self._latest: dict[Place, Tensor] = {}
         self._config, self._unit_cost = config, unit_cost
+        self._is_by_block = unit_of(config) == "layers"
 
     @property
     def latest(self) -> dict[Place, Tensor]:
@@ -66,14 +67,16 @@ class Scores:
 
     def are_due(self, number: int) -> bool:
         """Whether scores must be measured before a target, given by its number: 0 is the lowest target."""
-        return not self.latest or (number > 0 and number % self._config.measure_every == 0)
+        if not self.latest:
+            return True
+        return number > 0 and number % self._config.measure_every == 0 and not self._is_by_block
 
     def measure(self, states: HiddenStates, students: list[Sublayer]) -> None:
         """Measures the scores of the target and of the sublayers above it, all in one pass over the data.
 
         S = mu (K_pred + lambda K_rep) / F          (`unit_scores`; docs/method.md, knowledge)
 
-        For a budget of layers, the units of a block share what is lost with the block (`measure_blocks`).
+        For a budget of layers, the units of a block share its score (`measure_blocks`), which is measured once.
 
         Args:
             states: the student's hidden states, at the target or at its block.
@@ -82,8 +85,10 @@ class Scores:
         pair = self.predictions.pair
         number = len(pair.targets) - len(students)
         part = number // self._config.measure_every % len(pair.parts) if number else None
-        measure = measure_blocks if unit_of(self._config) == "layers" else self._measure_units
-        scores = measure(self.predictions, states, students, self._config, part)
+        if self._is_by_block:
+            scores = measure_blocks(self.predictions, states, students, self._config)
+        else:
+            scores = self._measure_units(states, students, part)
         measured = {student.place: own for student, own in zip(students, scores, strict=True)}
         if number:
             # With one part, the new scores to the last bit.
@@ -93,18 +98,11 @@ class Scores:
             self._first.update(measured)
         self.latest = measured
 
-    def _measure_units(
-        self,
-        predictions: Predictions,
-        states: HiddenStates,
-        students: list[Sublayer],
-        config: KPruneConfig,
-        part: int | None,
-    ) -> list[Tensor]:
+    def _measure_units(self, states: HiddenStates, students: list[Sublayer], part: int | None) -> list[Tensor]:
         """Returns the scores (units,) of the units of every sublayer, by what is lost with each."""
-        importances = measure_knowledge(predictions, states, students, config, part)
+        importances = measure_knowledge(self.predictions, states, students, self._config, part)
         return [
-            unit_scores(importance, config.lambda_rep, self._mu(student), self._unit_cost(student))
+            unit_scores(importance, self._config.lambda_rep, self._mu(student), self._unit_cost(student))
             for importance, student in zip(importances, students, strict=True)
         ]
 

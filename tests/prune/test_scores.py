@@ -111,6 +111,7 @@ def test_for_a_budget_of_layers_scores_are_what_blocks_know():
     scores.measure(states, students)
     measured = measure_blocks(predictions, states, students, config)
     assert all(torch.equal(scores.latest[each.place], own) for each, own in zip(students, measured, strict=True))
+    assert not any(map(scores.are_due, range(2 * LAYERS)))
 
 
 def test_scores_of_an_earlier_prune_are_used_for_the_lowest_target_alone():
