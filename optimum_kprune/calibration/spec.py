@@ -208,9 +208,10 @@ class InputSpec:
         return self.max_length or min(limits)
 
 
-def require_count(name: str, value: Any) -> None:
-    """Raises a ValueError if an argument is neither a whole number of 1 or above nor None."""
-    if value is None:
+def require_count(name: str, value: Any, optional: bool = True) -> None:
+    """Raises a ValueError if an argument is no whole number of 1 or above. None is allowed if it is optional."""
+    if value is None and optional:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"`{name}` must be a whole number, 1 or above, or None. Got {value!r} instead.")
+        allowed = "a whole number, 1 or above" + (", or None" if optional else "")
+        raise ValueError(f"`{name}` must be {allowed}. Got {value!r} instead.")
