@@ -82,7 +82,7 @@ ROOMS = (
     {"session"},
     {"search"},
     {"pruner"},
-    {"cli", "trainer_callback"},
+    {"cli", "cli_arguments", "trainer_callback"},
     {"__main__"},
 )
 
