@@ -15,9 +15,10 @@ from .base import OptimumPruner
 from .calibration.modality import ProcessingClass
 from .calibration.prepare import CalibrationBatches, drawn_with, load_calibration_dataset
 from .configuration import KPruneConfig
-from .defaults import BATCH_SIZE, NUM_TOKENS
+from .defaults import NUM_TOKENS
 from .distributed import together
 from .encoder.adapters import EncoderAdapter
+from .encoder.batch_tokens import batch_tokens
 from .encoder.config_field import adapter_of
 from .encoder.custom_heads import choose_task, task_of_tower
 from .encoder.custom_modules import find_encoder
@@ -260,7 +261,7 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
         config: KPruneConfig,
         calibration_dataset: Dataset | Iterable[Any] | None = None,
         data_collator: Callable[[list[Any]], Any] | None = None,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
         save_directory: str | PathLike | None = None,
         overwrite: bool = False,
         checkpoint_dir: str | PathLike | None = None,
@@ -277,7 +278,8 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
                 data of the trainer.
             data_collator: makes a batch of a list of prepared samples. None takes the trainer's collator with the
                 trainer's data, and else pads with the tokenizer.
-            batch_size: most samples in a batch. It does not affect the result, except with `gradient="batch"`.
+            batch_size: most samples in a batch; None takes as many as the device has room for. It does not affect the
+                result, except with `gradient="batch"`, where None takes 32.
             save_directory: folder to save the pruned model in, new or empty.
             overwrite: whether to replace a model that is saved there. It is replaced as the last step.
             checkpoint_dir: folder for the progress, written after every sublayer, and ten times in a recovery. If a
@@ -311,7 +313,7 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
         config: KPruneConfig,
         calibration_dataset: Dataset | Iterable[Any] | None = None,
         data_collator: Callable[[list[Any]], Any] | None = None,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
         save_directory: str | PathLike | None = None,
         overwrite: bool = False,
         checkpoint_dir: str | PathLike | None = None,
@@ -386,7 +388,8 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
         is_timed = any(unit_of(order.config) == "latency" for order in orders)
         table = self._table_given(data.latency_table, folders, is_timed)
         data = data.with_defaults_of(self)
-        dense, spec, text = self._encoder(self.teacher), self._input_spec(config.seed), None
+        dense, text = self._encoder(self.teacher), None
+        spec = self._input_spec(config.seed, batch_tokens=batch_tokens(dense))
         calibration = data.calibration_batches(config, spec, sum(sublayer.units > 0 for sublayer in dense.sublayers()))
         if config.recovery_tokens:
             # Read before the prune, like all that can be found wanting.

@@ -97,6 +97,12 @@ def unit_scores(importance: Importance, lambda_rep: float, mu: float, unit_flops
 
 
 def shares_of_whole(importance: Importance) -> Tensor:
-    """Returns a score for every unit, (units,) float64, where all go or stay together: an equal share of K_pred."""
+    """Returns a score for every unit where all go or stay together: an equal share of K_pred.
+
+    K_pred is that of the whole, in which every unit has the same mask (docs/method.md, section 3, of whole layers).
+
+    Returns:
+        (units,) float64.
+    """
     units = len(importance.predictive)
     return importance.whole.expand(units) / units

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..calibration.prepare import CalibrationBatches
-from ..calibration.spec import main_input
+from ..calibration.spec import main_input, samples_in
 from ..configuration import RECOVERY_SETTINGS, KPruneConfig
 from ..distributed import require_same, world_size
 from ..encoder.config_field import kprune_field
@@ -28,7 +28,7 @@ from ..encoder.tasks import Task, with_published_targets
 from ..encoder.unsharing import private_copy
 from ..latency_table import LatencyTable
 from ..result import KPruneResult, SublayerResult
-from .checkpoint import Checkpoint, digest
+from .checkpoint import Checkpoint, digest, entries_of
 from .costs import budget_at, costs_of, unit_of
 from .heldout import heldout_quality
 from .loop import Loop
@@ -270,6 +270,8 @@ class Sweep:
             measured_on: the settings of the prune whose student knowledge is measured on; None for its own.
         """
         batches = [*self._given.batches, *self._given.heldout]
+        # Only then does it matter which samples share a batch. How many do can depend on the memory that is free.
+        sizes = list(map(samples_in, batches)) if config.gradient == "batch" else []
         settings = config.to_dict()
         # None changes the prune: where hidden states lie, the library that only reads and writes settings, and what
         # comes after the prune.
@@ -280,7 +282,7 @@ class Sweep:
             "model": digest(named_tensors(self._dense.model)),
             "task": self._task.name,
             "settings": settings,
-            "calibration data": digest((name, values) for batch in batches for name, values in batch.items()),
+            "calibration data": digest([*entries_of(batches), ("sizes", torch.tensor(sizes))]),
             **({"latency table": table.digest} if table else {}),
             "versions": {
                 "optimum-kprune": __version__,

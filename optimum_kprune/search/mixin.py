@@ -12,7 +12,6 @@ from datasets import Dataset
 
 from ..budget import NAMES
 from ..configuration import KPruneConfig
-from ..defaults import BATCH_SIZE
 from ..distributed import together
 from ..frontier import Frontier
 from ..latency_table import LatencyTable
@@ -174,7 +173,7 @@ def _asked(
     config: KPruneConfig,
     calibration_dataset: Any,
     data_collator: Callable[[list[Any]], Any] | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     save_directory: str | PathLike | None = None,
     overwrite: bool = False,
     checkpoint_dir: str | PathLike | None = None,

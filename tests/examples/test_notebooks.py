@@ -72,7 +72,7 @@ def test_the_frontier_notebook_runs_and_keeps_what_its_rates_say(tmp_path):
     images = [
         output for cell in code_cells(notebook) for output in cell.outputs if "image/png" in output.get("data", {})
     ]
-    assert len(images) == 3
+    assert len(images) == 2
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -143,7 +143,6 @@ def test_a_sweep_resumes_in_the_rate_that_was_in_work(tmp_path, monkeypatch):
         ({"seed": 3, "ridge": 0.5}, "ridge is 0.5 here and was 0.01; seed is 3 here and was 0"),
         ({"model": tiny_model(seed=1)}, "the model is another"),
         ({"batches": batches_of(ragged_samples(seed=1))}, "the calibration data is another"),
-        ({"batches": batches_of(ragged_samples(), size=7)}, "the calibration data is another"),
     ],
 )
 def test_the_checkpoint_of_another_prune_is_refused(arguments, difference, tmp_path, monkeypatch):
@@ -158,6 +157,16 @@ def test_the_checkpoint_of_another_prune_is_refused(arguments, difference, tmp_p
 def test_how_states_are_held_may_change(tmp_path, monkeypatch):
     killed_after(monkeypatch, 2, tmp_path)
     assert same_state(prune(tmp_path, memory_budget=0).model, prune(None).model)
+
+
+def test_how_many_samples_share_a_batch_may_change_unless_that_counts(tmp_path, monkeypatch):
+    """It depends on the memory that is free."""
+    others = batches_of(ragged_samples(), size=7, extra=2)
+    killed_after(monkeypatch, 2, tmp_path / "sample")
+    assert prune(tmp_path / "sample", batches=others).result.kept == prune(None).result.kept
+    killed_after(monkeypatch, 2, tmp_path / "batch", gradient="batch")
+    with pytest.raises(ValueError, match="the calibration data is another"):
+        prune(tmp_path / "batch", batches=others, gradient="batch")
 
 
 def test_a_place_that_is_no_folder_is_named(tmp_path):

@@ -1,7 +1,10 @@
 """`KPruner.search` on tiny models: what it accepts, what becomes of the pruner, and that it equals prunes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from clock import costs, ticking
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from prunes import untouchable
@@ -10,6 +13,7 @@ from trainers import make_trainer
 from transformers import AutoModelForSequenceClassification
 
 from optimum_kprune import KPruneConfig, KPruner
+from optimum_kprune.evaluation import latency_measurement, latency_mixin
 
 TEXTS = texts_of(ragged_samples(160))
 CONFIG = KPruneConfig(num_tokens=None, heldout_share=0.4)
@@ -166,3 +170,15 @@ def test_a_model_is_made_small_in_any_unit(unit):
     assert pruner.result.budget == frontier.points[-1].budget and frontier.chosen == 1
     sizes = [getattr(point, unit, point.flops) for point in (frontier.dense, *frontier.points)]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_milliseconds_are_minimised_by_a_table_that_is_kept_with_the_progress(monkeypatch, tmp_path):
+    monkeypatch.setattr(latency_measurement, "in_turns", ticking(costs(0.7, {"attention": float, "ffn": float})))
+    options = {"config": CONFIG, "metric": "size", "minimise": "latency", "checkpoint_dir": tmp_path}
+    frontier = pruner_of().search(TEXTS, parameters_of, "25%", max_evaluations=2, **options)
+    times = [point.milliseconds for point in (frontier.dense, *frontier.points)]
+    assert times == sorted(times, reverse=True) and times[0] == pytest.approx(1000 * (0.7 + 3 * (4 + 64)))
+    assert frontier.conditions.startswith("pytorch, batch 1")
+    monkeypatch.setattr(latency_mixin, "measure_latency_table", lambda *_: pytest.fail("measured again"))
+    again = pruner_of().search(TEXTS, parameters_of, "25%", max_evaluations=2, **options)
+    assert again == replace(frontier, seconds=again.seconds)

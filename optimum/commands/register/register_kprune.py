@@ -108,7 +108,7 @@ def _add_data(group: Any) -> None:
     group.add_argument("--max_length", type=int, help=length)
     tokens = "Budget of calibration tokens; of images and audio, of positions of the hidden states (default: 100000)."
     group.add_argument("--num_tokens", type=int, help=tokens)
-    group.add_argument("--batch_size", type=int, help="Most samples in a batch (default: 32).")
+    group.add_argument("--batch_size", type=int, help="Most samples in a batch (default: as memory allows).")
 
 
 def _add_prune(group: Any) -> None:
