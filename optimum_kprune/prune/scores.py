@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..algorithm.knowledge import Importance, shares_of_whole, unit_scores
+from ..algorithm.knowledge import unit_scores
 from ..configuration import KPruneConfig
 from ..encoder.sublayers import Place, Sublayer
+from .blocks import measure_blocks
 from .costs import unit_of
 from .hidden_states import HiddenStates
 from .predictions import Predictions
@@ -71,7 +72,8 @@ class Scores:
         """Measures the scores of the target and of the sublayers above it, all in one pass over the data.
 
         S = mu (K_pred + lambda K_rep) / F          (`unit_scores`; docs/method.md, knowledge)
-        S = K_pred(sublayer) / units                (`shares_of_whole`, for a budget of layers; docs/budgets.md)
+
+        For a budget of layers, the units of a block share what is lost with the block (`measure_blocks`).
 
         Args:
             states: the student's hidden states, at the target or at its block.
@@ -80,11 +82,9 @@ class Scores:
         pair = self.predictions.pair
         number = len(pair.targets) - len(students)
         part = number // self._config.measure_every % len(pair.parts) if number else None
-        importances = measure_knowledge(self.predictions, states, students, self._config, part)
-        measured = {
-            student.place: self._score(importance, student)
-            for importance, student in zip(importances, students, strict=True)
-        }
+        measure = measure_blocks if unit_of(self._config) == "layers" else self._measure_units
+        scores = measure(self.predictions, states, students, self._config, part)
+        measured = {student.place: own for student, own in zip(students, scores, strict=True)}
         if number:
             # With one part, the new scores to the last bit.
             share = 1 / len(pair.parts)
@@ -93,10 +93,20 @@ class Scores:
             self._first.update(measured)
         self.latest = measured
 
-    def _score(self, importance: Importance, sublayer: Sublayer) -> Tensor:
-        if unit_of(self._config) == "layers":
-            return shares_of_whole(importance)
-        return unit_scores(importance, self._config.lambda_rep, self._mu(sublayer), self._unit_cost(sublayer))
+    def _measure_units(
+        self,
+        predictions: Predictions,
+        states: HiddenStates,
+        students: list[Sublayer],
+        config: KPruneConfig,
+        part: int | None,
+    ) -> list[Tensor]:
+        """Returns the scores (units,) of the units of every sublayer, by what is lost with each."""
+        importances = measure_knowledge(predictions, states, students, config, part)
+        return [
+            unit_scores(importance, config.lambda_rep, self._mu(student), self._unit_cost(student))
+            for importance, student in zip(importances, students, strict=True)
+        ]
 
     def _mu(self, sublayer: Sublayer) -> float:
         """Returns mu, the factor on the scores of a sublayer: 1 for neurons; for heads, times `head_weight`.

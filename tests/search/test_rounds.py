@@ -2,11 +2,13 @@
 
 import logging
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 from searches import Model, Pruner, Session, search_of
 
+from optimum_kprune.result import HeldoutQuality
 from optimum_kprune.search.rounds import Limits
 from optimum_kprune.search.target import Target
 
@@ -131,6 +133,17 @@ def test_only_the_best_model_stays_beside_those_of_the_round(monkeypatch):
     search_of(falling).run()
     # The dense one, the best, and four of a round.
     assert max(most) <= 6
+
+
+def test_a_drop_has_the_noise_of_a_difference_and_a_floor_that_of_the_figure():
+    errors = []
+    for target in (Target(0.01, "points"), Target(0.89, "floor")):
+        search = search_of(falling, target, heldout=HeldoutQuality("agreement", 0.95, 0.0, 0.0, 0.0, 100))
+        search.quality = replace(search.quality, samples=400)
+        frontier = search.run()
+        errors.append(frontier.points[0].quality_error)
+        assert "400 samples tell accuracy" in frontier.notes[0]
+    assert errors == pytest.approx([((0.05 + 1 / 400) / 400) ** 0.5, (0.9 * 0.1 / 400) ** 0.5], rel=0.01)
 
 
 @pytest.mark.parametrize(
