@@ -46,8 +46,9 @@ class KPruneConfig(BaseConfig):
         heldout_share (`float`, defaults to 0.1): share of the calibration tokens that is held out of the prune. How
             close the pruned model is to the dense one is measured on it afterwards. With 0, nothing is measured.
         measure_tokens (`int`, *optional*, defaults to 10 000): number of calibration tokens on which knowledge is
-            measured, in samples of all lengths. Scores need fewer tokens than the fit, which always takes all. `None`
-            takes all.
+            measured, in samples of all lengths. Scores need fewer tokens than the fit, which always takes all. Where
+            there are more than twelve measurements, those after the first take turns on parts of these tokens, so that
+            time is linear in the layers, and scores are running means. `None` takes all tokens every time.
         measure_every (`int`, defaults to 1): knowledge is measured before every `measure_every`-th sublayer; the
             sublayers in between use the latest scores. More than 1 is faster, but costs quality: reduce
             `measure_tokens` first.

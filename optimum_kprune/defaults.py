@@ -2,5 +2,7 @@
 
 # Budget of calibration tokens; padding is not counted.
 NUM_TOKENS = 100_000
-# Most samples in a batch.
+# Samples in a batch where batches count: in an evaluation, and with `gradient="batch"`.
 BATCH_SIZE = 32
+# Tokens in a batch on a CPU, padding included. Larger batches are no faster per token; they only take more memory.
+FULL_BATCH = 512

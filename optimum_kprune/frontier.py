@@ -32,6 +32,7 @@ class FrontierPoint:
         milliseconds: time of a forward pass; None if it was not measured.
         quality: the figure that was asked for; None if none was.
         quality_error: standard error of `quality`, from the size of the evaluation data; None if that is not known.
+            If the dense model has none, it is that of the difference from the dense model.
         heldout: how close it is to the dense model on held-out calibration data; None if nothing was held out.
         figures: all figures of the evaluation, by name.
         seconds: time of its prune and evaluation.
@@ -214,10 +215,16 @@ class Frontier:
         if draws > 1:
             told.append(f"Means and standard deviations over {draws} draws of the calibration data.")
         elif any(point.quality_range is not None or point.heldout for point in self.points):
-            told.append("± gives one standard error.")
+            whose = f"; that of {self.measure} is of the difference from dense" if self._has_differences else ""
+            told.append(f"± gives one standard error{whose}.")
         if self.conditions:
             told.append(f"Milliseconds: {self.conditions}.")
         return told + self.notes
+
+    @property
+    def _has_differences(self) -> bool:
+        """Whether the errors are those of the differences from the dense model."""
+        return self.dense.quality_error is None and any(point.quality_error is not None for point in self.points)
 
     def __str__(self) -> str:
         heads, rows = self.table()

@@ -30,14 +30,14 @@ class PruneData(NamedTuple):
         calibration: the calibration data.
         recovery: the data to recover on; None for the calibration data.
         collator: makes a batch of a list of prepared samples, or None.
-        batch_size: most samples in a batch.
+        batch_size: most samples in a batch, or None; see `prepare_batches`.
         latency_table: a latency table, or the path of one; None has it measured if it is needed.
     """
 
     calibration: Any
     recovery: Any
     collator: Callable[[list[Any]], Any] | None
-    batch_size: int
+    batch_size: int | None
     latency_table: LatencyTable | str | PathLike | None = None
 
     def require_fit(self, config: KPruneConfig) -> None:

@@ -3,8 +3,7 @@
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 from textwrap import fill
@@ -29,7 +28,8 @@ METADATA: dict[str, dict[str, None]] = {
     ".svg": {"Date": None},
     ".pdf": {"CreationDate": None},
 }
-# The user's own style of matplotlib does not change a picture. Inches and points are those of a column of a report.
+# In place of the user's own style, which is back when a picture is drawn. Inches and points are those of a column of a
+# report.
 STYLE: list[Any] = [
     "default",
     {
@@ -81,19 +81,13 @@ def plot_kept(result: KPruneResult, path: str | PathLike) -> None:
     _write(path, lambda: draw_kept(result))
 
 
-@contextmanager
-def _styled() -> Iterator[None]:
-    with style.context(STYLE):
-        yield
-
-
 def _write(path: str | PathLike, draw: Callable[[], Figure]) -> None:
     """Writes a picture whole, in the format that its ending says."""
     ending = Path(path).suffix.lower()
     if ending not in METADATA:
         raise ValueError(f"A picture must end with {', '.join(METADATA)}. Got {str(path)!r} instead.")
     drawn = io.BytesIO()
-    with _styled():
+    with style.context(STYLE):
         draw().savefig(drawn, format=ending[1:], metadata=METADATA[ending])
     write_atomically(path, drawn.getvalue())
 

@@ -15,9 +15,10 @@ from .base import OptimumPruner
 from .calibration.modality import ProcessingClass
 from .calibration.prepare import CalibrationBatches, drawn_with, load_calibration_dataset
 from .configuration import KPruneConfig
-from .defaults import BATCH_SIZE, NUM_TOKENS
+from .defaults import NUM_TOKENS
 from .distributed import together
 from .encoder.adapters import EncoderAdapter
+from .encoder.batch_tokens import batch_tokens
 from .encoder.config_field import adapter_of
 from .encoder.custom_heads import choose_task, task_of_tower
 from .encoder.custom_modules import find_encoder
@@ -26,6 +27,7 @@ from .encoder.registration import register_type_of
 from .encoder.sublayers import Encoder
 from .evaluation.latency_mixin import LatencyMixin
 from .evaluation.mixin import EvaluationMixin
+from .frontier import Frontier
 from .latency_table import LatencyTable
 from .names import UNKNOWN, hub_name, publishable
 from .order import Order, PruneData, configs_of, within
@@ -70,6 +72,7 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
         processing_class: what prepares the input of the model, or None.
         config: the settings of the last prune that succeeded, or None.
         result: the result of the last prune that succeeded, or None.
+        frontier: the models of the sweep or search that `model` is from, for the card; or None.
         trainer: the trainer of `from_trainer`, or None.
 
     Raises:
@@ -100,6 +103,7 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
         self._pipeline: SentenceTransformer | None = None
         self.config: KPruneConfig | None = None
         self.result: KPruneResult | None = None
+        self.frontier: Frontier | None = None
         self._figures = {}
         given = publishable(task=task, prediction=prediction, encoder=encoder)
         # For the card and the report: how the pruned model was made, as the arguments of every call by its name.
@@ -257,7 +261,7 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
         config: KPruneConfig,
         calibration_dataset: Dataset | Iterable[Any] | None = None,
         data_collator: Callable[[list[Any]], Any] | None = None,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
         save_directory: str | PathLike | None = None,
         overwrite: bool = False,
         checkpoint_dir: str | PathLike | None = None,
@@ -274,7 +278,8 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
                 data of the trainer.
             data_collator: makes a batch of a list of prepared samples. None takes the trainer's collator with the
                 trainer's data, and else pads with the tokenizer.
-            batch_size: most samples in a batch. It does not affect the result, except with `gradient="batch"`.
+            batch_size: most samples in a batch; None takes as many as the device has room for. It does not affect the
+                result, except with `gradient="batch"`, where None takes 32.
             save_directory: folder to save the pruned model in, new or empty.
             overwrite: whether to replace a model that is saved there. It is replaced as the last step.
             checkpoint_dir: folder for the progress, written after every sublayer, and ten times in a recovery. If a
@@ -304,41 +309,46 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
     @torch.inference_mode(False)
     def sweep(
         self,
-        rates: Iterable[float],
+        rates: Iterable[float | str],
         config: KPruneConfig,
         calibration_dataset: Dataset | Iterable[Any] | None = None,
         data_collator: Callable[[list[Any]], Any] | None = None,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
         save_directory: str | PathLike | None = None,
         overwrite: bool = False,
         checkpoint_dir: str | PathLike | None = None,
         recovery_dataset: Any = None,
         latency_table: LatencyTable | str | PathLike | None = None,
+        share_knowledge: bool = True,
     ) -> list["KPruner"]:
-        """Prunes copies of the teacher to several rates. Each result is the same as that of a `prune` to its rate.
+        """Prunes copies of the teacher to several rates or budgets, all of them sublayer by sublayer.
 
         What does not depend on the rate is done once: preparing the calibration data, checking the weights, finding
-        out how the model can be entered, the teacher's predictions and the first measurement of knowledge. All else is
-        done for every rate. So is moving the teacher through the sublayers: to keep its hidden states would take one
-        per token and sublayer. There is one student at a time; the finished models stay in memory.
+        out how the model can be entered, the teacher's predictions, and moving the teacher through the sublayers. So
+        is measuring knowledge, on the student that may keep the most: the others are slightly different from those of
+        a `prune` to their rate, on average no worse (docs/design_log.md). The hidden states of all students are held,
+        which count in `memory_budget`, and the finished models stay in memory.
 
         Args:
-            rates: the compression rates, each once.
-            config: the settings; each rate replaces its `compression_rate`.
+            rates: the compression rates, each once; or, in place of a rate, a budget such as `"40 MB"` (see
+                `KPruneConfig`).
+            config: the settings; each rate replaces the rate or the budget in them.
             calibration_dataset: see `prune`.
             data_collator: see `prune`.
             batch_size: see `prune`.
-            save_directory: folder for the pruned models. Each is saved as soon as it is finished, in a folder inside
-                that is named after its rate, such as "0.4". These folders must be new or empty.
+            save_directory: folder for the pruned models. Each is saved in a folder inside that is named after its rate
+                or budget, such as "0.4" or "40_megabytes". These folders must be new or empty.
             overwrite: whether to replace models that are saved there, each when the new one is finished.
             checkpoint_dir: see `prune`; the progress of every rate has a folder inside that is named after it.
             recovery_dataset: see `prune`.
             latency_table: see `prune`.
+            share_knowledge: whether rates share knowledge. False measures it for every rate, which takes longer, and
+                gives the models of a `prune` to each, bit for bit. With `knowledge="divergence"`, and for budgets in
+                another unit, nothing is shared in any case.
 
         Returns:
             one pruner per rate, in the order given, each with its own `model`, `result` and `config`, to save or
-            publish from. Those of this pruner stay what they were. The seconds of the first result include the shared
-            work.
+            publish from. Those of this pruner stay what they were. Each result has an equal share of the seconds.
 
         Raises:
             ValueError: if a rate is out of range or given twice, the data cannot be used, weights or activations are
@@ -352,10 +362,10 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
             for each in configs_of(rates, config)
         ]
         data = PruneData(calibration_dataset, recovery_dataset, data_collator, batch_size, latency_table)
-        self._prune_each(orders, data)
+        self._prune_each(orders, data, share_knowledge)
         return [order.pruner for order in orders]
 
-    def _prune_each(self, orders: list[Order], data: PruneData) -> list[KPruneResult]:
+    def _prune_each(self, orders: list[Order], data: PruneData, share_knowledge: bool = False) -> list[KPruneResult]:
         """Prunes copies of the teacher; each becomes the model of its pruner, and is saved."""
         # All orders are checked before the first prune, so that no rate fails after hours for its folder.
         orders = [order.prepared(data.calibration) for order in orders]
@@ -363,7 +373,7 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
             require_budget(order.config, self._encoder(self.teacher))
         results = []
         with self._session(orders, data) as session:
-            for order, result in session.carry_out(orders):
+            for order, result in session.carry_out(orders, share_knowledge):
                 order.save()
                 results.append(result)
         return results
@@ -378,7 +388,8 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
         is_timed = any(unit_of(order.config) == "latency" for order in orders)
         table = self._table_given(data.latency_table, folders, is_timed)
         data = data.with_defaults_of(self)
-        dense, spec, text = self._encoder(self.teacher), self._input_spec(config.seed), None
+        dense, text = self._encoder(self.teacher), None
+        spec = self._input_spec(config.seed, batch_tokens=batch_tokens(dense))
         calibration = data.calibration_batches(config, spec, sum(sublayer.units > 0 for sublayer in dense.sublayers()))
         if config.recovery_tokens:
             # Read before the prune, like all that can be found wanting.
@@ -404,7 +415,7 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
         """Takes over a prune that has succeeded."""
         self.model, self.result, self.config, self._arguments = model, result, config, arguments
         # Figures of an evaluation were those of the model before.
-        self._figures = {}
+        self._figures, self.frontier = {}, None
 
     def _arguments_with(self, data: PruneData) -> dict[str, dict[str, Any]]:
         """Returns how the pruned model is made: the arguments so far, and those of the prune and of its data."""

@@ -281,20 +281,21 @@ class KPruneResult:
             f"FLOPs removed: {self.flops_removed:.2%} of {self.flops_before / 1e6:.1f} MFLOPs at "
             f"{self.sequence_length} {tokens}; parameters: {self.parameters_before:,} -> {self.parameters_after:,}; "
             f"{self.samples:,} samples, {self.tokens:,} {tokens}, {self.seconds:.1f} seconds{stages}",
-            *self._met(),
+            *([self.met] if self.met else []),
             *([str(self.latency)] if self.latency else []),
             *self._recovered(),
             self.loss,
         ]
 
-    def _met(self) -> list[str]:
-        """Returns what was asked for and what was got, in the unit of the budget."""
+    @property
+    def met(self) -> str:
+        """What was asked for and what was got, in the unit of the budget; "" if a compression rate was given."""
         if self.budget is None:
-            return []
+            return ""
         unit = parse_budget(self.budget).unit
         before, after = self._amounts(unit)
         dtype = f" in {self.dtype}" if unit == "megabytes" else ""
-        return [f"Budget: {self.budget}; kept: {told(unit, after)} of {told(unit, before)}{dtype}"]
+        return f"Budget: {self.budget}; kept: {told(unit, after)} of {told(unit, before)}{dtype}"
 
     def _amounts(self, unit: str) -> tuple[float, float]:
         """Returns how much there was of the unit of a budget before the prune, and after it."""
@@ -323,15 +324,18 @@ class KPruneResult:
         return f"held-out {self.heldout.measure}: {self.heldout.closeness:.1%} ± {self.heldout.closeness_error:.1%}"
 
 
-def write_report(folder: Path, result: KPruneResult, arguments: Mapping[str, Any]) -> None:
+def write_report(
+    folder: Path, result: KPruneResult, arguments: Mapping[str, Any], frontier: Mapping[str, Any] | None = None
+) -> None:
     """Writes the result of a prune as JSON.
 
     Args:
         folder: where to write it.
         result: what was kept.
         arguments: the arguments that were given to every call, by the name of the call.
+        frontier: the models of which this is one, as `Frontier.to_dict` gives them; or None.
     """
-    report = result.to_dict() | {"arguments": arguments}
+    report = result.to_dict() | {"arguments": arguments} | ({"frontier": frontier} if frontier else {})
     # One line per sublayer: indented, every index of a kept unit would have a line of its own.
     rows = ",\n".join(f"    {json.dumps(row)}" for row in report.pop("sublayers"))
     head = json.dumps(report, indent=2).removesuffix("\n}")

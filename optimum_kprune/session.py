@@ -44,14 +44,21 @@ class PruneSession:
         """The dense model."""
         return self.pruner._encoder(self.pruner.teacher)
 
-    def carry_out(self, orders: Sequence[Order]) -> Iterator[tuple[Order, KPruneResult]]:
+    def carry_out(
+        self, orders: Sequence[Order], share_knowledge: bool = False
+    ) -> Iterator[tuple[Order, KPruneResult]]:
         """Prunes to all orders together.
+
+        Args:
+            orders: what is asked for.
+            share_knowledge: see `Sweep.prune_all`.
 
         Yields:
             every order and its result, when its pruner has the model, recovered if the settings ask for it.
         """
         configs, checkpoint_dirs = [order.config for order in orders], [order.checkpoint_dir for order in orders]
-        for order, (model, result) in zip(orders, self.sweep.prune_all(configs, checkpoint_dirs), strict=True):
+        pruned = self.sweep.prune_all(configs, checkpoint_dirs, share_knowledge)
+        for order, (model, result) in zip(orders, pruned, strict=True):
             if self.text is not None:
                 recovered = self.pruner._encoder(model), self.pruner.task, self.calibration, self.text
                 result = recover(self.dense, *recovered, order.config, result, checkpoint_dir=order.checkpoint_dir)
@@ -62,15 +69,18 @@ class PruneSession:
             order.pruner._sample = sample
             yield order, result
 
+    def budget_at(self, rate: float, config: KPruneConfig) -> str:
+        """Returns the budget that removes a share of what can be removed, in the unit of the budget in `config`."""
+        return self.sweep.budget_at(rate, config)
+
     def heldout_of_dense(self) -> HeldoutQuality | None:
         """Compares the dense model with itself on the held-out data; returns None if there is none."""
         dense = private_copy(self.dense)
         return heldout_quality(dense, dense, self.calibration, self.pruner.task)
 
     def identity(self, config: KPruneConfig) -> dict[str, Any]:
-        """Returns what the models of this session depend on besides the rate; see `Checkpoint`."""
+        """Returns what pruned and recovered models depend on; see `Checkpoint`."""
         identity = self.sweep.identity(config)
-        del identity["settings"]["compression_rate"]
         if self.text is not None:
             identity["settings"] |= {name: getattr(config, name) for name in RECOVERY_SETTINGS}
             identity["recovery data"] = digest(entry for batch in self.text.batches for entry in batch.items())

@@ -82,6 +82,7 @@ ROOMS = (
     {"session"},
     {"search"},
     {"pruner"},
+    {"cli_arguments"},
     {"cli", "trainer_callback"},
     {"__main__"},
 )

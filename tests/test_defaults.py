@@ -13,6 +13,7 @@ def test_the_api_has_the_shared_defaults():
         for name, parameter in inspect.signature(function).parameters.items()
         if name in ("batch_size", "num_tokens")
     }
-    expected = dict.fromkeys([(name, "batch_size") for name in ("prune", "sweep", "evaluation_on")], BATCH_SIZE)
+    expected = {("prune", "batch_size"): None, ("sweep", "batch_size"): None}
+    expected["evaluation_on", "batch_size"] = BATCH_SIZE
     assert defaults == {**expected, ("get_calibration_dataset", "num_tokens"): NUM_TOKENS}
     assert KPruneConfig().num_tokens == NUM_TOKENS

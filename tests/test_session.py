@@ -3,8 +3,7 @@
 from tiny import batches_of, ragged_samples, same_state, tiny_model, tiny_tokenizer
 
 from optimum_kprune import KPruneConfig, KPruner
-from optimum_kprune.order import Order, PruneData
-from optimum_kprune.search.rounds import config_at
+from optimum_kprune.order import Order, PruneData, configs_of
 
 CONFIG = KPruneConfig(num_tokens=None, heldout_share=0)
 
@@ -15,7 +14,7 @@ def session_of(pruner, config=CONFIG, count=24):
 
 
 def order_of(rate):
-    return Order(KPruner(tiny_model(), tiny_tokenizer()), config_at(CONFIG, rate), None, None, False)
+    return Order(KPruner(tiny_model(), tiny_tokenizer()), configs_of([rate], CONFIG)[0], None, None, False)
 
 
 def test_several_calls_give_what_one_gives():
@@ -28,11 +27,10 @@ def test_several_calls_give_what_one_gives():
         assert one.pruner.result == result and one.pruner.config is one.config
 
 
-def test_models_depend_on_all_but_the_rate():
+def test_models_depend_on_settings_and_data():
     pruner = KPruner(tiny_model(), tiny_tokenizer())
     with session_of(pruner) as session:
         identity = session.identity(CONFIG)
-        assert session.identity(config_at(CONFIG, 0.9)) == identity
         assert session.identity(KPruneConfig(ridge=0.5)) != identity
     with session_of(pruner, count=30) as session:
         assert session.identity(CONFIG) != identity

@@ -1,5 +1,6 @@
 """Samples -> batches of tensors, padded, and checked so that the model can look up every number in its tables."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -7,11 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..defaults import FULL_BATCH
 from .media import content_of
 from .spec import Batch, InputSpec, Sample, main_input
 
-# In tokens, padding included. Larger batches are no faster per token; they only take more memory.
-FULL_BATCH = 512
+# A batch of more tokens than this ends where more than `MOST_PADDING` of it would be padding. A smaller one does not:
+# on the devices that have larger ones, another batch would take longer than the padding.
+LARGE_BATCH = 1024
+MOST_PADDING = 0.25
 
 DataCollator = Callable[[list[Sample]], Mapping[str, Any]]
 
@@ -44,17 +48,22 @@ def make_batches(
 def _grouped(samples: list[Sample], spec: InputSpec, batch_size: int, full: float) -> Iterator[list[Sample]]:
     """Yields groups of samples, in the order given. A group ends before the sample that would overfill it.
 
-    It also ends before a sample of another shape, if padding could not be told from the samples.
+    It also ends before a sample that would make too much of a large group padding, and before one of another shape, if
+    padding could not be told from the samples.
     """
     group: list[Sample] = []
+    real = 0
     for sample in samples:
         # Samples come sorted by length, so that the others of the group will be padded to the width of this one.
         size = width_of(sample, spec) * (len(rows_of(sample["input_ids"])) if spec.is_text else 1)
+        padded = size * (len(group) + 1)
+        is_wasteful = full < math.inf and padded > LARGE_BATCH and real + size < (1 - MOST_PADDING) * padded
         fits = spec.pads or not group or _shape_of(sample, spec) == _shape_of(group[0], spec)
-        if group and (len(group) == batch_size or size * (len(group) + 1) > full or not fits):
+        if group and (len(group) == batch_size or padded > full or is_wasteful or not fits):
             yield group
-            group = []
+            group, real = [], 0
         group.append(sample)
+        real += size
     if group:
         yield group
 

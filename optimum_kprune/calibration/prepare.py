@@ -16,7 +16,6 @@ from ..defaults import BATCH_SIZE, NUM_TOKENS
 from ..names import UNKNOWN, hub_name, publishable
 from ..progress import progress_bar
 from .batches import (
-    FULL_BATCH,
     DataCollator,
     batch_tokens,
     default_collator,
@@ -187,7 +186,7 @@ def prepare_batches(
     num_tokens: int | None = NUM_TOKENS,
     measure_tokens: int | None = None,
     measure_parts: int = 1,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     data_collator: DataCollator | None = None,
     keep_order: bool = False,
     heldout_share: float = 0.0,
@@ -215,10 +214,11 @@ def prepare_batches(
             measures on all.
         measure_parts: number of parts that the samples with these tokens form, each of which is spread evenly over the
             lengths too. There are never more parts than samples (or batches that are given).
-        batch_size: most samples in a batch. Long samples fill a batch earlier.
+        batch_size: most samples in a batch. `None` takes 32 if the order is kept, and else as many as `spec` says in
+            tokens.
         data_collator: makes a batch from a list of samples. It gets the label columns of processed data too, as in
             training. `None` pads with what prepares the data.
-        keep_order: whether to leave the samples in the order of the draw, in batches of `batch_size`.
+        keep_order: whether to leave the samples in the order of the draw, in batches of `batch_size`, however long.
         heldout_share: largest share of the tokens to hold out, in [0, 1): the last samples of the draw, or every n-th
             of the batches that are given. Nothing is held out of fewer than ten samples (or batches), or if fewer than
             three samples would be held out.
@@ -232,7 +232,7 @@ def prepare_batches(
     """
     require_count("num_tokens", num_tokens)
     require_count("measure_tokens", measure_tokens)
-    require_count("batch_size", batch_size, optional=False)
+    require_count("batch_size", batch_size)
     if not 0 <= heldout_share < 1:
         raise ValueError(f"`heldout_share` must be a share in [0, 1). Got {heldout_share!r} instead.")
     budget, draw = budget_of(calibration_dataset, num_tokens), Draw.of(calibration_dataset)
@@ -246,8 +246,8 @@ def prepare_batches(
         samples, reading = drawn_samples(given, spec, budget if draw is None else None, data_collator is not None)
         first, columns = samples[0], reading.text_columns
         collate = default_collator(spec) if data_collator is None else data_collator
-        full = math.inf if keep_order else FULL_BATCH
-        make = partial(make_batches, spec=spec, collate=collate, batch_size=batch_size, full=full)
+        most = batch_size or (BATCH_SIZE if keep_order else spec.batch_tokens)
+        make = partial(make_batches, spec=spec, collate=collate, batch_size=most)
         split = _split_samples(samples, spec, make, spread, heldout_share, keep_order)
     # `split` is kept for the summary, which needs the masks. A model need not take them.
     *measured, others, heldout = ([for_model(batch, spec) for batch in part] for part in split)
@@ -345,7 +345,7 @@ def _check_total(total: int, num_tokens: int | None, unit: str, name: str) -> No
 def _split_samples(
     samples: list[Sample],
     spec: InputSpec,
-    make: Callable[[list[Sample]], list[Batch]],
+    make: Callable[..., list[Batch]],
     spread: Callable[..., list[list[Sample]]],
     heldout_share: float,
     keep_order: bool,
@@ -357,7 +357,10 @@ def _split_samples(
         # Equally long samples are sorted by content: what `_spread` measures must not depend on the order of the data.
         for part in (fit, heldout):
             part.sort(key=lambda sample: order_of(sample, spec))
-    return list(map(make, (*spread(fit, tokens_of), heldout)))
+    full = math.inf if keep_order else spec.batch_tokens
+    *measured, others = spread(fit, tokens_of)
+    # Half as many tokens where a backward pass follows, for which a forward pass holds what all layers compute.
+    return [*(make(part, full=full / 2) for part in measured), make(others, full=full), make(heldout, full=full)]
 
 
 def _split_batches(

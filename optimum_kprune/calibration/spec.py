@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..defaults import FULL_BATCH
 from .columns import TEXT_COLUMNS
 from .modality import MODALITIES, TEXT, Modality, ProcessingClass
 
@@ -74,6 +75,7 @@ class InputSpec:
             `None` takes the tokens that `attention_mask` marks.
         image_channels: colour channels of the images. `None` is 3.
         dtype: type of the inputs that are no whole numbers.
+        batch_tokens: most tokens in a batch of more than one sample, padding included.
 
     Raises:
         ValueError: if a value cannot be used. The message says which values can.
@@ -93,6 +95,7 @@ class InputSpec:
     positions: Callable[[Batch], Tensor] | None = None
     image_channels: int | None = None
     dtype: torch.dtype = torch.float32
+    batch_tokens: int = FULL_BATCH
 
     def __post_init__(self) -> None:
         """Checks what can be checked before any data is read."""

@@ -30,7 +30,6 @@ from .hooks import (
     recorded,
     recorded_input,
     recorded_output,
-    recorded_states,
     states_in,
 )
 from .offloading import is_placed, own_weights, pruned_model_of, sharing_copy
@@ -143,20 +142,23 @@ class _Trial:
         dense: the model.
         encoder: its private copy, with its entries.
         batch: the inputs.
+
+    Attributes:
+        after: the hidden states after every block, (rows, tokens, d).
     """
 
     def __init__(self, dense: Encoder, encoder: Encoder, batch: Batch) -> None:
         self.dense, self.encoder, self.batch = dense, encoder, batch
-        starts = [place for place in encoder.entries.modules if not place.position]
+        self._starts = [place for place in encoder.entries.modules if not place.position]
         with ExitStack() as stack:
-            states = {place: stack.enter_context(recorded_states(encoder, place, stop=False)) for place in starts}
+            outputs = [stack.enter_context(recorded_output(block)) for block in encoder.blocks]
             run(encoder, batch)
-        self._states = {place: found[0] for place, found in states.items()}
+        self.after = [states[0] for states in outputs]
 
     def run(self, encoder: Encoder, layer: int) -> Any:
         """Runs a model like this one from a block on, or from the last one below that it can be entered at."""
-        place = max((start for start in self._states if start.layer <= layer), default=BOTTOM)
-        return run(encoder, self.batch, place, self._states.get(place))
+        place = max((start for start in self._starts if start.layer <= layer), default=BOTTOM)
+        return run(encoder, self.batch, place, self.after[place.layer - 1] if place > BOTTOM else None)
 
     def features(self, sublayer: Sublayer) -> Tensor:
         """Returns the features of a sublayer, (rows, tokens, features)."""
@@ -353,7 +355,7 @@ def _require_shrunk_is_masked(trial: _Trial, kept: Kept, told: str, alone: Subla
     """
     encoder = trial.encoder
     shrunk = _shrunk(trial, kept)
-    whole = trial.states_after(encoder, alone)
+    whole = trial.after[alone.layer if alone else -1]
     with _masked(encoder, kept):
         expected = trial.states_after(encoder, alone)
     try:

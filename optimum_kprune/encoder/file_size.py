@@ -33,6 +33,11 @@ def saved_tensors(model: nn.Module, dtype: torch.dtype | None = None) -> Iterato
             yield SavedTensor(name, tuple(tensor.shape), written)
 
 
+def megabytes_of(model: nn.Module) -> float:
+    """Returns the size of the file of a model, in 10^6 bytes."""
+    return file_size(saved_tensors(model)) / 1e6
+
+
 def file_size(tensors: Iterable[SavedTensor]) -> int:
     """Returns the bytes of a file of safetensors: the length of its header in 8 bytes, the header, the tensors."""
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}

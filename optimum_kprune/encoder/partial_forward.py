@@ -59,7 +59,8 @@ def entered_at(encoder: Encoder, place: Place, hidden: Tensor | None) -> Iterato
 def find_entries(encoder: Encoder, batch: dict[str, Tensor]) -> Entries:
     """Finds the places at which a model can be entered, by running it on a batch and trying each.
 
-    A place is left out if a run from it does not give what a plain forward pass gives, bit for bit.
+    A place is left out if a run from it does not give what a plain forward pass gives, bit for bit. The run goes up to
+    the next block that the model can be entered at: from there on, hidden states alone are known to be enough.
     """
     # A sublayer without units is never a target, so that nothing is run from it.
     inside = [sublayer for sublayer in encoder.sublayers() if sublayer.place.position and sublayer.units]
@@ -82,10 +83,14 @@ def find_entries(encoder: Encoder, batch: dict[str, Tensor]) -> Entries:
     with hooks(other), recorded_output(encoder.blocks[-1], stop=True):
         run(encoder, batch)
     tried = Encoder(encoder.model, encoder.adapter, encoder.name, found)
+    failed: list[Place] = []
+    end, expected = len(encoder.blocks), top[0]
     # From the top, because a run from below leaves right states for the places above it.
-    from_top = sorted(entering.items(), reverse=True)
-    can_enter = {place: _gives(tried, batch, place, hidden, top[0]) for place, hidden in from_top}
-    failed = [place for place, succeeded in can_enter.items() if not succeeded]
+    for place, hidden in sorted(entering.items(), reverse=True):
+        if not _gives(tried, batch, place, hidden, end, expected):
+            failed.append(place)
+        elif not place.position:
+            end, expected = place.layer, hidden
     if failed:
         logger.warning(
             f"{len(failed)} of {len(entering)} sublayers of this {encoder.config.model_type} cannot be entered: what "
@@ -94,10 +99,12 @@ def find_entries(encoder: Encoder, batch: dict[str, Tensor]) -> Entries:
     return replace(found, modules={place: name for place, name in modules.items() if place not in failed})
 
 
-def _gives(encoder: Encoder, batch: dict[str, Tensor], place: Place, hidden: Tensor, expected: Tensor) -> bool:
-    """Whether a run from a place gives the expected hidden states after the last block."""
+def _gives(
+    encoder: Encoder, batch: dict[str, Tensor], place: Place, hidden: Tensor, end: int, expected: Tensor
+) -> bool:
+    """Whether a run from a place gives the expected hidden states before the block of index `end`."""
     try:
-        with recorded_output(encoder.blocks[-1], stop=True) as outputs:
+        with recorded_output(encoder.blocks[end - 1], stop=True) as outputs:
             run(encoder, batch, place, hidden)
     except torch.OutOfMemoryError:
         raise

@@ -125,19 +125,19 @@ def timed_inputs(
 
 
 def compared_latency(
-    dense: PreTrainedModel, pruned: PreTrainedModel, task: str, sample: Batch | None
-) -> tuple[str, tuple[float, float]]:
-    """Returns what was run, in words, and the milliseconds of the dense and of the pruned model.
+    dense: PreTrainedModel, *pruned: PreTrainedModel, task: str, sample: Batch | None
+) -> tuple[str, tuple[float, ...]]:
+    """Returns what was run, in words, and the milliseconds of the dense and of the pruned models, in order.
 
     Runs one text of 128 tokens, or of as many as the model can read; of images and audio, a sample of the calibration
     data. Runs copies in evaluation mode that share the weights, so that the models themselves are not touched.
     """
     inputs = timed_inputs(dense, task, sample=sample)
-    before, after = latencies_on([sharing_copy(dense), sharing_copy(pruned)], inputs)
+    taken = latencies_on([sharing_copy(model) for model in (dense, *pruned)], inputs)
     if dense.main_input_name == "input_ids":
-        return f"batch 1, {main_input(inputs).shape[-1]} tokens", (before, after)
+        return f"batch 1, {main_input(inputs).shape[-1]} tokens", taken
     sizes = " x ".join(map(str, main_input(inputs).shape[1:]))
-    return f"batch 1, {dense.main_input_name} of {sizes}", (before, after)
+    return f"batch 1, {dense.main_input_name} of {sizes}", taken
 
 
 def machine_of(model: PreTrainedModel) -> str:

@@ -10,7 +10,7 @@ Every file is written whole or not at all. The prune goes on at the first sublay
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ..calibration.spec import Batch, real_entries
 from ..distributed import is_main, require_same
 from ..encoder.sublayers import Place, Sublayer
 from ..folder import write_atomically
@@ -182,6 +183,16 @@ def begins_to_save(folder: str | PathLike) -> None:
 def has_begun_to_save(folder: str | PathLike | None) -> bool:
     """Whether the prune of a checkpoint got far enough to save its model; see `begins_to_save`."""
     return folder is not None and Path(folder, SAVING_NAME).exists()
+
+
+def entries_of(batches: Iterable[Batch]) -> Iterator[tuple[str, Tensor]]:
+    """Yields the inputs of every sample of batches by name, without padding: the same, however samples are batched."""
+    for batch in batches:
+        for index, real in enumerate(real_entries(batch)):
+            for name, values in batch.items():
+                # What has an entry for each of the main input is padded like it.
+                is_padded = values[index].shape[: real.dim()] == real.shape
+                yield name, values[index][real] if is_padded else values[index]
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:

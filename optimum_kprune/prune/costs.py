@@ -70,14 +70,13 @@ def budget_at(
         rate: the share, in [0, 1).
         dense: see `costs_of`.
         targets: see `costs_of`.
-        config: the settings. Without a budget in them, FLOPs are counted: the share is a compression rate.
+        config: the settings. Without a budget in them, FLOPs are counted.
         sequence_length: see `costs_of`.
         latency_table: see `costs_of`.
     """
-    unit = unit_of(config)
+    unit, costs = unit_of(config), _unlimited(config, dense, targets, sequence_length, latency_table)
     if unit == "flops":
-        return str(Budget(unit, 1 - rate, True))
-    costs = _unlimited(config, dense, targets, sequence_length, latency_table)
+        return str(Budget(unit, 1 - rate * (1 - costs.least / costs.dense), True))
     amount = (costs.dense - rate * (costs.dense - costs.least)) / COST_OF_ONE.get(unit, 1)
     # Short, as it is read by people too.
     amount = max(1, round(amount)) if unit == "layers" else float(f"{amount:.6g}")

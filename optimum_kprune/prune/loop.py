@@ -22,14 +22,15 @@ class Loop:
 
     Args:
         rates: what prunes each student. Their pairs have the same teacher, and their settings differ in what units may
-            cost only.
+            cost only. Where rates share their scores, knowledge is measured on the student that may keep the most.
 
     Attributes:
         stopwatch: the seconds that the stages take, for all rates.
     """
 
     def __init__(self, rates: list[RatePruner]) -> None:
-        self.rates, self.teacher, self.config = rates, rates[0].pair.teacher, rates[0].config
+        self.rates = sorted(rates, key=lambda rate: rate.costs.budget, reverse=True)
+        self.teacher, self.config = rates[0].pair.teacher, rates[0].config
         self.stopwatch = Stopwatch(self.teacher.encoder.device)
         self._targets = [target.place for target in rates[0].pair.targets]
 
@@ -109,14 +110,17 @@ class Loop:
 
     def _score(self, number: int, rates: list[RatePruner]) -> None:
         """Measures the scores of a target, given by its number, and of the sublayers above it, where they are due."""
+        # What finished rates share has come from their checkpoints.
+        known = {rate.scores for rate in self.rates if rate not in rates}
         for rate in rates:
-            # Asked one after the other: what was measured for a rate may hold for the next.
-            if rate.scores.are_due(number):
+            # Asked one after the other: at the lowest target, what was measured for a rate holds for all.
+            if rate.scores not in known and rate.scores.are_due(number):
                 # Made here and not before, because a checkpoint or an earlier rate may have all scores needed.
                 with self.stopwatch("teacher"):
                     rate.scores.predictions.make()
                 with self.stopwatch("measure"):
                     rate.scores.measure(rate.pair.student, rate.candidates)
+            known.add(rate.scores)
 
     def _work(self) -> list[float]:
         """Returns the work that each sublayer takes, from which the bar estimates the time left.
@@ -136,7 +140,8 @@ class Loop:
                 continue
             number = self._targets.index(sublayer.place)
             # At the lowest target, one measurement is for all.
-            measurements = students if number else int(not self.rates[0].scores.latest)
+            measuring = {rate.scores for rate in self.rates if index >= rate.finished}
+            measurements = len(measuring) if number else int(not self.rates[0].scores.latest)
             if number % self.config.measure_every:
                 measurements = 0
             parts = len(pair.parts) if number else 1

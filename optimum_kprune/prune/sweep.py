@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..calibration.prepare import CalibrationBatches
-from ..calibration.spec import main_input
+from ..calibration.spec import main_input, samples_in
 from ..configuration import RECOVERY_SETTINGS, KPruneConfig
 from ..distributed import require_same, world_size
 from ..encoder.config_field import kprune_field
 from ..encoder.contract import require_contract_once
 from ..encoder.custom_modules import with_encoder
-from ..encoder.file_size import file_size, saved_tensors
+from ..encoder.file_size import megabytes_of
 from ..encoder.offloading import named_tensors, pruned_model_of
 from ..encoder.partial_forward import find_entries, reads_below
 from ..encoder.sublayers import Encoder, Place
@@ -28,8 +28,8 @@ from ..encoder.tasks import Task, with_published_targets
 from ..encoder.unsharing import private_copy
 from ..latency_table import LatencyTable
 from ..result import KPruneResult, SublayerResult
-from .checkpoint import Checkpoint, digest
-from .costs import costs_of, unit_of
+from .checkpoint import Checkpoint, digest, entries_of
+from .costs import budget_at, costs_of, unit_of
 from .heldout import heldout_quality
 from .loop import Loop
 from .pair import Pair
@@ -42,6 +42,7 @@ from .preconditions import (
 from .predictions import Predictions
 from .rate import RatePruner
 from .scores import Scores
+from .spending import Costs
 from .state_store import StateStore
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,10 @@ class Sweep:
 
     @torch.no_grad()
     def prune_all(
-        self, configs: list[KPruneConfig], checkpoint_dirs: Sequence[str | PathLike | None] | None = None
+        self,
+        configs: list[KPruneConfig],
+        checkpoint_dirs: Sequence[str | PathLike | None] | None = None,
+        share_knowledge: bool = False,
     ) -> list[tuple[nn.Module, KPruneResult]]:
         """Prunes copies of the model, all of them sublayer by sublayer; may be called again for other rates.
 
@@ -101,6 +105,8 @@ class Sweep:
         Args:
             configs: the settings of every prune. Those other than the rate must be the same, also in the next call.
             checkpoint_dirs: a folder for the progress of every prune, or None; None keeps none.
+            share_knowledge: whether knowledge is measured on the student that may keep the most only, for all. Else
+                every student has its own, and becomes the same as alone.
 
         Returns:
             for every prune, the pruned model and what was kept.
@@ -111,7 +117,7 @@ class Sweep:
         """
         while True:
             try:
-                return self._prune_all(configs, checkpoint_dirs or [None] * len(configs))
+                return self._prune_all(configs, checkpoint_dirs or [None] * len(configs), share_knowledge)
             except torch.OutOfMemoryError as error:
                 if not self._can_halve(configs[0]):
                     error.add_note("Give fewer tokens at once: a smaller `batch_size`, or shorter texts.")
@@ -121,38 +127,47 @@ class Sweep:
             self._halve()
 
     def _prune_all(
-        self, configs: list[KPruneConfig], checkpoint_dirs: Sequence[str | PathLike | None]
+        self, configs: list[KPruneConfig], checkpoint_dirs: Sequence[str | PathLike | None], share_knowledge: bool
     ) -> list[tuple[nn.Module, KPruneResult]]:
         """Prunes copies of the model with the batches as they are now."""
         started = time.perf_counter()
-        checkpoints = [
-            None if folder is None else Checkpoint(folder, self.identity(config))
-            for config, folder in zip(configs, checkpoint_dirs, strict=True)
-        ]
-        predictions = self._predictions_at_start(configs[0])
-        pairs = [predictions.pair, *(predictions.pair.beside(private_copy(self._dense)) for _ in configs[1:])]
+        rates = self._rates(configs, checkpoint_dirs, share_knowledge)
+        loop = Loop(rates)
         try:
-            rates = [self._rate(predictions, *each) for each in zip(pairs, configs, checkpoints, strict=True)]
-            loop = Loop(rates)
             loop.run()
         finally:
-            # The store, which all prunes share, counts them.
-            for pair in pairs:
-                pair.clear()
+            # The store, which all prunes share, counts their hidden states.
+            for rate in rates:
+                rate.pair.clear()
         pruned = [self._finished(rate) for rate in rates]
         # All rates went through the sublayers together: each has an equal share of the time.
         total, count = time.perf_counter() - started, len(rates)
         stages = {name: seconds / count for name, seconds in loop.stopwatch.stages(total).items()}
         return [(model, replace(result, seconds=total / count, stages=stages)) for model, result in pruned]
 
-    def _rate(
-        self, predictions: Predictions, pair: Pair, config: KPruneConfig, checkpoint: Checkpoint | None
-    ) -> RatePruner:
-        """Returns what prunes the student of a pair to the rate in the settings."""
-        length = config.sequence_length or self._calibration.mean_length
-        costs = costs_of(config, self._teacher, pair.targets, length, self.latency_table)
-        scores = Scores(predictions, config, costs.unit_cost, self.first_scores[unit_of(config)])
-        return RatePruner(pair, scores, costs, config, length, checkpoint)
+    def _rates(
+        self, configs: list[KPruneConfig], checkpoint_dirs: Sequence[str | PathLike | None], share_knowledge: bool
+    ) -> list[RatePruner]:
+        """Returns what prunes a new student by each of the settings."""
+        indices = range(len(configs))
+        targets = [sublayer for sublayer in self._teacher.sublayers() if sublayer.units]
+        length = self._length(configs[0])
+        costs = [costs_of(config, self._teacher, targets, length, self.latency_table) for config in configs]
+        measured = _measured_on(configs, costs) if share_knowledge else indices
+        checkpoints = [
+            None if folder is None else Checkpoint(folder, self.identity(config, configs[other]))
+            for config, other, folder in zip(configs, measured, checkpoint_dirs, strict=True)
+        ]
+        predictions = self._predictions_at_start(configs[0])
+        scores = [
+            Scores(predictions, config, own.unit_cost, self.first_scores[unit_of(config)])
+            for config, own in zip(configs, costs, strict=True)
+        ]
+        pairs = [predictions.pair, *(predictions.pair.beside(private_copy(self._dense)) for _ in configs[1:])]
+        return [
+            RatePruner(pairs[index], scores[measured[index]], costs[index], configs[index], length, checkpoints[index])
+            for index in indices
+        ]
 
     def _finished(self, rate: RatePruner) -> tuple[nn.Module, KPruneResult]:
         """Returns the pruned model of a rate, and what was kept; the time that it took is not told yet."""
@@ -168,8 +183,8 @@ class Sweep:
             tokens=self._calibration.tokens,
             parameters_before=_parameters_of(self._dense.model),
             parameters_after=_parameters_of(model),
-            megabytes_before=_megabytes_of(self._dense.model),
-            megabytes_after=_megabytes_of(model),
+            megabytes_before=megabytes_of(self._dense.model),
+            megabytes_after=megabytes_of(model),
             dtype=str(self._dense.pretrained.dtype).removeprefix("torch."),
             budget=rate.config.budget,
             milliseconds_before=table.dense if table else 0.0,
@@ -238,20 +253,36 @@ class Sweep:
         if device.type != "cpu":
             torch.get_device_module(device).empty_cache()
 
-    def identity(self, config: KPruneConfig) -> dict[str, Any]:
-        """Returns what the progress of a prune belongs to; see `Checkpoint`."""
+    def budget_at(self, rate: float, config: KPruneConfig) -> str:
+        """Returns the budget that removes a share of what can be removed; see `costs.budget_at`."""
+        targets = [sublayer for sublayer in self._teacher.sublayers() if sublayer.units]
+        return budget_at(rate, self._teacher, targets, config, self._length(config), self.latency_table)
+
+    def _length(self, config: KPruneConfig) -> int:
+        """Returns the number of tokens T at which FLOPs are counted."""
+        return config.sequence_length or self._calibration.mean_length
+
+    def identity(self, config: KPruneConfig, measured_on: KPruneConfig | None = None) -> dict[str, Any]:
+        """Returns what the progress of a prune belongs to; see `Checkpoint`.
+
+        Args:
+            config: the settings of the prune.
+            measured_on: the settings of the prune whose student knowledge is measured on; None for its own.
+        """
         batches = [*self._given.batches, *self._given.heldout]
+        # Only then does it matter which samples share a batch. How many do can depend on the memory that is free.
+        sizes = list(map(samples_in, batches)) if config.gradient == "batch" else []
         settings = config.to_dict()
         # None changes the prune: where hidden states lie, the library that only reads and writes settings, and what
         # comes after the prune.
         for name in ("memory_budget", "optimum_version", *RECOVERY_SETTINGS):
             del settings[name]
         table = self.latency_table if unit_of(config) == "latency" else None
-        return {
+        identity = {
             "model": digest(named_tensors(self._dense.model)),
             "task": self._task.name,
             "settings": settings,
-            "calibration data": digest((name, values) for batch in batches for name, values in batch.items()),
+            "calibration data": digest([*entries_of(batches), ("sizes", torch.tensor(sizes))]),
             **({"latency table": table.digest} if table else {}),
             "versions": {
                 "optimum-kprune": __version__,
@@ -259,14 +290,30 @@ class Sweep:
                 "transformers": transformers.__version__,
             },
         }
+        if measured_on is not None and measured_on is not config:
+            identity["knowledge of"] = measured_on.budget or f"rate {measured_on.compression_rate}"
+        return identity
+
+
+def _measured_on(configs: list[KPruneConfig], costs: list[Costs]) -> list[int]:
+    """Returns, for each prune, the index of the one on whose student its knowledge is measured.
+
+    That is the one that may keep the most, of those whose budgets are in the same unit: what is measured on a student
+    that has lost little serves the others, too, but not the other way round (docs/design_log.md). What is published is
+    the divergence of the very student, which is not shared.
+    """
+    indices = range(len(configs))
+    if configs[0].knowledge == "divergence":
+        return list(indices)
+    units = [unit_of(config) for config in configs]
+    return [
+        max((index for index in indices if units[index] == unit), key=lambda index: costs[index].budget)
+        for unit in units
+    ]
 
 
 def _parameters_of(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _megabytes_of(model: nn.Module) -> float:
-    return file_size(saved_tensors(model)) / 1e6
 
 
 def _reads_below(teacher: Encoder, task: Task, sample: dict[str, Tensor], mask: Tensor) -> bool:

@@ -22,6 +22,7 @@ from ..configuration import KPruneConfig
 from ..encoder.custom_modules import how_to_load
 from ..encoder.sublayers import has_decoder
 from ..encoder.tasks import Task
+from ..frontier import Frontier
 from ..modeling_kprune import TAGS
 from ..names import UNKNOWN, hub_name, looks_like_path
 from ..result import KPruneResult, SublayerResult
@@ -34,6 +35,8 @@ BAR = 20
 DATASET = ("dataset_name", "dataset_config_name", "dataset_split")
 # Stands for the folder or repository of a model that has none yet.
 NO_PLACE = "path/to/this/folder"
+# The files that the card shows.
+PICTURES = {"kept": "kept.png", "frontier": "frontier.png"}
 TEMPLATE = Path(__file__).with_name("card_template.md")
 
 
@@ -110,6 +113,8 @@ class Publication:
             the call. The first call is the one that takes the dense model.
         pipeline: the pipeline of sentence-transformers that the teacher is from, or None.
         facts: what the card should tell beyond the prune.
+        frontier: the models of which this is one, or None.
+        plots: whether there are pictures.
     """
 
     teacher: nn.Module
@@ -122,6 +127,8 @@ class Publication:
     arguments: Mapping[str, Mapping[str, Any]]
     pipeline: Any
     facts: CardFacts
+    frontier: Frontier | None = None
+    plots: bool = False
 
     @property
     def dense(self) -> Any:
@@ -176,7 +183,7 @@ def model_card(prune: Publication, repo_id: str | None = None) -> ModelCard:
             "Python": platform.python_version(),
         },
     }
-    shown: dict[str, Any] = {**told, "bar": _bar, "unknown": UNKNOWN, "marks": (BEGIN, END)}
+    shown: dict[str, Any] = {**told, "bar": _bar, "unknown": UNKNOWN, "marks": (BEGIN, END), "pictures": PICTURES}
     return ModelCard.from_template(_metadata(told, repo_id), template_path=str(TEMPLATE), **shown)
 
 

@@ -2,22 +2,22 @@
 
 import logging
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..calibration.modality import ProcessingClass
-from ..calibration.spec import Batch
 from ..configuration import KPruneConfig
 from ..distributed import in_main
 from ..encoder.custom_modules import how_to_load, save_head
 from ..encoder.tasks import Task
-from ..evaluation.latency import compared_latency, machine_of
 from ..folder import written_whole
+from ..frontier import Frontier
 from ..result import KPruneResult, write_report
 from . import hub
-from .card import NO_PLACE, CardFacts, Publication, model_card
+from .card import NO_PLACE, PICTURES, CardFacts, Publication, model_card
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -34,12 +34,12 @@ class SavingMixin:
     task: Task
     config: KPruneConfig | None
     result: KPruneResult | None
+    frontier: Frontier | None
     _encoder_name: str
     _arguments: dict[str, dict[str, Any]]
     _pipeline: Any
     _figures: dict[str, Any]
-    # The first sample that the last prune was calibrated on.
-    _sample: Batch | None
+    _compared_latency: Callable[..., tuple[str, str, tuple[float, ...]]]
 
     @property
     def sentence_transformer(self) -> "SentenceTransformer":
@@ -67,6 +67,7 @@ class SavingMixin:
         facts: CardFacts | None = None,
         measure_latency: bool = False,
         overwrite: bool = False,
+        plots: bool = False,
         **kwargs: Any,
     ) -> None:
         """Saves the pruned model, what prepares its input, the settings, a report of what was kept and a model card.
@@ -76,16 +77,19 @@ class SavingMixin:
             facts: what the card should tell beyond the prune, such as the quality that you measured.
             measure_latency: whether to measure latency for the card, on the device of the models. It takes seconds.
             overwrite: whether to replace a saved model in the folder. It stays there if the saving fails.
+            plots: whether to save pictures, which the card shows: what is left of every layer, and the `frontier` if
+                there is one.
             kwargs: arguments of the model's `save_pretrained`, such as `max_shard_size`.
 
         Raises:
+            ImportError: if pictures are asked for, and matplotlib is not installed.
             ValueError: if nothing was pruned yet, or `push_to_hub` is asked for.
             FileExistsError: if the folder is not empty.
             OSError: if the folder cannot be written, for instance because the disk is full.
         """
         if kwargs.pop("push_to_hub", False):
             raise ValueError("`save_pretrained` does not upload. Call `push_to_hub(repo_id)`.")
-        _save(self._publication(facts, measure_latency), save_directory, overwrite=overwrite, **kwargs)
+        _save(self._publication(facts, measure_latency, plots), save_directory, overwrite=overwrite, **kwargs)
 
     @in_main
     def push_to_hub(
@@ -96,6 +100,7 @@ class SavingMixin:
         commit_message: str = "Upload a model pruned by K-prune",
         facts: CardFacts | None = None,
         measure_latency: bool = False,
+        plots: bool = False,
     ) -> str:
         """Uploads what `save_pretrained` writes to a model repository, which is made if it does not exist.
 
@@ -108,16 +113,18 @@ class SavingMixin:
             commit_message: message of the commit.
             facts: what the card should tell beyond the prune, such as the quality that you measured.
             measure_latency: whether to measure latency for the card, on the device of the models. It takes seconds.
+            plots: see `save_pretrained`.
 
         Returns:
             the address of the commit.
 
         Raises:
+            ImportError: if pictures are asked for, and matplotlib is not installed.
             ValueError: if nothing was pruned yet, or the name or the card on the Hub cannot be used.
             PermissionError: if there is no token, or it may not write to the repository.
             OSError: if the Hub cannot be reached or fails.
         """
-        prune = self._publication(facts, measure_latency)
+        prune = self._publication(facts, measure_latency, plots)
         # First, so that the card can name the repository with its owner, and a refusal comes before the work.
         repo_id = hub.create_repository(repo_id, token, private)
         with tempfile.TemporaryDirectory() as temporary:
@@ -125,17 +132,18 @@ class SavingMixin:
             _save(prune, folder, repo_id)
             return hub.upload(folder, repo_id, token, commit_message)
 
-    def _publication(self, facts: CardFacts | None = None, measure_latency: bool = False) -> Publication:
+    def _publication(
+        self, facts: CardFacts | None = None, measure_latency: bool = False, plots: bool = False
+    ) -> Publication:
         """Gathers what is saved; raises a ValueError if nothing was pruned yet."""
+        if plots:
+            require_plots()
         if self.result is None or self.config is None:
             raise ValueError("There is no pruned model to save yet. Call `prune` first.")
         facts = (facts or CardFacts()).with_evaluation(CardFacts(**self._figures))
         if measure_latency:
-            dense, pruned = (model.get_submodule(self._encoder_name) for model in (self.teacher, self.model))
-            name, taken = compared_latency(dense, pruned, self.task.name, self._sample)
-            # Only the transformers model inside is timed: a module of one's own may need other inputs.
-            name += ", encoder alone" if self._encoder_name else ""
-            facts = replace(facts, latency={name: taken}, machine=machine_of(dense))
+            name, machine, (before, after) = self._compared_latency(self.model)
+            facts = replace(facts, latency={name: (before, after)}, machine=machine)
         return Publication(
             teacher=self.teacher,
             model=self.model,
@@ -147,7 +155,21 @@ class SavingMixin:
             arguments=self._arguments,
             pipeline=self._pipeline,
             facts=facts,
+            frontier=self.frontier,
+            plots=plots,
         )
+
+
+def require_plots() -> None:
+    """Raises an ImportError that says what to install, if pictures cannot be drawn."""
+    from ..plots import plot_kept  # noqa: F401
+
+
+def _draw(prune: Publication, folder: Path) -> None:
+    """Draws the pictures that the card shows."""
+    prune.result.plot(folder / PICTURES["kept"])
+    if prune.frontier is not None:
+        prune.frontier.plot(folder / PICTURES["frontier"])
 
 
 def _save(
@@ -170,7 +192,10 @@ def _save(
         prune.pruned.save_pretrained(folder, **kwargs)
         if prune.encoder:
             save_head(prune.model, prune.encoder, folder)
-        write_report(folder, prune.result, prune.arguments)
+        frontier = prune.frontier.to_dict() if prune.frontier else None
+        write_report(folder, prune.result, prune.arguments, frontier)
+        if prune.plots:
+            _draw(prune, folder)
         if prune.processing_class is not None:
             prune.processing_class.save_pretrained(folder)
         card.save(folder / hub.CARD_NAME)

@@ -22,11 +22,13 @@ class Tried(NamedTuple):
         rate: the rate, in (0, 1]. A greater one gives a smaller model.
         drop: by how much the quality is worse than the dense model's; negative if it is better.
         error: standard error of the drop, or None if it is not known.
+        budget: what the rate leaves, in words. Rates that leave the same are the same model.
     """
 
     rate: float
     drop: float
     error: float | None = None
+    budget: str = ""
 
 
 class Allowed(NamedTuple):
@@ -86,7 +88,7 @@ def bracket_of(tried: Sequence[Tried], allowed: Allowed) -> Bracket:
         if drop + allowed.margin(each.error) > allowed.drop:
             return Bracket(low, each.rate, is_open=False)
         low = each.rate
-    return Bracket(low, 1.0, is_open=low < 1)
+    return Bracket(low, 1.0, is_open=True)
 
 
 def next_rates(tried: Sequence[Tried], allowed: Allowed, resolution: float, most: int) -> list[float]:

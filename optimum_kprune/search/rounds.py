@@ -3,22 +3,19 @@
 import copy
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..budget import Budget
-from ..configuration import KPruneConfig
 from ..distributed import gather
-from ..encoder.offloading import named_tensors
-from ..evaluation.evaluate import figures_of
 from ..frontier import Frontier, FrontierPoint
-from ..order import Order, within
+from ..order import Order, configs_of, within
 from ..result import HeldoutQuality, KPruneResult
 from ..session import PruneSession
 from . import words
-from .bracket import Allowed, Bracket, Tried, bracket_of, next_rates
+from .bracket import Allowed, Tried, bracket_of, next_rates
 from .journal import DENSE, Journal
-from .quality import Quality, finite
+from .points import dense_point, pruned_point
+from .quality import Quality
 from .target import Figure, Target
 
 logger = logging.getLogger(__name__)
@@ -80,55 +77,61 @@ class Search:
         """
         started = time.perf_counter()
         dense = self._dense()
-        figure = self.quality.of_dense(dense.figures)
+        figure = self.quality.of_dense(dense.figures, self.journal.measure)
         allowed = Allowed(self.limits.target.allowed_drop(figure), self.limits.confidence)
         logger.info(words.beginning(figure, allowed))
         # The best model so far, and those of the round. What earlier runs have evaluated is not among them.
-        held: dict[float, Order] = {}
+        held: dict[str, Order] = {}
         number = 0
         while rates := self._next(allowed):
             number += 1
-            logger.info("Round %d: %s", number, words.listed(rates))
-            held |= self._round(rates, figure, allowed)
-            low = bracket_of(self.tried, allowed).low
-            held = {rate: order for rate, order in held.items() if rate == low}
-        bracket = bracket_of(self.tried, allowed)
-        frontier = self._frontier(dense, figure, allowed, bracket, time.perf_counter() - started)
+            held |= self._round(number, rates, figure, allowed)
+            best = self._best(allowed)
+            held = {budget: order for budget, order in held.items() if best and budget == best.budget}
+        frontier = self._frontier(dense, figure, allowed, time.perf_counter() - started)
         for note in frontier.notes:
             logger.info(note)
-        if frontier.chosen is None:
+        chosen = self._best(allowed)
+        if chosen is None:
             raise ValueError(words.none_holds(figure, allowed, self.tried))
-        logger.info("Chosen: %s", words.point_in_words(figure, self.tried[frontier.chosen], allowed))
-        self._take(held.get(bracket.low) or self._pruned(bracket.low), frontier)
+        logger.info("Chosen: %s", words.point_in_words(figure, chosen, allowed))
+        self._take(held.get(chosen.budget) or self._pruned(chosen.budget), frontier)
         return frontier
 
     def _next(self, allowed: Allowed) -> list[float]:
-        left = self.limits.max_evaluations - len(self.tried)
+        left = self.limits.max_evaluations - len({each.budget for each in self.tried})
         return next_rates(self.tried, allowed, self.limits.resolution, left)
 
-    def _round(self, rates: list[float], figure: Figure, allowed: Allowed) -> dict[float, Order]:
-        """Prunes and evaluates the models of a round; returns those that were pruned now."""
-        # In another run of this search, they may have been evaluated already.
-        new = [rate for rate in rates if _name(rate) not in self.journal.points]
+    def _best(self, allowed: Allowed) -> Tried | None:
+        """Returns the smallest model that holds, of those that were tried so far."""
+        low = bracket_of(self.tried, allowed).low
+        return next((each for each in self.tried if each.rate == low), None)
+
+    def _round(self, number: int, rates: list[float], figure: Figure, allowed: Allowed) -> dict[str, Order]:
+        """Prunes and evaluates the models of a round; returns those that were pruned now, by their budgets."""
+        budgets = {rate: self.session.budget_at(rate, self.order.config) for rate in rates}
+        logger.info("Round %d: %s", number, ", ".join(dict.fromkeys(budgets.values())))
+        # Others were evaluated in another run of this search; or by another rate, of which a layer is more than one.
+        new = [budget for budget in dict.fromkeys(budgets.values()) if budget not in self.journal.points]
         pruned = {}
-        orders = self.session.carry_out([self._order(rate) for rate in new]) if new else ()
-        for rate, (order, result) in zip(new, orders, strict=True):
-            self.journal.write(_name(rate), self._point(rate, order.pruner.model, result, figure))
-            pruned[rate] = order
-        tried = [_tried(rate, self.journal.points[_name(rate)], figure) for rate in rates]
+        orders = self.session.carry_out([self._order(budget) for budget in new]) if new else ()
+        for budget, (order, result) in zip(new, orders, strict=True):
+            self.journal.write(budget, self._point(order, result, figure))
+            pruned[budget] = order
+        tried = [_tried(rate, self.journal.points[budget], figure) for rate, budget in budgets.items()]
         for each in tried:
             logger.info(words.point_in_words(figure, each, allowed))
         self.tried = sorted([*self.tried, *tried])
         return pruned
 
-    def _order(self, rate: float) -> Order:
-        config = config_at(self.order.config, rate)
+    def _order(self, budget: str) -> Order:
+        (config,) = configs_of([budget], self.order.config)
         pruner = copy.copy(self.order.pruner)
         return Order(pruner, config, None, within(self.order.checkpoint_dir, config), overwrite=False)
 
-    def _pruned(self, rate: float) -> Order:
+    def _pruned(self, budget: str) -> Order:
         """Prunes a model again that was evaluated before; with a checkpoint, it is read from there."""
-        ((order, _),) = self.session.carry_out([self._order(rate)])
+        ((order, _),) = self.session.carry_out([self._order(budget)])
         return order
 
     def _take(self, chosen: Order, frontier: Frontier) -> None:
@@ -137,6 +140,7 @@ class Search:
         pruner = self.order.pruner
         # As a copy of the pruner has it: with what the card and the saving need.
         vars(pruner).update(vars(chosen.pruner))
+        pruner.frontier = frontier
         pruner._figures = self.quality.facts(frontier.dense.figures, frontier.points[frontier.chosen].figures)
         self.order.save()
 
@@ -147,74 +151,45 @@ class Search:
             teacher = self.session.pruner.teacher
             heldout = self.session.heldout_of_dense() if self.quality.measure is None else None
             figures = self._figures(teacher, heldout)
-            figure = self.quality.of_dense(figures)
-            point = FrontierPoint(
-                DENSE,
-                flops=1.0,
-                parameters=sum(parameter.numel() for parameter in teacher.parameters()),
-                megabytes=_megabytes(teacher),
-                quality=figure.dense,
-                heldout=heldout,
-                figures=figures_of(figures),
-                seconds=time.perf_counter() - started,
-            )
-            self.journal.write(DENSE, point)
+            self.journal.measure = self.quality.of_dense(figures).name
+            point = dense_point(teacher, figures, self.quality, heldout, self._is_paired)
+            self.journal.write(DENSE, replace(point, seconds=time.perf_counter() - started))
         return self.journal.points[DENSE]
 
-    def _point(self, rate: float, model: Any, result: KPruneResult, figure: Figure) -> FrontierPoint:
+    def _point(self, order: Order, result: KPruneResult, figure: Figure) -> FrontierPoint:
         """Evaluates a pruned model."""
         started = time.perf_counter()
-        figures = self._figures(model, result.heldout)
-        value = finite(figures.get(figure.name), figure.name, f"the model of rate {rate:g}")
-        is_paired = self.limits.target.kind != "floor"
-        return FrontierPoint(
-            str(Budget("flops", round(1 - rate, 12), is_share=True)),
-            flops=1 - result.flops_removed,
-            parameters=result.parameters_after,
-            megabytes=_megabytes(model),
-            quality=value,
-            quality_error=self.quality.error(figure, value, result.heldout, is_paired),
-            heldout=result.heldout,
-            figures=figures_of(figures),
-            seconds=result.seconds + time.perf_counter() - started,
-        )
+        figures = self._figures(order.pruner.model, result.heldout)
+        point = pruned_point(order.config, result, figures, self.quality, figure, self._is_paired)
+        return replace(point, seconds=point.seconds + time.perf_counter() - started)
+
+    @property
+    def _is_paired(self) -> bool:
+        """Whether what counts is the difference from the dense model, which has less noise than either figure."""
+        return self.limits.target.kind != "floor"
 
     def _figures(self, model: Any, heldout: HeldoutQuality | None) -> dict[str, Any]:
         # Those of the main process, so that all choose alike.
         return gather(self.quality.figures(model, heldout))[0]
 
-    def _frontier(
-        self, dense: FrontierPoint, figure: Figure, allowed: Allowed, bracket: Bracket, seconds: float
-    ) -> Frontier:
-        rates = [each.rate for each in self.tried]
+    def _frontier(self, dense: FrontierPoint, figure: Figure, allowed: Allowed, seconds: float) -> Frontier:
+        budgets = list(dict.fromkeys(each.budget for each in self.tried))
+        best = self._best(allowed)
         samples = dense.heldout.samples if dense.heldout else self.quality.samples
+        table = self.session.sweep.latency_table
         return Frontier(
-            dense=dense,
-            points=[self.journal.points[_name(rate)] for rate in rates],
+            dense=replace(dense, milliseconds=table.dense) if table else dense,
+            points=[self.journal.points[budget] for budget in budgets],
             measure=figure.name,
             greater_is_better=figure.greater_is_better,
             floor=figure.at_drop(allowed.drop),
-            chosen=rates.index(bracket.low) if bracket.low else None,
-            notes=words.notes(figure, allowed, self.tried, bracket, samples, self.limits.resolution),
+            chosen=budgets.index(best.budget) if best else None,
+            notes=words.notes(figure, allowed, self.tried, samples, self.limits.resolution),
             seconds=seconds,
+            conditions=table.conditions if table else "",
         )
-
-
-def config_at(config: KPruneConfig, rate: float) -> KPruneConfig:
-    """Returns the settings with a rate in them."""
-    config = copy.copy(config)
-    config.compression_rate = rate
-    return config
 
 
 def _tried(rate: float, point: FrontierPoint, figure: Figure) -> Tried:
     assert point.quality is not None
-    return Tried(rate, figure.drop(point.quality), point.quality_error)
-
-
-def _name(rate: float) -> str:
-    return str(rate)
-
-
-def _megabytes(model: Any) -> float:
-    return sum(tensor.nbytes for _, tensor in named_tensors(model)) / 1e6
+    return Tried(rate, figure.drop(point.quality), point.quality_error, point.budget)

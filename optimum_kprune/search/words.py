@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .bracket import Allowed, Bracket, Tried, against_trend
+from .bracket import Allowed, Tried, against_trend, bracket_of
 from .target import Figure
 
 
@@ -14,11 +14,6 @@ def beginning(figure: Figure, allowed: Allowed) -> str:
     return f"{figure.name} {figure.dense:.4g} dense; {_floor(figure, allowed)} is allowed.{read}"
 
 
-def listed(rates: Sequence[float]) -> str:
-    """Returns rates as a list to read."""
-    return f"rates {', '.join(f'{rate:g}' for rate in rates)}"
-
-
 def point_in_words(figure: Figure, tried: Tried, allowed: Allowed) -> str:
     """Returns what was measured of one model, and whether that is allowed as it is."""
     error = "" if tried.error is None else f" ± {tried.error:.2g}"
@@ -28,7 +23,7 @@ def point_in_words(figure: Figure, tried: Tried, allowed: Allowed) -> str:
         verdict = "holds, but not beyond the noise"
     else:
         verdict = "holds"
-    return f"{figure.name} {figure.at_drop(tried.drop):.4g}{error} with {tried.rate:.1%} removed ({verdict})"
+    return f"{figure.name} {figure.at_drop(tried.drop):.4g}{error} with {tried.budget} ({verdict})"
 
 
 def none_holds(figure: Figure, allowed: Allowed, tried: Sequence[Tried]) -> str:
@@ -41,47 +36,40 @@ def none_holds(figure: Figure, allowed: Allowed, tried: Sequence[Tried]) -> str:
 
 
 def notes(
-    figure: Figure,
-    allowed: Allowed,
-    tried: Sequence[Tried],
-    bracket: Bracket,
-    samples: int | None,
-    resolution: float,
+    figure: Figure, allowed: Allowed, tried: Sequence[Tried], samples: int | None, resolution: float
 ) -> list[str]:
     """Returns what the reader should know about a search, in sentences."""
-    told = [*_noise(figure, allowed, tried, bracket, samples)]
+    low, high, is_open = bracket_of(tried, allowed)
+    # The models between which the choice was made.
+    around = [each for each in tried if each.rate in (low, high)]
+    told = [_noise(figure, allowed, around, samples)]
     for larger, smaller in against_trend(tried, allowed.drop):
         told.append(
-            f"Against the trend, {figure.name} is better with {smaller.rate:.1%} removed than with {larger.rate:.1%}: "
+            f"Against the trend, {figure.name} is better with {smaller.budget} than with {larger.budget}: "
             f"{figure.at_drop(smaller.drop):.4g} against {figure.at_drop(larger.drop):.4g}."
         )
-    if bracket.is_open and bracket.low:
-        told.append(f"Every rate holds: the chosen model, of rate {bracket.low:g}, is the smallest that was tried.")
+    if is_open:
+        told.append(f"All models hold: the one that was chosen, with {tried[-1].budget}, is the smallest of them.")
     # Less a little, because differences of decimal fractions are not exact.
-    if bracket.high - bracket.low > resolution * (1 + 1e-6):
-        told.append(
-            "The search ended at `max_evaluations`: the greatest rate that holds may lie anywhere from "
-            f"{bracket.low:g} to {bracket.high:g}."
-        )
+    if high - low > resolution * (1 + 1e-6):
+        told.append("The search ended at `max_evaluations`: smaller models than the chosen one may hold.")
     return told
 
 
-def _noise(
-    figure: Figure, allowed: Allowed, tried: Sequence[Tried], bracket: Bracket, samples: int | None
-) -> list[str]:
+def _noise(figure: Figure, allowed: Allowed, around: Sequence[Tried], samples: int | None) -> str:
     """Returns how well the evaluation data can tell the allowed drop."""
-    # At the rates between which the choice was made.
-    errors = [each.error for each in tried if each.rate in (bracket.low, bracket.high) and each.error is not None]
+    errors = [each.error for each in around if each.error is not None]
     if not errors:
-        return [f"How noisy {figure.name} is, is not known: models were taken to be as good as they were measured."]
+        return f"How noisy {figure.name} is, is not known: models were taken to be as good as they were measured."
     counted = "The evaluation data tells" if samples is None else f"{samples:,} samples tell"
     sentence = f"{counted} {figure.name} to ± {max(errors):.2g} (one standard error)"
-    if allowed.margin(max(errors)) < allowed.margin_wanted(max(errors)):
-        return [
+    margin = allowed.margin(max(errors))
+    if margin < allowed.margin_wanted(max(errors)):
+        return (
             f"{sentence}, which is too little for an allowed drop of {allowed.drop:.2g}: the model was chosen to lose "
-            f"at most {allowed.drop - allowed.margin(max(errors)):.2g} there, and may lose more on other data."
-        ]
-    return [f"{sentence}; the allowed drop is {allowed.drop:.2g}."]
+            f"at most {allowed.drop - margin:.2g} there, and may lose more on other data."
+        )
+    return f"{sentence}; the allowed drop is {allowed.drop:.2g}."
 
 
 def _floor(figure: Figure, allowed: Allowed) -> str:

@@ -19,8 +19,9 @@ from tiny_texts import (
 )
 from transformers import DataCollatorForMultipleChoice, DataCollatorWithPadding, default_data_collator
 
-from optimum_kprune.calibration.batches import FULL_BATCH, make_batches
+from optimum_kprune.calibration.batches import LARGE_BATCH, MOST_PADDING, make_batches
 from optimum_kprune.calibration.spec import InputSpec
+from optimum_kprune.defaults import FULL_BATCH
 
 
 def test_texts_become_padded_tensors(spec):
@@ -220,6 +221,17 @@ def test_a_list_that_mixes_batches_and_texts(spec):
 
 def stack(samples):
     return {"input_ids": torch.tensor([sample["input_ids"] for sample in samples])}
+
+
+@pytest.mark.parametrize("full", [512, 4096])
+def test_large_batches_end_where_too_much_of_them_would_be_padding(full, spec):
+    samples = [{"input_ids": [5] * length} for length in range(1, 100) for _ in range(8)]
+    batches = make_batches(samples, spec, lambda group: spec.tokenizer.pad(group), len(samples), full)
+    assert sum(len(batch["input_ids"]) for batch in batches) == len(samples)
+    for batch in batches:
+        tokens = batch["attention_mask"].numel()
+        assert tokens <= full and (tokens <= LARGE_BATCH or batch["attention_mask"].float().mean() >= 1 - MOST_PADDING)
+    assert (max(batch["attention_mask"].numel() for batch in batches) > LARGE_BATCH) == (full > LARGE_BATCH)
 
 
 @pytest.mark.parametrize(("length", "size"), [(100, 5), (16, 32), (10, 32), (FULL_BATCH, 1), (FULL_BATCH + 1, 1)])

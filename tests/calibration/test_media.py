@@ -21,10 +21,10 @@ from media import (
     sorted_rows,
 )
 
-from optimum_kprune.calibration.batches import FULL_BATCH
 from optimum_kprune.calibration.media import content_of
 from optimum_kprune.calibration.prepare import load_calibration_dataset, prepare_batches
 from optimum_kprune.calibration.spec import InputSpec
+from optimum_kprune.defaults import FULL_BATCH
 
 
 def expected_pixels(items):

@@ -1,5 +1,6 @@
 """Calibration data as a whole: the budget, the order, what is measured, what is held out."""
 
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import pytest
@@ -10,6 +11,7 @@ from tiny_texts import CLS, MASK, SEP, batches_of, make_text, make_texts, make_t
 from optimum_kprune import KPruneConfig
 from optimum_kprune.calibration.prepare import NUM_TOKENS, prepare_batches
 from optimum_kprune.calibration.spec import InputSpec
+from optimum_kprune.defaults import BATCH_SIZE, FULL_BATCH
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3, 4, 50, 100])
@@ -96,6 +98,19 @@ def test_the_parts_that_are_measured_are_each_spread_over_the_lengths_whatever_t
             assert sorted(real_samples(halved.batches)) == sorted(real_samples(whole.batches))
 
 
+def test_batches_have_as_many_tokens_as_the_device_has_room_for_and_those_measured_half_as_many(spec):
+    texts = ["w1 w2"] * 700  # four tokens each
+    sizes = {}
+    for tokens in (FULL_BATCH, 1024):
+        room = replace(spec, batch_tokens=tokens)
+        split = prepare_batches(texts, room, num_tokens=None, measure_tokens=1000, heldout_share=0.25)
+        parts = split.batches[: split.measured[0]], split.batches[split.measured[0] :], split.heldout
+        sizes[tokens] = [max(batch["input_ids"].numel() for batch in part) for part in parts]
+    assert sizes == {FULL_BATCH: [256, 512, 512], 1024: [512, 1024, 700]}
+    kept = prepare_batches(texts, spec, num_tokens=None, keep_order=True)
+    assert {len(batch["input_ids"]) for batch in kept.batches[:-1]} == {BATCH_SIZE}
+
+
 def test_batches_given_ready_are_measured_in_part(spec):
     given = [{"input_ids": torch.full((1, 4), number)} for number in range(8)]
     split = prepare_batches(given, spec, num_tokens=None, measure_tokens=16)
@@ -111,8 +126,7 @@ def test_batches_given_ready_are_measured_in_part(spec):
     [
         ({"num_tokens": 0}, "`num_tokens` must be a whole number, 1 or above, or None. Got 0"),
         ({"num_tokens": 1e5}, "`num_tokens` must be .* Got 100000.0"),
-        ({"batch_size": 0}, "`batch_size` must be a whole number, 1 or above. Got 0"),
-        ({"batch_size": None}, "`batch_size` must be .* Got None"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number, 1 or above, or None. Got 0"),
     ],
 )
 def test_bad_counts(options, message, spec):

@@ -3,9 +3,11 @@
 import itertools
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+from datasets import Dataset
 from drawn import few, generator_of, seeds
 from hypothesis import given
 from hypothesis import strategies as st
@@ -110,6 +112,29 @@ def test_any_order_of_texts_and_any_batch_size_gives_the_same_prune(family, way,
     shuffled = data.draw(st.permutations(texts))
     assert same_state(expected.model, prune(dense, shuffled, **way).model)
     assert_same_prune(expected, prune(dense, shuffled, batch_size, **way))
+
+
+@few
+@given(head=heads, way=ways, tokens=st.sampled_from([16, 40, 1024, 2**14]))
+def test_any_number_of_tokens_in_a_batch_gives_the_same_prune(head, way, tokens):
+    dense = tiny_model(head=head)
+    data = Dataset.from_dict({"input_ids": samples_for(dense, 40)})
+    expected = prune(dense, data, None, measure_tokens=100, **way)
+    with mock.patch("optimum_kprune.pruner.batch_tokens", return_value=tokens):
+        assert_same_prune(expected, prune(dense, data, None, measure_tokens=100, **way))
+
+
+def test_samples_share_a_batch_as_they_did_where_that_counts():
+    """Whatever there is room for, batches have 32 samples, as the authors' program reads them."""
+    dense, texts = tiny_model(), texts_of(ragged_samples(70))
+    published = KPruneConfig.paper(num_tokens=None)
+    models = []
+    for tokens, batch_size in ((512, None), (2**14, None), (512, 32)):
+        pruner = KPruner(dense, tiny_tokenizer())
+        with mock.patch("optimum_kprune.pruner.batch_tokens", return_value=tokens):
+            pruner.prune(published, texts, batch_size=batch_size)
+        models.append(pruner.model)
+    assert same_state(models[0], models[1]) and same_state(models[0], models[2])
 
 
 @pytest.mark.parametrize("family", ["camembert", "roberta", "xlm-roberta"])

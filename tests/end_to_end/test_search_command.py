@@ -9,6 +9,7 @@ from tiny import ragged_samples, same_state, texts_of
 from transformers import AutoModelForSequenceClassification
 
 from optimum_kprune import KPruneConfig, KPruner
+from optimum_kprune.budget import NAMES
 
 pytestmark = pytest.mark.slow
 
@@ -39,8 +40,9 @@ def test_without_labels_it_finds_what_python_finds(place, tmp_path, command, cap
     calibration = pruner.get_calibration_dataset(place / "texts.txt", num_tokens=2000)
     pruner.search(calibration, max_drop="25%", config=KPruneConfig(num_tokens=2000, heldout_share=0.4))
     assert same_state(AutoModelForSequenceClassification.from_pretrained(tmp_path / "out"), pruner.model)
-    assert KPruneConfig.from_pretrained(tmp_path / "out").compression_rate == pruner.config.compression_rate
-    assert "FLOPs removed" in capsys.readouterr().out
+    assert KPruneConfig.from_pretrained(tmp_path / "out").budget == pruner.config.budget
+    shown = capsys.readouterr().out
+    assert "FLOPs removed" in shown and "(chosen)" in shown and "Least agreement allowed: 0.75" in shown
     assert "agreement 1 dense; 0.75 or more is allowed" in caplog.text and "Chosen: agreement" in caplog.text
     assert (tmp_path / "progress" / "figures.json").exists()
 
@@ -64,13 +66,9 @@ def test_a_figure_on_labelled_data_is_in_the_card(where, place, tmp_path, comman
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"max_drop": 0.01, "compression_rate": 0.5},
-            "`--max_drop` finds the rate: it goes without `--compression_rate`",
-        ),
-        ({"max_drop": 0.01, "min_quality": 0.9}, "Give one of `--max_drop` and `--min_quality`"),
         ({"max_drop": "a point"}, "`--max_drop` must be a number.*Got 'a point'"),
         ({"min_quality": 2.0, "metric": "accuracy", "data": "both"}, "`--min_quality` must be"),
+        ({"minimise": "layers"}, "`--minimise` goes with `--max_drop` or `--min_quality`"),
         ({"max_drop": 0, "num_tokens": 2000}, "No model holds that was tried: agreement 1 dense"),
     ],
 )
@@ -90,3 +88,22 @@ def test_one_figure_counts(place, tmp_path, command):
         "b",
     ]
     assert "With `--max_drop`, one figure counts. Got a, b." in command(*given)
+
+
+@pytest.mark.parametrize("other", [{"min_quality": 0.9}, {"compression_rate": 0.5}, {"budget": "9 MB"}])
+def test_a_target_stands_alone(other, place, tmp_path, command, capsys):
+    assert search(command, place, tmp_path / "out", max_drop=0.01, **other) == 2
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_a_unit_is_minimised_and_a_budget_in_the_settings_gives_way(place, tmp_path, command, capsys):
+    KPruneConfig(budget="0.1 MB", heldout_share=0.4).save_pretrained(tmp_path / "settings")
+    options = {"max_drop": 0.9, "minimise": "layers", "config": tmp_path / "settings"}
+    assert search(command, place, tmp_path / "out", **options) is None
+    assert KPruneConfig.from_pretrained(tmp_path / "out").budget == "1 layers"
+    assert "1 layers (chosen)" in capsys.readouterr().out
+
+
+def test_the_units_of_the_command_are_those_of_python(command, capsys):
+    assert command("kprune", "--help") == 0
+    assert f"--minimise {{{','.join(NAMES)}}}" in capsys.readouterr().out

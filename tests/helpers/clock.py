@@ -23,7 +23,7 @@ def ticking(cost, sizes=None):
     def in_turns(runs, turns, seconds, clock):
         loads = [1 + 0.2 * (turn - (turns - 1) / 2) / turns for turn in range(turns)]
         if sizes is not None:
-            sizes |= {tuple(run.keywords["input_ids"].shape) for run in runs}
+            sizes.update(tuple(run.keywords["input_ids"].shape) for run in runs)
         return [[load * cost(run.func) for load in loads] for run in runs]
 
     return in_turns

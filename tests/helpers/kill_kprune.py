@@ -49,9 +49,16 @@ def prune_on(root):
     return pruner.prune(config, batches_of(ragged_samples()), **places)
 
 
+def sweep_on(root):
+    """The same of a sweep, whose rates share knowledge."""
+    config = KPruneConfig(num_tokens=None, measure_tokens=None)
+    places = {"save_directory": root / "out", "checkpoint_dir": root / "progress"}
+    return KPruner(tiny_model()).sweep([0.6, 0.3], config, batches_of(ragged_samples()), **places)
+
+
 def content(place):
-    """The files of a saved model."""
-    return {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
+    """The files of a saved model, or of the models of a sweep."""
+    return {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
 
 
 def prepare(way, root, old):

@@ -5,11 +5,14 @@ from types import SimpleNamespace
 from torch import nn
 
 from optimum_kprune import KPruneConfig
+from optimum_kprune.budget import Budget, parse_budget
 from optimum_kprune.order import Order
 from optimum_kprune.search.journal import Journal
 from optimum_kprune.search.quality import Quality
 from optimum_kprune.search.rounds import Limits, Search
 from optimum_kprune.search.target import Target
+
+SIZES = {"parameters_after": 110, "megabytes_after": 0.1, "milliseconds_after": 0.0}
 
 
 class Model(nn.Linear):
@@ -30,20 +33,28 @@ class Pruner:
 
 
 class Session:
-    """Prunes by noting the rate."""
+    """Prunes by noting the rate, of FLOPs or of so many layers."""
 
-    def __init__(self, pruner, heldout=None):
-        self.pruner, self.heldout = pruner, heldout
-        self.pruned, self.most_alive = [], 0
+    def __init__(self, pruner, heldout=None, layers=None):
+        self.pruner, self.heldout, self.layers = pruner, heldout, layers
+        self.pruned, self.sweep = [], SimpleNamespace(latency_table=None)
 
     def carry_out(self, orders):
         for order in orders:
-            rate = order.config.compression_rate
+            rate = self.rate_of(order.config)
             self.pruned.append(rate)
             order.pruner.model, order.pruner.config = Model(rate), order.config
-            result = SimpleNamespace(flops_removed=rate, parameters_after=110, heldout=self.heldout, seconds=0.0)
-            order.pruner.result = result
-            yield order, result
+            order.pruner.result = SimpleNamespace(flops_removed=rate, **SIZES, heldout=self.heldout, seconds=0.0)
+            yield order, order.pruner.result
+
+    def budget_at(self, rate, config):
+        if self.layers:
+            return f"{max(1, round(self.layers * (1 - rate)))} layers"
+        return str(Budget("flops", 1 - rate, is_share=True))
+
+    def rate_of(self, config):
+        amount = parse_budget(config.budget).amount
+        return round(1 - (amount / self.layers if self.layers else amount), 12)
 
     def heldout_of_dense(self):
         return self.heldout

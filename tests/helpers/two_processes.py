@@ -17,7 +17,7 @@ from optimum.commands.register.register_kprune import KPruneCommand
 from optimum_kprune import KPruneCallback, KPruneConfig, KPruner, progress
 from optimum_kprune import cli as command
 from optimum_kprune.distributed import is_main, share
-from optimum_kprune.prune import costs, rate, statistics
+from optimum_kprune.prune import rate, spending, statistics
 from optimum_kprune.prune import sweep as sweeping
 from optimum_kprune.publish import hub
 from optimum_kprune.recovery import learner
@@ -179,14 +179,14 @@ def only_in_second(rank, *args, **kwargs):
 
 def prune_with_another_solution(rank, folder):
     """The second process finds other units and weights than the first, as rounding may make it."""
-    select = costs.select_units
+    select = spending.select_units
 
     def solve(fit, start, *args):
         return start._replace(weight=start.weight + 1)
 
     with (
         only_in_second(rank, rate.LeastSquares, "solve", solve),
-        only_in_second(rank, costs, "select_units", lambda *args: [~selected for selected in select(*args)]),
+        only_in_second(rank, spending, "select_units", lambda *args: [~selected for selected in select(*args)]),
     ):
         return prune_texts(folder / "other")
 

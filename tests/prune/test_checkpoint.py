@@ -143,7 +143,6 @@ def test_a_sweep_resumes_in_the_rate_that_was_in_work(tmp_path, monkeypatch):
         ({"seed": 3, "ridge": 0.5}, "ridge is 0.5 here and was 0.01; seed is 3 here and was 0"),
         ({"model": tiny_model(seed=1)}, "the model is another"),
         ({"batches": batches_of(ragged_samples(seed=1))}, "the calibration data is another"),
-        ({"batches": batches_of(ragged_samples(), size=7)}, "the calibration data is another"),
     ],
 )
 def test_the_checkpoint_of_another_prune_is_refused(arguments, difference, tmp_path, monkeypatch):
@@ -158,6 +157,16 @@ def test_the_checkpoint_of_another_prune_is_refused(arguments, difference, tmp_p
 def test_how_states_are_held_may_change(tmp_path, monkeypatch):
     killed_after(monkeypatch, 2, tmp_path)
     assert same_state(prune(tmp_path, memory_budget=0).model, prune(None).model)
+
+
+def test_how_many_samples_share_a_batch_may_change_unless_that_counts(tmp_path, monkeypatch):
+    """It depends on the memory that is free."""
+    others = batches_of(ragged_samples(), size=7, extra=2)
+    killed_after(monkeypatch, 2, tmp_path / "sample")
+    assert prune(tmp_path / "sample", batches=others).result.kept == prune(None).result.kept
+    killed_after(monkeypatch, 2, tmp_path / "batch", gradient="batch")
+    with pytest.raises(ValueError, match="the calibration data is another"):
+        prune(tmp_path / "batch", batches=others, gradient="batch")
 
 
 def test_a_place_that_is_no_folder_is_named(tmp_path):
@@ -267,3 +276,76 @@ def test_the_same_call_ends_what_was_killed_while_saving(moved, tmp_path, monkey
         assert same_state(one.model, loaded)
     with pytest.raises(FileExistsError):
         KPruner(tiny_model()).prune(settings(), batches, save_directory=tmp_path / "models" / "0.4")
+
+
+# Sweeps, in which rates share knowledge
+
+RATES = [0.8, 0.3]
+
+
+def sweep(folder, rates=RATES, share_knowledge=True):
+    batches = batches_of(ragged_samples())
+    return KPruner(tiny_model()).sweep(
+        rates, settings(), batches, checkpoint_dir=folder, share_knowledge=share_knowledge
+    )
+
+
+def swept_until(monkeypatch, files, folder):
+    """Sweeps until that many sublayers are written, of both rates together."""
+    written = []
+    write = Checkpoint.write
+
+    def write_or_die(self, *args):
+        if len(written) == files:
+            raise Killed
+        written.append(args)
+        write(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Checkpoint, "write", write_or_die)
+        sweep(folder)
+
+
+@pytest.fixture(scope="module")
+def whole_sweep(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, sweep(folder)
+
+
+@pytest.mark.parametrize("files", [1, 2, 5, 2 * SUBLAYERS - 1])
+def test_a_sweep_goes_on_with_every_rate_from_where_it_was(files, whole_sweep, tmp_path, monkeypatch):
+    """Of an odd number of files, one rate is ahead: what was measured for both lies in its checkpoint."""
+    swept_until(monkeypatch, files, tmp_path)
+    measured = []
+    measure = scores.measure_knowledge
+    monkeypatch.setattr(scores, "measure_knowledge", lambda *args: measured.append(args) or measure(*args))
+    for resumed, expected in zip(sweep(tmp_path), whole_sweep[1], strict=True):
+        assert same_state(resumed.model, expected.model)
+        assert without_seconds(resumed.result) == without_seconds(expected.result)
+    assert len(measured) == SUBLAYERS - (files + 1) // 2
+
+
+@pytest.mark.parametrize("rate", ["0.3", "0.8"])
+def test_a_rate_that_has_fallen_behind_takes_what_was_measured_from_the_other(
+    rate, whole_sweep, tmp_path, monkeypatch
+):
+    """Also the one on whose student knowledge is measured."""
+    folder, expected = whole_sweep
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    for index in range(2, SUBLAYERS):
+        (tmp_path / rate / f"sublayer-{index:03}.safetensors").unlink()
+    monkeypatch.setattr(scores, "measure_knowledge", pytest.fail)
+    assert all(same_state(found.model, each.model) for found, each in zip(sweep(tmp_path), expected, strict=True))
+
+
+def test_progress_with_the_knowledge_of_another_student_is_refused(whole_sweep, tmp_path):
+    folder, expected = whole_sweep
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match=r"knowledge of is None here and was 'rate 0\.3'"):
+        sweep(tmp_path, rates=[0.8])
+    with pytest.raises(ValueError, match=r"knowledge of is 'rate 0\.2' here and was None"):
+        sweep(tmp_path, rates=[0.3, 0.2])
+    # That student has its own: a prune goes on with its progress, and so does a sweep of other rates.
+    (found,) = sweep(tmp_path, rates=[0.3], share_knowledge=False)
+    assert same_state(found.model, expected[1].model)
+    assert same_state(sweep(tmp_path, rates=[0.3, 0.8, 0.6])[1].model, expected[0].model)

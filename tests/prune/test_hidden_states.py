@@ -64,8 +64,8 @@ def test_everything_is_computed_once_per_batch_by_teacher_and_student(monkeypatc
     start, measured, trials = 1, 1, 3
     for layer in range(LAYERS):
         # The student runs through its attention twice (fit, advance) and to the end of its block once (advance). After
-        # two runs from the bottom, entering is tried at two places of every block below and at the second of this one.
-        entries = 2 + 2 * layer
+        # two runs from the bottom, entering is tried at both places of a block, up to the next block.
+        entries = 2 + (layer > 0)
         measurements = measured * (2 * layer + 1)
         attention = trials + entries + start + measurements + len(batches) * (1 + 2)
         assert counts[f"bert.encoder.layer.{layer}.attention.self.value"] == attention

@@ -60,9 +60,10 @@ def errors_of(result):
         pytest.param("electra", "multiple choice", {"published_targets": True, "correct_inputs": False}, marks=slow),
     ],
 )
-def test_every_rate_is_that_of_a_prune_of_its_own_bit_for_bit(family, head, overrides):
+def test_without_shared_knowledge_every_rate_is_that_of_a_prune_of_its_own_bit_for_bit(family, head, overrides):
     dense = tiny_model(family, head)
-    found = KPruner(dense).sweep(RATES, settings(**overrides), batches_of(samples_for(dense), 5))
+    calibration = batches_of(samples_for(dense), 5)
+    found = KPruner(dense).sweep(RATES, settings(**overrides), calibration, share_knowledge=False)
     for rate, swept in zip(RATES, found, strict=True):
         alone = KPruner(dense)
         result = alone.prune(settings(compression_rate=rate, **overrides), batches_of(samples_for(dense), 5))
@@ -76,13 +77,15 @@ def test_a_model_without_units_at_the_bottom_can_be_swept(rates):
     once = KPruner(tiny_model())
     once.prune(settings(compression_rate=0.95), batches_of(SAMPLES))
     assert not once.result.kept[0]["kept"]
-    for rate, swept in zip(rates, KPruner(once.model).sweep(rates, settings(), batches_of(SAMPLES)), strict=True):
+    found = KPruner(once.model).sweep(rates, settings(), batches_of(SAMPLES), share_knowledge=False)
+    for rate, swept in zip(rates, found, strict=True):
         alone = KPruner(once.model)
         alone.prune(settings(compression_rate=rate), batches_of(SAMPLES))
         assert same_state(swept.model, alone.model)
 
 
-def test_what_does_not_depend_on_the_rate_is_done_once(monkeypatch):
+@pytest.mark.parametrize("share_knowledge", [True, False])
+def test_what_does_not_depend_on_the_rate_is_done_once(share_knowledge, monkeypatch):
     calls = []
 
     def counting(module, name):
@@ -93,11 +96,55 @@ def test_what_does_not_depend_on_the_rate_is_done_once(monkeypatch):
     counting(sweeping, "find_entries")
     counting(sweeping, "Predictions")
     counting(scores, "measure_knowledge")
-    found = sweep()
+    found = sweep(share_knowledge=share_knowledge)
     assert [calls.count(name) for name in ("prepare_batches", "find_entries", "Predictions")] == [1, 1, 1]
     targets = len(found[0].result.sublayers)
-    assert calls.count("measure_knowledge") == 1 + len(RATES) * (targets - 1)
+    assert calls.count("measure_knowledge") == 1 + (1 if share_knowledge else len(RATES)) * (targets - 1)
     assert len({str(swept.result.stages) for swept in found}) == 1 and found[0].result.stages["teacher"] > 0
+
+
+@pytest.mark.parametrize("overrides", [{}, {"measure_every": 4}, {"gradient": "batch"}])
+def test_shared_knowledge_is_that_of_the_student_that_keeps_the_most(overrides, monkeypatch):
+    """Every rate is pruned as it is alone when it is given the scores of that student, sublayer by sublayer."""
+    dense, rates = tiny_model(), [0.8, 0.3, 0.45]
+    found = KPruner(dense).sweep(rates, settings(**overrides), batches_of(SAMPLES, 5))
+    leader, measured = KPruner(dense), {}
+    measure = scores.Scores.measure
+
+    def recording(own, states, students):
+        measure(own, states, students)
+        measured[len(students)] = own.latest
+
+    monkeypatch.setattr(scores.Scores, "measure", recording)
+    leader.prune(settings(compression_rate=0.3, **overrides), batches_of(SAMPLES, 5))
+
+    def given(own, states, students):
+        own.latest = measured[len(students)]
+
+    monkeypatch.setattr(scores.Scores, "measure", given)
+    others = [KPruner(dense), leader, KPruner(dense)]
+    for rate, swept, alone in zip(rates, found, others, strict=True):
+        if alone is not leader:
+            alone.prune(settings(compression_rate=rate, **overrides), batches_of(SAMPLES, 5))
+        assert swept.result.kept == alone.result.kept and same_state(swept.model, alone.model)
+
+
+def test_published_knowledge_is_not_shared():
+    config = KPruneConfig.paper(num_tokens=None, heldout_share=0)
+    found = KPruner(tiny_model()).sweep([0.4, 0.6], config, batches_of(SAMPLES))
+    for swept in found:
+        alone = KPruner(tiny_model())
+        alone.prune(swept.config, batches_of(SAMPLES))
+        assert same_state(swept.model, alone.model)
+
+
+def test_budgets_in_other_units_do_not_share_knowledge():
+    """A score is knowledge per cost: what a unit costs in bytes is no answer to a question for FLOPs."""
+    found = KPruner(tiny_model()).sweep([0.6, "28000 parameters"], settings(), batches_of(SAMPLES))
+    for swept in found:
+        alone = KPruner(tiny_model())
+        alone.prune(swept.config, batches_of(SAMPLES))
+        assert same_state(swept.model, alone.model)
 
 
 def test_the_teacher_goes_through_the_sublayers_once(monkeypatch):
@@ -250,7 +297,7 @@ def test_out_of_memory_halves_the_batches_and_says_so(rows, monkeypatch, caplog)
 
 def test_out_of_memory_on_the_way_begins_again_with_all_rates(monkeypatch):
     """Nothing is left of the students that were pruned half: neither of their weights nor of their states."""
-    expected, students = sweep(), []
+    expected, students = sweep(share_knowledge=False), []
     measure = scores.measure_knowledge
 
     def fails_once(predictions, states, *args):
@@ -268,7 +315,7 @@ def test_out_of_memory_on_the_way_begins_again_with_all_rates(monkeypatch):
         assert not any(student() for student in students) and own._store.bytes_in_memory == 0
 
     monkeypatch.setattr(Sweep, "_halve", watched)
-    found = sweep()
+    found = sweep(share_knowledge=False)
     assert len(students) > 2 * SUBLAYERS
     assert [swept.result.kept for swept in found] == [swept.result.kept for swept in expected]
 
@@ -278,12 +325,12 @@ def test_a_sweep_goes_on_with_other_rates():
     dense = tiny_model()
     batches = batches_of(SAMPLES)
     configs = [settings(compression_rate=rate) for rate in RATES]
-    with Sweep(encoder_of(dense), task_of(dense), CalibrationBatches(batches, len(batches))) as one:
+    with Sweep(encoder_of(dense), task_of(dense), CalibrationBatches(batches, [len(batches)])) as one:
         (first,) = one.prune_all(configs[:1])
         predictions = one._predictions
         found = [first, *one.prune_all(configs[1:])]
         assert one._predictions is predictions
-    with Sweep(encoder_of(dense), task_of(dense), CalibrationBatches(batches, len(batches))) as other:
+    with Sweep(encoder_of(dense), task_of(dense), CalibrationBatches(batches, [len(batches)])) as other:
         for (model, _), (same, _) in zip(found, other.prune_all(configs), strict=True):
             assert same_state(model, same)
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from cards import FACTS, SAMPLES, UPLOAD, cells
+from frontiers import frontier
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from prunes import prune
@@ -226,3 +227,11 @@ def test_push_to_hub_uploads_what_is_saved(tmp_path, network_free_hub):
             {"repo_id": "me/name", "commit_message": "Pruned"},
         ),
     ]
+
+
+def test_pictures_are_uploaded_with_the_card(network_free_hub):
+    pruner = prune(tiny_model())
+    pruner.frontier = frontier()
+    pruner.push_to_hub("name", token="secret", plots=True)
+    ((_, files, _),) = [call for call in network_free_hub if call[0] == "upload_folder"]
+    assert {"kept.png", "frontier.png", "README.md"} <= set(files)

@@ -1,7 +1,10 @@
 """`KPruner.search` on tiny models: what it accepts, what becomes of the pruner, and that it equals prunes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from clock import costs, ticking
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from prunes import untouchable
@@ -10,6 +13,7 @@ from trainers import make_trainer
 from transformers import AutoModelForSequenceClassification
 
 from optimum_kprune import KPruneConfig, KPruner
+from optimum_kprune.evaluation import latency_measurement, latency_mixin
 
 TEXTS = texts_of(ragged_samples(160))
 CONFIG = KPruneConfig(num_tokens=None, heldout_share=0.4)
@@ -30,9 +34,9 @@ def test_the_chosen_model_is_that_of_a_prune_to_its_rate():
     pruner = pruner_of()
     before = tiny_model()
     frontier = pruner.search(TEXTS, max_drop=0.3, config=CONFIG, max_evaluations=4)
-    rate, other = pruner.config.compression_rate, pruner_of()
+    other = pruner_of()
     point = frontier.points[frontier.chosen]
-    result = other.prune(KPruneConfig(compression_rate=rate, num_tokens=None, heldout_share=0.4), TEXTS)
+    result = other.prune(KPruneConfig(budget=point.budget, num_tokens=None, heldout_share=0.4), TEXTS)
     assert same_state(pruner.model, other.model) and pruner.result.kept == result.kept
     assert (frontier.measure, frontier.dense.quality, frontier.floor) == ("agreement", 1.0, pytest.approx(0.7))
     assert point.heldout == result.heldout and point.quality == result.heldout.closeness >= 0.7
@@ -85,9 +89,12 @@ def test_an_evaluator_of_sentence_transformers_is_called_with_the_pipeline(tmp_p
     assert frontier.points[frontier.chosen].figures == evaluator(pruner.sentence_transformer)
 
 
-def test_models_are_recovered_before_they_are_evaluated():
+def test_models_are_recovered_before_they_are_evaluated(monkeypatch):
+    monkeypatch.setattr("optimum_kprune.recovery.text.BATCH_TOKENS", 64)
     pruner, seen = pruner_of(), []
-    config = KPruneConfig(num_tokens=None, heldout_share=0.4, recovery_tokens=800)
+    # Gentle steps, so that some weights are better than those of the prune.
+    gentle = {"recovery_tokens": 1500, "recovery_learning_rate": 1e-4}
+    config = KPruneConfig(num_tokens=None, heldout_share=0.4, **gentle)
 
     def evaluate(model):
         seen.append(model)
@@ -95,7 +102,7 @@ def test_models_are_recovered_before_they_are_evaluated():
 
     pruner.search(TEXTS, evaluate, "99%", config=config, max_evaluations=1)
     other = pruner_of()
-    result = other.prune(KPruneConfig(**{**config.to_dict(), "compression_rate": 0.3}), TEXTS)
+    result = other.prune(KPruneConfig(**{**config.to_dict(), "budget": "70% flops"}), TEXTS)
     assert result.recovery.kept_step and same_state(seen[-1], other.model)
     assert pruner.result.recovery.kept_step == result.recovery.kept_step
 
@@ -116,6 +123,8 @@ def test_if_no_model_holds_the_pruner_stays_as_it_is(tmp_path):
         ({"max_drop": 5}, "For 5 points, give 0.05"),
         ({"max_drop": 0.1, "confidence": 1}, "`confidence` must be"),
         ({"max_drop": 0.1, "config": 0.5}, "KPruneConfig"),
+        ({"max_drop": 0.1, "config": KPruneConfig(budget="9 MB")}, "leave it out of `config`, and name its unit"),
+        ({"max_drop": 0.1, "minimise": "MB"}, "`minimise` must be one of 'flops', 'parameters', .* Got 'MB'"),
         ({"max_drop": 0.1, "evaluate": 3}, "The evaluation data must be"),
         ({"max_drop": 0.1, "config": KPruneConfig(recovery_tokens=9, heldout_share=0)}, "recovery"),
     ],
@@ -134,9 +143,11 @@ def test_a_folder_that_is_taken_is_refused_before_any_work(tmp_path):
 
 
 def test_the_progress_of_another_search_is_refused(tmp_path):
-    def search(max_drop=0.9, data=TEXTS, evaluate=None, **settings):
+    def search(max_drop=0.9, data=TEXTS, evaluate=None, minimise="flops", **settings):
         config = KPruneConfig(**{"num_tokens": None, "heldout_share": 0.4, **settings})
-        pruner_of().search(data, evaluate, max_drop, config=config, max_evaluations=1, checkpoint_dir=tmp_path)
+        pruner_of().search(
+            data, evaluate, max_drop, config=config, max_evaluations=1, minimise=minimise, checkpoint_dir=tmp_path
+        )
 
     search()
     search(compression_rate=0.7)
@@ -144,7 +155,33 @@ def test_the_progress_of_another_search_is_refused(tmp_path):
         search(0.5)
     with pytest.raises(ValueError, match=r"ridge is 0\.5 here and was 0\.01"):
         search(ridge=0.5)
+    with pytest.raises(ValueError, match="budget is '100% megabytes' here and was '100% flops'"):
+        search(minimise="megabytes")
     with pytest.raises(ValueError, match="the calibration data is another"):
         search(data=TEXTS[10:])
     with pytest.raises(ValueError, match="evaluation is 'rows' here and was 'held-out calibration data'"):
         search(evaluate=LABELLED)
+
+
+@pytest.mark.parametrize("unit", ["parameters", "megabytes", "layers"])
+def test_a_model_is_made_small_in_any_unit(unit):
+    pruner = pruner_of()
+    frontier = pruner.search(
+        TEXTS, parameters_of, "99%", config=CONFIG, metric="size", max_evaluations=2, minimise=unit, resolution=0.3
+    )
+    assert [point.budget.split()[-1] for point in frontier.points] == [unit] * 2
+    assert pruner.result.budget == frontier.points[-1].budget and frontier.chosen == 1
+    sizes = [getattr(point, unit, point.flops) for point in (frontier.dense, *frontier.points)]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_milliseconds_are_minimised_by_a_table_that_is_kept_with_the_progress(monkeypatch, tmp_path):
+    monkeypatch.setattr(latency_measurement, "in_turns", ticking(costs(0.7, {"attention": float, "ffn": float})))
+    options = {"config": CONFIG, "metric": "size", "minimise": "latency", "checkpoint_dir": tmp_path}
+    frontier = pruner_of().search(TEXTS, parameters_of, "25%", max_evaluations=2, **options)
+    times = [point.milliseconds for point in (frontier.dense, *frontier.points)]
+    assert times == sorted(times, reverse=True) and times[0] == pytest.approx(1000 * (0.7 + 3 * (4 + 64)))
+    assert frontier.conditions.startswith("pytorch, batch 1")
+    monkeypatch.setattr(latency_mixin, "measure_latency_table", lambda *_: pytest.fail("measured again"))
+    again = pruner_of().search(TEXTS, parameters_of, "25%", max_evaluations=2, **options)
+    assert again == replace(frontier, seconds=again.seconds)

@@ -108,7 +108,7 @@ def _add_data(group: Any) -> None:
     group.add_argument("--max_length", type=int, help=length)
     tokens = "Budget of calibration tokens; of images and audio, of positions of the hidden states (default: 100000)."
     group.add_argument("--num_tokens", type=int, help=tokens)
-    group.add_argument("--batch_size", type=int, help="Most samples in a batch (default: 32).")
+    group.add_argument("--batch_size", type=int, help="Most samples in a batch (default: as memory allows).")
 
 
 def _add_prune(group: Any) -> None:
@@ -121,6 +121,9 @@ def _add_prune(group: Any) -> None:
     size.add_argument("--max_drop", metavar="DROP", help=drop)
     quality = "The same, down to this value of the figure."
     size.add_argument("--min_quality", type=float, metavar="VALUE", help=quality)
+    units = ["flops", "parameters", "megabytes", "latency", "layers"]
+    unit = "What that model has least of (default: flops)."
+    group.add_argument("--minimise", choices=units, help=unit)
     group.add_argument("--seed", type=int, help="Seed of all random choices (default: 0).")
     config = "All settings: a kprune_config.json, or a folder or Hub repository that has one. Arguments win over it."
     group.add_argument("--config", help=config)
@@ -165,6 +168,8 @@ def _add_card(group: Any) -> None:
     metric += "models, such as accuracy=0.924,0.917. Can be repeated."
     group.add_argument("--metric", action="append", metavar="NAME[=DENSE,PRUNED]", help=metric)
     group.add_argument("--measure_latency", action="store_true", help="Measure latency, dense and pruned.")
+    plot = "Draw pictures for the card, and save them beside it: what is left of every layer, and what a search tried."
+    group.add_argument("--plot", action="store_true", help=plot)
     update = "Prune nothing: write figures into the card of the pruned model that OUTPUT_DIR holds."
     group.add_argument("--update_card", action="store_true", help=update)
     group.add_argument("--push_to_hub", metavar="REPO_ID", help="Upload the pruned model to this repository.")
