@@ -29,6 +29,8 @@ GROUP = 4
 # Seconds for which a model is run in a turn, at least, and for which all turns take, about.
 TURN_SECONDS, SECONDS = 0.1, 30.0
 FEWEST_TURNS, MOST_TURNS = 3, 7
+# A relative error of a table that is warned of.
+NOISY = 0.1
 
 
 def shape_of(private: Encoder) -> dict[str, Any]:
@@ -80,6 +82,11 @@ def measure_latency_table(dense: Encoder, task: str, timing: Timing, sample: Bat
         error=error,
     )
     logger.info(f"Measured a latency table in {time.perf_counter() - started:.0f} seconds: {table.summary}")
+    if error > NOISY:
+        logger.warning(
+            f"The latency table is off by {error:.0%} for the models that it was measured with. Other work on the "
+            "machine may have disturbed it: measure it again when the machine is idle."
+        )
     return table
 
 
