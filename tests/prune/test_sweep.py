@@ -325,12 +325,12 @@ def test_a_sweep_goes_on_with_other_rates():
     dense = tiny_model()
     batches = batches_of(SAMPLES)
     configs = [settings(compression_rate=rate) for rate in RATES]
-    with Sweep(encoder_of(dense), task_of(dense), CalibrationBatches(batches, len(batches))) as one:
+    with Sweep(encoder_of(dense), task_of(dense), CalibrationBatches(batches, [len(batches)])) as one:
         (first,) = one.prune_all(configs[:1])
         predictions = one._predictions
         found = [first, *one.prune_all(configs[1:])]
         assert one._predictions is predictions
-    with Sweep(encoder_of(dense), task_of(dense), CalibrationBatches(batches, len(batches))) as other:
+    with Sweep(encoder_of(dense), task_of(dense), CalibrationBatches(batches, [len(batches)])) as other:
         for (model, _), (same, _) in zip(found, other.prune_all(configs), strict=True):
             assert same_state(model, same)
 
