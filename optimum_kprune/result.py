@@ -281,20 +281,21 @@ class KPruneResult:
             f"FLOPs removed: {self.flops_removed:.2%} of {self.flops_before / 1e6:.1f} MFLOPs at "
             f"{self.sequence_length} {tokens}; parameters: {self.parameters_before:,} -> {self.parameters_after:,}; "
             f"{self.samples:,} samples, {self.tokens:,} {tokens}, {self.seconds:.1f} seconds{stages}",
-            *self._met(),
+            *([self.met] if self.met else []),
             *([str(self.latency)] if self.latency else []),
             *self._recovered(),
             self.loss,
         ]
 
-    def _met(self) -> list[str]:
-        """Returns what was asked for and what was got, in the unit of the budget."""
+    @property
+    def met(self) -> str:
+        """What was asked for and what was got, in the unit of the budget; "" if a compression rate was given."""
         if self.budget is None:
-            return []
+            return ""
         unit = parse_budget(self.budget).unit
         before, after = self._amounts(unit)
         dtype = f" in {self.dtype}" if unit == "megabytes" else ""
-        return [f"Budget: {self.budget}; kept: {told(unit, after)} of {told(unit, before)}{dtype}"]
+        return f"Budget: {self.budget}; kept: {told(unit, after)} of {told(unit, before)}{dtype}"
 
     def _amounts(self, unit: str) -> tuple[float, float]:
         """Returns how much there was of the unit of a budget before the prune, and after it."""

@@ -82,7 +82,8 @@ ROOMS = (
     {"session"},
     {"search"},
     {"pruner"},
-    {"cli", "cli_arguments", "trainer_callback"},
+    {"cli_arguments"},
+    {"cli", "trainer_callback"},
     {"__main__"},
 )
 

@@ -58,7 +58,8 @@ def test_a_console_shows_aligned_columns_and_what_belongs_to_them():
 
 
 def test_a_notebook_shows_the_same_table_escaped():
-    one = replace(frontier(notes=["a < b"]), measure="<b>f1</b>")
+    points = [replace(point, budget=f"<b>{point.budget}") for point in frontier().points]
+    one = replace(frontier(notes=["a < b"]), measure="<b>f1</b>", points=points)
     html, (heads, rows) = one._repr_html_(), one.table()
     assert "<b>" not in html and "a &lt; b" in html and html.count("<tr>") == 1 + len(rows)
     assert [cell for row in [heads, *rows] for cell in row if escape(cell) not in html] == []

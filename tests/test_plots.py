@@ -129,6 +129,7 @@ def test_the_same_picture_is_the_same_file(ending, start, tmp_path):
     for prefix in ("", "kept-"):
         one, two = ((tmp_path / f"{prefix}{name}.{ending}").read_bytes() for name in ("one", "two"))
         assert one == two and one.startswith(start)
+        assert b"CreationDate" not in one and b"dc:date" not in one
     assert len(list(tmp_path.iterdir())) == 4
 
 

@@ -14,12 +14,10 @@ class Importance:
     Attributes:
         predictive: (units,) float64, K_pred of each unit.
         representational: (units,) float64, K_rep of each unit.
-        whole: () float64, K_pred of the sublayer: of all its units at once.
     """
 
     predictive: Tensor
     representational: Tensor
-    whole: Tensor
 
 
 class UnitStatistics:
@@ -31,9 +29,7 @@ class UnitStatistics:
         K_pred,j = 1/|D| sum_x 1/2 (d K_pred(x; m) / d m_j)^2       (at m = 1, second-order Taylor term)
         K_rep,j  = 1/(N d) sum_tokens f_j^2 ||w_j||^2
 
-    The knowledge of a unit is the mean over its `unit_size` features. That of the whole sublayer has one mask on all:
-
-        K_pred = 1/|D| sum_x 1/2 (sum_j d K_pred(x; m) / d m_j)^2
+    The knowledge of a unit is the mean over its `unit_size` features.
 
     Args:
         features: number of features, units x unit size.
@@ -46,12 +42,6 @@ class UnitStatistics:
         self.gradient = gradient
         self.squared_features = torch.zeros(features, dtype=torch.float64, device=device)
         self.squared_gradients = torch.zeros(features, dtype=torch.float64, device=device)
-        self.squared_sums = torch.zeros((), dtype=torch.float64, device=device)
-
-    @property
-    def totals(self) -> tuple[Tensor, ...]:
-        """The sums, which can be added up over processes in place."""
-        return self.squared_features, self.squared_gradients, self.squared_sums
 
     def add_features(self, features: Tensor) -> None:
         """Adds the features of real tokens, (tokens, features)."""
@@ -65,7 +55,6 @@ class UnitStatistics:
         if self.gradient == "batch":
             gradients = gradients.mean(dim=0, keepdim=True)
         self.squared_gradients += gradients.square().sum(dim=0)
-        self.squared_sums += gradients.sum(dim=1).square().sum()
 
     def importance(self, weight: Tensor, unit_size: int, samples: int, tokens: int) -> Importance:
         """Returns the knowledge of every unit.
@@ -78,11 +67,7 @@ class UnitStatistics:
         """
         predictive = self.squared_gradients / (2 * samples)
         representational = self.squared_features * weight.double().square().sum(dim=0) / (tokens * weight.shape[0])
-        return Importance(
-            predictive.view(-1, unit_size).mean(dim=1),
-            representational.view(-1, unit_size).mean(dim=1),
-            self.squared_sums / (2 * samples),
-        )
+        return Importance(predictive.view(-1, unit_size).mean(dim=1), representational.view(-1, unit_size).mean(dim=1))
 
 
 def unit_scores(importance: Importance, lambda_rep: float, mu: float, unit_flops: float) -> Tensor:
@@ -94,9 +79,3 @@ def unit_scores(importance: Importance, lambda_rep: float, mu: float, unit_flops
         (units,) float64, knowledge per FLOP.
     """
     return mu * (importance.predictive + lambda_rep * importance.representational) / unit_flops
-
-
-def shares_of_whole(importance: Importance) -> Tensor:
-    """Returns a score for every unit, (units,) float64, where all go or stay together: an equal share of K_pred."""
-    units = len(importance.predictive)
-    return importance.whole.expand(units) / units

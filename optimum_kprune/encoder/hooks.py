@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from .sublayers import Encoder, Place, Sublayer
@@ -185,4 +186,15 @@ def observed_units(
     with ExitStack() as stack:
         for index, sublayer in enumerate(sublayers):
             stack.enter_context(hooks(sublayer.output.register_forward_pre_hook(before_projection(index))))
+        yield
+
+
+@contextmanager
+def without_units(sublayers: list[Sublayer]) -> Iterator[None]:
+    """Makes the units of sublayers give nothing in the forward passes in the context."""
+
+    def before_projection(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (torch.zeros_like(args[0]), *args[1:])
+
+    with hooks(*(sublayer.output.register_forward_pre_hook(before_projection) for sublayer in sublayers)):
         yield

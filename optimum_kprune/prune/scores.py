@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..algorithm.knowledge import Importance, shares_of_whole, unit_scores
+from ..algorithm.knowledge import unit_scores
 from ..configuration import KPruneConfig
 from ..encoder.sublayers import Place, Sublayer
+from .blocks import measure_blocks
 from .costs import unit_of
 from .hidden_states import HiddenStates
 from .predictions import Predictions
@@ -53,6 +54,7 @@ class Scores:
         self._first = {} if first is None else first
         self._latest: dict[Place, Tensor] = {}
         self._config, self._unit_cost = config, unit_cost
+        self._is_by_block = unit_of(config) == "layers"
 
     @property
     def latest(self) -> dict[Place, Tensor]:
@@ -65,13 +67,16 @@ class Scores:
 
     def are_due(self, number: int) -> bool:
         """Whether scores must be measured before a target, given by its number: 0 is the lowest target."""
-        return not self.latest or (number > 0 and number % self._config.measure_every == 0)
+        if not self.latest:
+            return True
+        return number > 0 and number % self._config.measure_every == 0 and not self._is_by_block
 
     def measure(self, states: HiddenStates, students: list[Sublayer]) -> None:
         """Measures the scores of the target and of the sublayers above it, all in one pass over the data.
 
         S = mu (K_pred + lambda K_rep) / F          (`unit_scores`; docs/method.md, knowledge)
-        S = K_pred(sublayer) / units                (`shares_of_whole`, for a budget of layers; docs/budgets.md)
+
+        For a budget of layers, the units of a block share its score (`measure_blocks`), which is measured once.
 
         Args:
             states: the student's hidden states, at the target or at its block.
@@ -80,11 +85,11 @@ class Scores:
         pair = self.predictions.pair
         number = len(pair.targets) - len(students)
         part = number // self._config.measure_every % len(pair.parts) if number else None
-        importances = measure_knowledge(self.predictions, states, students, self._config, part)
-        measured = {
-            student.place: self._score(importance, student)
-            for importance, student in zip(importances, students, strict=True)
-        }
+        if self._is_by_block:
+            scores = measure_blocks(self.predictions, states, students, self._config)
+        else:
+            scores = self._measure_units(states, students, part)
+        measured = {student.place: own for student, own in zip(students, scores, strict=True)}
         if number:
             # With one part, the new scores to the last bit.
             share = 1 / len(pair.parts)
@@ -93,10 +98,13 @@ class Scores:
             self._first.update(measured)
         self.latest = measured
 
-    def _score(self, importance: Importance, sublayer: Sublayer) -> Tensor:
-        if unit_of(self._config) == "layers":
-            return shares_of_whole(importance)
-        return unit_scores(importance, self._config.lambda_rep, self._mu(sublayer), self._unit_cost(sublayer))
+    def _measure_units(self, states: HiddenStates, students: list[Sublayer], part: int | None) -> list[Tensor]:
+        """Returns the scores (units,) of the units of every sublayer, by what is lost with each."""
+        importances = measure_knowledge(self.predictions, states, students, self._config, part)
+        return [
+            unit_scores(importance, self._config.lambda_rep, self._mu(student), self._unit_cost(student))
+            for importance, student in zip(importances, students, strict=True)
+        ]
 
     def _mu(self, sublayer: Sublayer) -> float:
         """Returns mu, the factor on the scores of a sublayer: 1 for neurons; for heads, times `head_weight`.

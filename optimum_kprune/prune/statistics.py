@@ -63,7 +63,7 @@ def measure_knowledge(
             with precision:
                 prediction = predictions.of_student(step, states)
             _probe(teacher, prediction, step, config).sum().backward()
-    add_up(seen, *(total for sums in statistics for total in sums.totals))
+    add_up(seen, *(total for sums in statistics for total in (sums.squared_features, sums.squared_gradients)))
     # Features of all sublayers first, so that the message names the sublayer that overflows: its gradients spoil those
     # of the sublayers below.
     for kind in ("squared_features", "squared_gradients"):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from optimum_kprune.algorithm.knowledge import Importance, UnitStatistics, shares_of_whole, unit_scores
+from optimum_kprune.algorithm.knowledge import Importance, UnitStatistics, unit_scores
 
 CPU = torch.device("cpu")
 SAMPLES, TOKENS, UNITS, UNIT_SIZE, OUTPUTS = 7, 30, 3, 4, 5
@@ -67,17 +67,5 @@ def test_many_small_terms_are_not_lost():
 
 
 def test_scores():
-    importance = Importance(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0]), torch.tensor(7.0))
+    importance = Importance(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0]))
     assert unit_scores(importance, 0.5, 8.0, 4.0).tolist() == [8 * (1 + 1.5) / 4, 8 * (2 + 2.5) / 4]
-    assert shares_of_whole(importance).tolist() == [3.5, 3.5]
-
-
-def test_the_knowledge_of_the_whole_is_that_of_one_mask_on_all_units(generator):
-    """Units that cancel each other know nothing together."""
-    statistics, gradients = UnitStatistics(6, "sample", CPU), torch.randn(5, 6, generator=generator)
-    for part in gradients.split([2, 3]):
-        statistics.add_gradients(part)
-    whole = statistics.importance(torch.zeros(4, 6), 3, 5, 1).whole
-    assert whole.item() == pytest.approx(float(gradients.sum(dim=1).square().sum()) / 10, rel=1e-5)
-    statistics.add_gradients(torch.tensor([[1.0, -1.0, 2.0, -2.0, 0.0, 0.0]]))
-    assert statistics.importance(torch.zeros(4, 6), 3, 5, 1).whole == whole

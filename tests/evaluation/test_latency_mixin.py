@@ -10,7 +10,7 @@ from prunes import settings
 from tiny import batches_of, encoder_of, ragged_samples, tiny_model
 
 from optimum_kprune import KPruneConfig, KPruner, LatencyTable
-from optimum_kprune.evaluation import latency_measurement, latency_mixin
+from optimum_kprune.evaluation import latency_measurement, latency_mixin, runtimes
 
 CURVES = {"attention": lambda units: 0.3 + 0.5 * units, "ffn": lambda units: 0.2 + 0.01 * units}
 BATCHES = batches_of(ragged_samples())
@@ -21,7 +21,7 @@ HALF = settings(budget="50% latency")
 def cost(monkeypatch):
     """What a model costs in seconds, by a clock that tells no time."""
     cost = costs(0.7, CURVES)
-    monkeypatch.setattr(latency_measurement, "in_turns", ticking(cost))
+    monkeypatch.setattr(runtimes, "in_turns", ticking(cost))
     return cost
 
 
@@ -61,10 +61,7 @@ def test_without_a_table_one_is_measured_for_the_mean_length(dense, caplog):
     KPruner(dense).prune(HALF, BATCHES)
     mean = round(sum(map(len, ragged_samples())) / len(ragged_samples()))
     assert f"for one sample of {mean} tokens, the mean of the calibration data" in caplog.text
-    assert (
-        f"Measured a latency table in 0 seconds: {1000 * costs(0.7, CURVES)(dense):.4g} ms (pytorch, batch 1"
-        in caplog.text
-    )
+    assert f"{1000 * costs(0.7, CURVES)(dense):.4g} ms (pytorch, batch 1 of {mean}, float32" in caplog.text
 
 
 def test_a_warning_tells_of_a_model_that_is_slower_than_asked_for(dense, monkeypatch, caplog):

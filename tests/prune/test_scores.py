@@ -11,6 +11,7 @@ from tiny import LAYERS, batches_of, encoder_of, predictions_of, ragged_samples,
 from optimum_kprune import KPruneConfig
 from optimum_kprune.calibration.prepare import CalibrationBatches
 from optimum_kprune.prune import scores as scoring
+from optimum_kprune.prune.blocks import measure_blocks
 from optimum_kprune.prune.pair import Pair
 from optimum_kprune.prune.predictions import Predictions
 from optimum_kprune.prune.scores import Scores, measured_parts
@@ -102,16 +103,15 @@ def test_scores_are_knowledge_per_flop_times_the_factor_of_heads():
 
 
 @torch.no_grad()
-def test_for_a_budget_of_layers_units_share_what_their_sublayer_knows_as_a_whole():
+def test_for_a_budget_of_layers_scores_are_what_blocks_know():
     model, config = tiny_model().eval(), KPruneConfig(budget="2 layers")
     predictions = predictions_of(model, copy.deepcopy(model).requires_grad_(False), batches_of(SAMPLES, 12))
     students, states = predictions.pair.student.encoder.sublayers(), predictions.pair.student
     scores = Scores(predictions, config, None)
     scores.measure(states, students)
-    for student, knowledge in zip(students, measure_knowledge(predictions, states, students, config), strict=True):
-        shares = scores.latest[student.place]
-        assert len(shares) == student.units and len(set(shares.tolist())) == 1
-        assert 0 < float(shares.sum()) == pytest.approx(float(knowledge.whole))
+    measured = measure_blocks(predictions, states, students, config)
+    assert all(torch.equal(scores.latest[each.place], own) for each, own in zip(students, measured, strict=True))
+    assert not any(map(scores.are_due, range(2 * LAYERS)))
 
 
 def test_scores_of_an_earlier_prune_are_used_for_the_lowest_target_alone():

@@ -47,6 +47,13 @@ def test_the_numbers_are_those_of_the_result(pruner, tmp_path):
         assert len(bar) == 22 and abs(bar.count("█") / 20 - len(entry.kept) / entry.total) <= 0.05
 
 
+def test_what_was_asked_for_and_got_is_told(pruner, tmp_path):
+    sizes = {"megabytes_before": 90.9, "megabytes_after": 49.97}
+    card = card_with(pruner, tmp_path / "out", budget="50 MB", **sizes)
+    assert "The weights are float32. Budget: 50 MB; kept: 49.97 MB of 90.9 MB in float32." in card.text
+    assert "Budget" not in saved_card(pruner, tmp_path / "plain").text
+
+
 @pytest.mark.parametrize("rate", [0, 0.999])
 def test_a_bar_is_full_or_empty_only_where_all_or_nothing_is_left(rate, tmp_path):
     pruner = pruned(tiny_model(), compression_rate=rate)

@@ -89,9 +89,12 @@ def test_an_evaluator_of_sentence_transformers_is_called_with_the_pipeline(tmp_p
     assert frontier.points[frontier.chosen].figures == evaluator(pruner.sentence_transformer)
 
 
-def test_models_are_recovered_before_they_are_evaluated():
+def test_models_are_recovered_before_they_are_evaluated(monkeypatch):
+    monkeypatch.setattr("optimum_kprune.recovery.text.BATCH_TOKENS", 64)
     pruner, seen = pruner_of(), []
-    config = KPruneConfig(num_tokens=None, heldout_share=0.4, recovery_tokens=800)
+    # Gentle steps, so that some weights are better than those of the prune.
+    gentle = {"recovery_tokens": 1500, "recovery_learning_rate": 1e-4}
+    config = KPruneConfig(num_tokens=None, heldout_share=0.4, **gentle)
 
     def evaluate(model):
         seen.append(model)

@@ -57,6 +57,16 @@ def test_without_labels_the_quality_is_that_on_held_out_data(pruner, pruners, tm
     assert Frontier.load(tmp_path / "frontier.json") == frontier
 
 
+def test_every_model_has_its_own_milliseconds(pruner, pruners, monkeypatch):
+    def by_parameters(_, *pruned):
+        return "batch 1", "a laptop", [9.0, *(model.num_parameters() for model in pruned)]
+
+    monkeypatch.setattr(KPruner, "_compared_latency", by_parameters)
+    frontier = pruner.frontier_of(pruners, measure_latency=True)
+    assert frontier.dense.milliseconds == 9 and frontier.conditions == "batch 1, a laptop"
+    assert all(point.milliseconds == point.parameters for point in frontier.points)
+
+
 def test_the_card_has_the_figures_until_the_next_prune(pruner, pruners, tmp_path):
     pruner.frontier_of(pruners, lambda model: {"size": model.num_parameters()})
     pruners[0].save_pretrained(tmp_path / "out")

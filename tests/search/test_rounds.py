@@ -2,11 +2,14 @@
 
 import logging
 import weakref
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from searches import Model, Pruner, Session, search_of
 
+from optimum_kprune.result import HeldoutQuality
 from optimum_kprune.search.rounds import Limits
 from optimum_kprune.search.target import Target
 
@@ -117,6 +120,21 @@ def test_a_finished_search_is_read_and_only_the_chosen_model_is_made_again(tmp_p
     assert again.session.pruned == [0.62] == [again.session.pruner.model.rate]
 
 
+def test_a_figure_that_is_named_by_the_evaluation_itself_is_known_when_it_is_gone_on_with(tmp_path):
+    """And a figure that does not count need not be finite."""
+    evaluator = SimpleNamespace(primary_metric=None)
+
+    def measure(model):
+        evaluator.primary_metric = "one"
+        return {"other": float("nan"), "more": 0.5, "one": falling(model.rate)}
+
+    for _ in range(2):
+        search, evaluator.primary_metric = search_of(None, folder=tmp_path, measure=measure), None
+        search.quality = replace(search.quality, metric=None, source=evaluator)
+        frontier = search.run()
+        assert frontier.measure == "one" and frontier.dense.figures == {"more": 0.5, "one": 0.9}
+
+
 def test_only_the_best_model_stays_beside_those_of_the_round(monkeypatch):
     alive, most = weakref.WeakSet(), []
     made = Model.__init__
@@ -131,6 +149,17 @@ def test_only_the_best_model_stays_beside_those_of_the_round(monkeypatch):
     search_of(falling).run()
     # The dense one, the best, and four of a round.
     assert max(most) <= 6
+
+
+def test_a_drop_has_the_noise_of_a_difference_and_a_floor_that_of_the_figure():
+    errors = []
+    for target in (Target(0.01, "points"), Target(0.89, "floor")):
+        search = search_of(falling, target, heldout=HeldoutQuality("agreement", 0.95, 0.0, 0.0, 0.0, 100))
+        search.quality = replace(search.quality, samples=400)
+        frontier = search.run()
+        errors.append(frontier.points[0].quality_error)
+        assert "400 samples tell accuracy" in frontier.notes[0]
+    assert errors == pytest.approx([((0.05 + 1 / 400) / 400) ** 0.5, (0.9 * 0.1 / 400) ** 0.5], rel=0.01)
 
 
 @pytest.mark.parametrize(
