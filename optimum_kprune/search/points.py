@@ -75,8 +75,7 @@ def pruned_point(
         flops=1 - result.flops_removed,
         parameters=result.parameters_after,
         megabytes=result.megabytes_after,
-        # By the table of a budget in milliseconds.
-        milliseconds=result.milliseconds_after or None,
+        milliseconds=result.latency.measured if result.latency else None,
         quality=value,
         quality_error=quality.error(figure, value, result.heldout, is_paired),
         heldout=result.heldout,
