@@ -98,8 +98,6 @@ def compared_milliseconds(
     timing = Timing(table.batch_size, length, table.threads or None, table.runtime)
     bench = Bench(dense.pretrained, task, timing, sample)
     runs = [bench.runnable(private_copy(encoder).pretrained) for encoder in (dense, pruned)]
-    # Calls that do not count: the first is slow.
-    bench.in_turns(runs, 1, 0.0)
     before, after = bench.in_turns(runs, MOST_TURNS, TURN_SECONDS)
     milliseconds = 1000 * statistics.median(before)
     return milliseconds, milliseconds * _ratio(after, before)
@@ -117,8 +115,6 @@ class _Race:
     def __init__(self, private: Encoder, bench: Bench, count: int) -> None:
         self._private, self._bench = private, bench
         self._run = bench.runnable(self._cut([each.units for each in private.sublayers()]))
-        # The first run is slow: memory is allocated, and kernels are chosen.
-        bench.in_turns([self._run], 1, 0.0)
         once = max(bench.in_turns([self._run], 1, 0.0)[0][0], TURN_SECONDS)
         # The others are about half as slow.
         turns = SECONDS / (once * count * (1 / 2 + 1 / GROUP))
@@ -135,8 +131,6 @@ class _Race:
         found = []
         for first in range(0, len(widths), GROUP):
             runs = [self._bench.runnable(self._cut(each)) for each in widths[first : first + GROUP]]
-            # One call of each that does not count, as above.
-            self._bench.in_turns(runs, 1, 0.0)
             dense, *others = self._bench.in_turns([self._run, *runs], self._turns, TURN_SECONDS)
             self._taken += dense
             found += [_ratio(other, dense) for other in others]
