@@ -1,15 +1,16 @@
-"""Measures how long a prune takes, what memory it needs, how both grow, and how fast the pruned model is.
+"""Measures the time and memory of prunes, how they grow, what threads and processes bring, and how fast models become.
 
 python examples/benchmark.py prune --model small base --num_tokens 100000 --compression_rate 0.6 --lengths mixed
 python examples/benchmark.py scaling --model small --set measure_tokens=10000
+python examples/benchmark.py parallel --model small --counts 1 2 4
 python examples/benchmark.py latency --model base --rates 0.5 0.75
 python examples/benchmark.py latency --model path/to/checkpoint --dataset path/to/data --repeats 5
 
 Models are `small` (6 layers x 384), `base` and `large` (as BERT) with random weights, or local checkpoints; texts are
 random tokens of uneven length, or real ones if `latency` is given a data set. With `--offload`, the weights stay on
-disk. Time is also given in passes, the unit that holds on any machine: one pass is one
-forward and backward of the dense model over the calibration batches, with gradients in all parameters. Each command
-prints a table and writes it as JSON, with a plot, into --output_dir.
+disk. Time is also given in passes, the unit that holds on any machine: one pass is one forward and backward of the
+dense model over the calibration batches, with gradients in all parameters. Each command prints a table and writes it
+as JSON, with a plot, into --output_dir.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import benchmark_models
 import common
 import numpy as np
 import torch
-from benchmark_measure import Case, in_child, measure_prune
+from benchmark_measure import Case, in_child, in_processes, measure_prune, prune_seconds
 from matplotlib.figure import Figure
 
 from optimum_kprune import KPruneConfig
@@ -75,7 +76,11 @@ def measure(name: str, case: Case) -> Row:
 
 
 def summary(row: Row) -> Row:
-    """Returns what the tables show of a measurement; memory is what came on top of the loaded model, and all."""
+    """Returns what the tables show of a measurement.
+
+    Memory is what came on top of the loaded model, all of the process, and what the first should not exceed: three
+    hidden states for each of N tokens in float32, and one solve.
+    """
     return {
         "tokens": row["tokens"],
         "prune [s]": row["seconds"],
@@ -84,8 +89,7 @@ def summary(row: Row) -> Row:
         "passes": row["passes"],
         "peak [MB]": row["peak_bytes"] / 1e6,
         "process [MB]": row["process_bytes"] / 1e6,
-        "3 N d x 4 [MB]": row["bound_bytes"] / 1e6,
-        "one solve [MB]": row["solve_bytes"] / 1e6,
+        "3 N d x 4 + solve [MB]": (row["bound_bytes"] + row["solve_bytes"]) / 1e6,
         "model [MB]": row["model_bytes"] / 1e6,
     }
 
@@ -153,6 +157,37 @@ def fit_line(x: Sequence[float], y: Sequence[float]) -> Row:
         "r_squared": float(r_squared),
         "residuals": residuals.tolist(),
     }
+
+
+# -------------------------------------------------------------------------------------------- threads and processes
+
+
+def plan_parallel(args: argparse.Namespace) -> list[tuple[str, int, Case]]:
+    """Returns what to measure: threads of one process, then processes of one thread each; by name, number and case."""
+    case, counts = make_case(args, args.model), sorted({1, *args.counts})
+    threads = [("threads", count, replace(case, threads=count)) for count in counts]
+    return threads + [("processes", count, replace(case, threads=1)) for count in counts if count > 1]
+
+
+def run_parallel(args: argparse.Namespace, plan: list[tuple[str, int, Case]]) -> tuple[Row, Figure]:
+    """Compares prunes in several threads and in several processes with one of a single thread."""
+    rows: list[Row] = []
+    for name, count, case in plan:
+        row = in_processes(count if name == "processes" else 1, prune_seconds, case)
+        alone = rows[0] if rows else row
+        row |= {"speedup": alone["seconds"] / row["seconds"], "same units": row["kept"] == alone["kept"]}
+        rows.append({"in": name, "count": count} | row)
+        print(f"{count} {name}: {row['seconds']:.1f} seconds", flush=True)
+    print()
+    print_rows([{key: value for key, value in row.items() if key != "kept"} for row in rows])
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.subplots()
+    for name in ("threads", "processes"):
+        points = [rows[0], *(row for row in rows[1:] if row["in"] == name)]
+        axes.plot([point["count"] for point in points], [point["speedup"] for point in points], "o-", label=name)
+    axes.set(xlabel="threads or processes", ylabel="speedup", ylim=(0, None))
+    axes.legend()
+    return {"measurements": rows}, figure
 
 
 # --------------------------------------------------------------------------------------------------------- latency
@@ -303,6 +338,12 @@ def make_parser() -> argparse.ArgumentParser:
     scaling.add_argument("--layers", **any_number, default=[2, 4, 6, 8])
     scaling.add_argument("--widths", **any_number, default=[192, 384, 576, 768])
     add_options(scaling, num_tokens=25_000, rate=0.6)
+
+    parallel = commands.add_parser("parallel", help="speedup of a prune by threads, and by processes")
+    parallel.set_defaults(plan=plan_parallel, run=run_parallel)
+    parallel.add_argument("--model", default="small", help="small, base, large or the folder of a checkpoint")
+    parallel.add_argument("--counts", **many, default=[1, 2, 4])
+    add_options(parallel, num_tokens=10_000, rate=0.6)
 
     latency = commands.add_parser("latency", help="speed of pruned models against what their FLOPs promise")
     latency.set_defaults(plan=plan_latency, run=run_latency)

@@ -1,6 +1,8 @@
 """How the benchmark measures one prune: time per stage, peak memory, and one pass as the unit of time."""
 
+import os
 import resource
+import socket
 import statistics
 import sys
 import time
@@ -22,6 +24,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from optimum_kprune import KPruneConfig, KPruner, KPruneResult
 from optimum_kprune.calibration.prepare import prepare_batches
 from optimum_kprune.calibration.spec import Batch, InputSpec
+from optimum_kprune.distributed import gather, leave
+from optimum_kprune.encoder.batch_tokens import batch_tokens
 from optimum_kprune.encoder.config_field import adapter_of
 from optimum_kprune.encoder.sublayers import Encoder
 from optimum_kprune.prune.stopwatch import now
@@ -54,6 +58,46 @@ def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
     """Calls a function in a fresh process, whose peak memory is that of nothing else."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
         return executor.submit(function, *arguments).result()
+
+
+def in_processes(count: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function in fresh processes that share their work, as `torchrun` starts them.
+
+    Returns:
+        what the first process returned.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as executor:
+        calls = [executor.submit(_as_one_of, count, rank, port, function, *arguments) for rank in range(count)]
+        # An error of one is raised in all.
+        return calls[0].result()
+
+
+def _as_one_of(count: int, rank: int, port: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function in a process that joins others."""
+    told = {"WORLD_SIZE": count, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in told.items()})
+    try:
+        return function(*arguments)
+    finally:
+        leave()
+
+
+def prune_seconds(case: Case) -> dict[str, Any]:
+    """Returns the seconds of a prune, which other processes may share, and the units that it kept."""
+    if case.threads:
+        torch.set_num_threads(case.threads)
+    pruner = benchmark_models.load(case.model, case.config.seed)
+    pruner.teacher.to(case.device)
+    rows = benchmark_models.calibration_rows(
+        pruner.teacher.config, case.lengths, case.config.num_tokens, case.config.seed
+    )
+    gather(None)  # all have loaded the model
+    options = {"data_collator": benchmark_models.collate}
+    taken = [timed(torch.device(case.device), pruner.prune, case.config, rows, **options) for _ in range(case.repeats)]
+    return {"seconds": statistics.median(seconds for seconds, _ in taken), "kept": taken[0][1].kept}
 
 
 def measure_prune(case: Case) -> dict[str, Any]:
@@ -109,10 +153,11 @@ def load(case: Case, folder: str) -> KPruner:
 def take_turns(case: Case, pruner: KPruner) -> tuple[dict[str, list[float]], KPruneResult]:
     """Prunes and passes in turns; returns the time and memory of every turn, and the result of the last."""
     config, model, device = case.config, pruner.teacher, torch.device(case.device)
+    encoder = Encoder(model, adapter_of(model))
     rows = benchmark_models.calibration_rows(model.config, case.lengths, config.num_tokens, config.seed)
     calibration = prepare_batches(
         rows,
-        InputSpec(pruner.task.name, pruner.processing_class, seed=config.seed),
+        InputSpec(pruner.task.name, pruner.processing_class, seed=config.seed, batch_tokens=batch_tokens(encoder)),
         num_tokens=config.num_tokens,
         measure_tokens=config.measure_tokens,
         data_collator=benchmark_models.collate,

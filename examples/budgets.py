@@ -26,7 +26,6 @@ from datasets import Dataset, load_dataset
 
 from optimum_kprune import KPruneConfig, KPruner
 from optimum_kprune.encoder.unsharing import private_copy
-from optimum_kprune.evaluation.latency import in_turns
 from optimum_kprune.evaluation.runtimes import Bench, Timing
 
 RUNTIMES = ("pytorch", "onnxruntime")
@@ -62,9 +61,9 @@ def time_models(args: argparse.Namespace) -> None:
     timing = Timing(args.batch_size, LENGTH, threads=1, runtime=args.runtime)
     bench = Bench(encoders[0], pruners[0].task.name, timing)
     runs = [bench.runnable(encoder) for encoder in encoders]
-    with torch.inference_mode():
-        in_turns(runs, 1, TURN_SECONDS)
-        dense, pruned = in_turns(runs, TURNS, TURN_SECONDS)
+    # The first runs are slow: memory is allocated.
+    bench.in_turns(runs, 1, TURN_SECONDS)
+    dense, pruned = bench.in_turns(runs, TURNS, TURN_SECONDS)
     # The median of the ratios of every turn: other load on the machine slows both models of a turn.
     ratio = sorted(own / reference for own, reference in zip(pruned, dense, strict=True))[TURNS // 2]
     median = 1000 * sorted(dense)[TURNS // 2]

@@ -172,10 +172,8 @@ class KPruneResult:
         megabytes_before: size of the weights as they are saved, in 10^6 bytes, before the prune.
         megabytes_after: the same after the prune.
         dtype: the type of the weights of which that is the size.
-        milliseconds_before: time of a forward pass of the model as it was given, by the latency table that the budget
-            was spent by; 0 without one.
-        milliseconds_after: the same of the pruned model.
-        latency: what was then measured; None without a latency table.
+        latency: the milliseconds that were asked for, and those that were then measured; None if the budget is in
+            another unit.
     """
 
     sublayers: list[SublayerResult]
@@ -193,8 +191,6 @@ class KPruneResult:
     megabytes_before: float = 0.0
     megabytes_after: float = 0.0
     dtype: str = "float32"
-    milliseconds_before: float = 0.0
-    milliseconds_after: float = 0.0
     latency: LatencyResult | None = None
 
     @property
@@ -282,7 +278,6 @@ class KPruneResult:
             f"{self.sequence_length} {tokens}; parameters: {self.parameters_before:,} -> {self.parameters_after:,}; "
             f"{self.samples:,} samples, {self.tokens:,} {tokens}, {self.seconds:.1f} seconds{stages}",
             *([self.met] if self.met else []),
-            *([str(self.latency)] if self.latency else []),
             *self._recovered(),
             self.loss,
         ]
@@ -290,8 +285,8 @@ class KPruneResult:
     @property
     def met(self) -> str:
         """What was asked for and what was got, in the unit of the budget; "" if a compression rate was given."""
-        if self.budget is None:
-            return ""
+        if self.budget is None or self.latency:
+            return str(self.latency or "")
         unit = parse_budget(self.budget).unit
         before, after = self._amounts(unit)
         dtype = f" in {self.dtype}" if unit == "megabytes" else ""
@@ -302,8 +297,7 @@ class KPruneResult:
         if unit == "layers":
             totals = {entry.layer for entry in self.sublayers if entry.total}
             return len(totals), len({entry.layer for entry in self.sublayers if entry.kept})
-        name = "milliseconds" if unit == "latency" else unit
-        return getattr(self, f"{name}_before"), getattr(self, f"{name}_after")
+        return getattr(self, f"{unit}_before"), getattr(self, f"{unit}_after")
 
     def _recovered(self) -> list[str]:
         """Returns what a recovery did, and what was lost before it."""

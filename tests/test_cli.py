@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification
 from optimum_kprune import KPruneConfig, KPruner
 from optimum_kprune.cli import _BesideBars
 from optimum_kprune.evaluation import evaluate as evaluation
-from optimum_kprune.evaluation import latency_measurement, latency_mixin
+from optimum_kprune.evaluation import latency_mixin, runtimes
 from optimum_kprune.prune.sweep import Sweep
 from optimum_kprune.publish import hub
 
@@ -50,7 +50,7 @@ def test_lines_of_the_log_are_written_beside_a_bar():
 
 
 def test_a_latency_table_is_measured_into_a_file_and_read_from_it(place, tmp_path, command, capsys, monkeypatch):
-    monkeypatch.setattr(latency_measurement, "in_turns", ticking(costs(0.7, {"attention": float, "ffn": float})))
+    monkeypatch.setattr(runtimes, "in_turns", ticking(costs(0.7, {"attention": float, "ffn": float})))
     options = {"compression_rate": None, "budget": "50% latency", "latency_table": tmp_path / "table.json"}
     conditions = {"latency_batch": 2, "latency_length": 9}
     assert command(*arguments_of(place, tmp_path / "one", **options, **conditions)) is None

@@ -24,6 +24,7 @@ from transformers import Trainer, TrainingArguments
 from optimum.commands.register.register_kprune import KPruneCommand
 from optimum_kprune import EncoderAdapter, KPruner, SublayerAdapter
 from optimum_kprune.encoder import adapters, contract
+from optimum_kprune.evaluation import latency_measurement
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -105,6 +106,7 @@ def given(folder):
 def test_python_runs(page, folder, monkeypatch):
     """The blocks of a page one after the other, as a reader would run them; nothing is uploaded."""
     monkeypatch.setattr(KPruner, "push_to_hub", create_autospec(KPruner.push_to_hub))
+    monkeypatch.setattr(latency_measurement, "TURN_SECONDS", 0.0)
     code = "\n".join(blocks(page, "python"))
     for named, local in STAND_INS.items():
         code = code.replace(named, local)

@@ -124,6 +124,7 @@ def test_a_file_that_is_no_table_is_refused(text, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
+        {"format": 2},
         {"dense": "fast"},
         {"dense": -1},
         {"base": float("nan")},

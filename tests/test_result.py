@@ -85,11 +85,9 @@ def test_a_result_tells_what_was_lost_before_a_recovery_and_after_it():
 
 def test_a_result_tells_what_was_asked_for_and_what_was_got():
     sizes = {"megabytes_before": 90.9, "megabytes_after": 49.97, "dtype": "bfloat16"}
-    sizes |= {"milliseconds_before": 20.0, "milliseconds_after": 9.96}
     for budget, told in {
         "50 MB": "kept: 49.97 MB of 90.9 MB in bfloat16",
         "75% parameters": "kept: 30,000 parameters of 40,000 parameters",
-        "10 ms": "kept: 9.96 ms of 20 ms",
         "1 layer": "kept: 1 layer of 2 layers",
         "50% flops": f"kept: {result_of().flops_after:,.4g} FLOPs of {result_of().flops_before:,.4g} FLOPs",
     }.items():

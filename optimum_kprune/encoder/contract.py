@@ -24,17 +24,16 @@ from .config_field import adapter_of, kprune_field
 from .conversion import dense_class_of
 from .custom_modules import find_encoder, with_encoder
 from .hooks import (
-    SublayerRecord,
     first_input,
     hooks,
     recorded,
     recorded_input,
     recorded_output,
-    states_in,
 )
 from .offloading import is_placed, own_weights, pruned_model_of, sharing_copy
 from .partial_forward import find_entries, run
-from .rounding import SAME, difference, is_close, is_same_change
+from .residual_streams import require_residual_streams
+from .rounding import difference, is_close, is_same_change
 from .sublayers import BOTTOM, Encoder, Place, Sublayer
 from .unsharing import private_copy
 
@@ -46,8 +45,6 @@ Kept = dict[Place, list[int]]
 
 # Rows of a batch that are run. One row would not show what is mixed up between rows.
 ROWS = 2
-# Modules that run after a sublayer, among which one must read its residual stream.
-READERS = 60
 
 # What has passed in this process: classes of models, their adapters and configs.
 _checked: set[tuple[Any, ...]] = set()
@@ -118,7 +115,7 @@ def require_contract(dense: Encoder, batch: Batch) -> None:
     _require_rows_of_tokens(encoder, batch)
     _require_same_outputs(dense, encoder, batch)
     _require_one_call(encoder, sublayers, batch)
-    _require_residual_streams(encoder, sublayers, batch)
+    require_residual_streams(encoder, sublayers, batch)
     encoder.entries = find_entries(encoder, batch)
     trial = _Trial(dense, encoder, batch)
     # Units are changed below, for which weights must be in memory.
@@ -241,13 +238,15 @@ def _require_one_call(encoder: Encoder, sublayers: list[Sublayer], batch: Batch)
         called = {*each.adapter.inputs, each.adapter.output, each.adapter.residual, each.adapter.bypass}
         for name in called - {*each.adapter.uncorrected, ""}:
             watched[f"{name} of {each.name}"] = each.block.get_submodule(name)
+    compared = {f"{name} of {each.name}" for each in sublayers for name in each.adapter.inputs}
     calls: Counter[str] = Counter()
     read: dict[str, Tensor] = {}
 
     def counting(name: str) -> Callable[..., None]:
         def at_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             calls.update([name])
-            read[name] = first_input(args, kwargs)
+            if name in compared:
+                read[name] = first_input(args, kwargs)
 
         return at_call
 
@@ -269,49 +268,6 @@ def _require_one_call(encoder: Encoder, sublayers: list[Sublayer], batch: Batch)
             raise ValueError(
                 f"All inputs of {each.name} must read the same hidden states, which a prune corrects. Got others for "
                 "some. Name these in `uncorrected`."
-            )
-
-
-def _require_residual_streams(encoder: Encoder, sublayers: list[Sublayer], batch: Batch) -> None:
-    """Checks that what a later module reads, or a block returns, is the residual stream plus what a sublayer adds."""
-    read: list[Tensor] = []
-    ended: list[tuple[Sublayer, SublayerRecord, int]] = []
-
-    def reading(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        values = (*args[:2], *list(kwargs.values())[:2])
-        read.extend(value.clone() for value in values if isinstance(value, Tensor) and value.dim() > 2)
-
-    def returning(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        read.append(states_in(output).clone())
-
-    with ExitStack() as stack:
-        for sublayer in sublayers:
-            record = stack.enter_context(recorded(sublayer))
-            last = sublayer.normaliser or sublayer.output
-            at_end = lambda *_, each=(sublayer, record): ended.append((*each, len(read)))  # noqa: E731
-            stack.enter_context(hooks(last.register_forward_hook(at_end)))
-        modules = [module for module in encoder.model.modules() if module is not encoder.model]
-        stack.enter_context(hooks(*(m.register_forward_pre_hook(reading, with_kwargs=True) for m in modules)))
-        stack.enter_context(hooks(*(block.register_forward_hook(returning) for block in encoder.blocks)))
-        run(encoder, batch)
-    order = [sublayer.place for sublayer, _, _ in ended]
-    if order != sorted(order):
-        raise ValueError(
-            "The adapter must name the `sublayers` of a block in the order in which they are applied. Got another "
-            f"order: {', '.join(each.name for each, _, _ in ended[: len(encoder.adapter.sublayers)])} is right."
-        )
-    for sublayer, record, start in ended:
-        shapes = tuple(record.residual.shape), tuple(record.added.shape)
-        stream = record.residual + record.added if shapes[0] == shapes[1] else None
-        later = read[start : start + READERS]
-        if stream is None or not any(each.shape == stream.shape and is_close(each, stream, SAME) for each in later):
-            adapter = sublayer.adapter
-            scaled = f" scaled by {adapter.scale!r}" if adapter.scale != 1 else ""
-            raise ValueError(
-                f"The output of {sublayer.name} must be added to the residual stream: a later module must read what "
-                f"enters {adapter.residual!r}, plus the output of {adapter.output!r}{scaled}. None does (shapes "
-                f"{shapes[0]} and {shapes[1]}). Check `residual` and `scale` of the adapter. Sublayers whose tokens "
-                "are in another order than the stream cannot be pruned, nor those that run side by side."
             )
 
 

@@ -151,12 +151,14 @@ def _recorded_entry(sublayer: Sublayer, entries: dict[Place, str], entering: dic
     def at_residual(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         entering[sublayer.place] = hidden = first_input(args, kwargs)
         entries[sublayer.place], _ = outputs.get(id(hidden), ("", None))
+        outputs.clear()
 
     def remember(name: str) -> Forward:
         def at_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             # The tensor is stored with the name, because the id of a freed tensor can be given to a later one. Of
             # modules that return the same tensor, the first to return it is the innermost.
-            outputs.setdefault(id(output), (name, output))
+            if sublayer.place not in entering:
+                outputs.setdefault(id(output), (name, output))
 
         return at_output
 

@@ -1,1 +1,1 @@
-"""Dense against pruned on labelled data."""
+"""Dense against pruned: on labelled data, and on the clock."""

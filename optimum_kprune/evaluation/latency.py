@@ -3,6 +3,7 @@
 import inspect
 import platform
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,9 @@ from ..encoder.sublayers import max_positions
 
 # The models are timed in turns, so that other load on the machine slows all of them alike.
 TURNS = 5
+# A clock that is coarser, in seconds, measures no forward pass.
+FINE = 1e-5
+Clock = Callable[[], float]
 # Tokens in a text that models are timed on, if they can read so many.
 LENGTH = 128
 
@@ -48,30 +52,40 @@ def latencies_on(models: Sequence[Any], inputs: Mapping[str, Tensor], seconds: f
 
 
 @torch.inference_mode()
-def in_turns(runs: Sequence[Callable[[], Any]], turns: int, seconds: float) -> list[list[float]]:
+def in_turns(runs: Sequence[Callable[[], Any]], turns: int, seconds: float, clock: Clock = timer) -> list[list[float]]:
     """Returns the median seconds of every function in every turn.
 
     Args:
         runs: the functions. In a turn, each is called several times, one function after the other.
         turns: number of turns.
         seconds: least time to call each function in a turn.
+        clock: returns the time in seconds; see `clock_for`.
     """
     taken: list[list[float]] = [[] for _ in runs]
     for _ in range(turns):
         for run, own in zip(runs, taken, strict=True):
-            times = [_seconds_of(run)]
+            times = [_seconds_of(run, clock)]
             while sum(times) < seconds:
-                times.append(_seconds_of(run))
+                times.append(_seconds_of(run, clock))
             # The first call finds the weights of another model in the caches.
             own.append(statistics.median(times[1:] or times))
     return taken
 
 
-def _seconds_of(run: Callable[[], Any]) -> float:
-    # This clock waits until an accelerator is done.
-    started = timer()
+def _seconds_of(run: Callable[[], Any], clock: Clock) -> float:
+    started = clock()
     run()
-    return timer() - started
+    return clock() - started
+
+
+def clock_for(device: torch.device, threads: int) -> Clock:
+    """Returns the clock for models on a device: the time of day, after an accelerator is done.
+
+    For one thread of a CPU it is the time for which this thread was running. On an idle machine that is the same; on
+    one with other work, the thread is often interrupted.
+    """
+    is_alone = device.type == "cpu" and threads == 1
+    return time.thread_time if is_alone and time.get_clock_info("thread_time").resolution < FINE else timer
 
 
 def timed_inputs(

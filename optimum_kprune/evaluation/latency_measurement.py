@@ -14,7 +14,6 @@ from ..encoder.sublayers import Encoder
 from ..encoder.unsharing import private_copy
 from ..kprune_shrink import shrink_sublayer
 from ..latency_table import LatencyCurve, LatencyTable, SublayerShape
-from .latency import in_turns
 from .latency_probes import Key, Probes, multiple_of, widths_between
 from .runtimes import Bench, Timing
 
@@ -65,10 +64,10 @@ def measure_latency_table(dense: Encoder, task: str, timing: Timing, sample: Bat
     bench, private = Bench(dense.pretrained, task, timing, sample), private_copy(dense)
     shape = shape_of(private)
     probes = Probes(shape["sublayers"], *DESIGNS[timing.runtime])
-    with bench.threads():
-        race = _Race(private, bench, len(probes.widths))
-        base, curves, error = probes.solve(race.relative(probes.widths))
-        multiples = {key: _multiple(race, probes, key) for key in curves}
+    race = _Race(private, bench, len(probes.widths))
+    # The first is the dense model.
+    base, curves, error = probes.solve([1.0, *race.relative(probes.widths[1:])])
+    multiples = {key: _multiple(race, probes, key) for key in curves}
     table = LatencyTable(
         **bench.conditions,
         **shape,
@@ -91,11 +90,10 @@ def compared_milliseconds(
     length = table.sizes[-1] if dense.pretrained.main_input_name == "input_ids" else None
     timing = Timing(table.batch_size, length, table.threads or None, table.runtime)
     bench = Bench(dense.pretrained, task, timing, sample)
-    with bench.threads():
-        runs = [bench.runnable(private_copy(encoder).pretrained) for encoder in (dense, pruned)]
-        # Calls that do not count: the first is slow.
-        in_turns(runs, 1, 0.0)
-        before, after = in_turns(runs, MOST_TURNS, TURN_SECONDS)
+    runs = [bench.runnable(private_copy(encoder).pretrained) for encoder in (dense, pruned)]
+    # Calls that do not count: the first is slow.
+    bench.in_turns(runs, 1, 0.0)
+    before, after = bench.in_turns(runs, MOST_TURNS, TURN_SECONDS)
     milliseconds = 1000 * statistics.median(before)
     return milliseconds, milliseconds * _ratio(after, before)
 
@@ -113,8 +111,8 @@ class _Race:
         self._private, self._bench = private, bench
         self._run = bench.runnable(self._cut([each.units for each in private.sublayers()]))
         # The first run is slow: memory is allocated, and kernels are chosen.
-        in_turns([self._run], 1, 0.0)
-        once = max(in_turns([self._run], 1, 0.0)[0][0], TURN_SECONDS)
+        bench.in_turns([self._run], 1, 0.0)
+        once = max(bench.in_turns([self._run], 1, 0.0)[0][0], TURN_SECONDS)
         # The others are about half as slow.
         turns = SECONDS / (once * count * (1 / 2 + 1 / GROUP))
         self._turns = int(min(max(turns, FEWEST_TURNS), MOST_TURNS))
@@ -131,8 +129,8 @@ class _Race:
         for first in range(0, len(widths), GROUP):
             runs = [self._bench.runnable(self._cut(each)) for each in widths[first : first + GROUP]]
             # One call of each that does not count, as above.
-            in_turns(runs, 1, 0.0)
-            dense, *others = in_turns([self._run, *runs], self._turns, TURN_SECONDS)
+            self._bench.in_turns(runs, 1, 0.0)
+            dense, *others = self._bench.in_turns([self._run, *runs], self._turns, TURN_SECONDS)
             self._taken += dense
             found += [_ratio(other, dense) for other in others]
         return found

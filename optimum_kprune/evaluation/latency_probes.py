@@ -27,7 +27,7 @@ MULTIPLES = (1, 8, 16, 32)
 # Two widths that are multiples of it are compared with those between them.
 APART = 64
 # What is slower by less is taken for noise.
-TOLERANCE = 0.05
+TOLERANCE = 0.1
 
 
 @dataclass

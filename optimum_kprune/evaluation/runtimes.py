@@ -4,7 +4,7 @@ import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from ..calibration.spec import Batch, main_input, require_count
 from ..encoder.offloading import execution_device
 from ..latency_table import RUNTIMES
-from .latency import device_name, timed_inputs
+from .latency import clock_for, device_name, in_turns, timed_inputs
 
 # What a runtime needs beside PyTorch and transformers.
 PACKAGES: dict[str, tuple[str, ...]] = {"pytorch": (), "onnxruntime": ("onnx", "onnxscript", "onnxruntime")}
@@ -90,6 +90,7 @@ class Bench:
         inputs = timed_inputs(model, task, timing.batch_size, timing.length, sample)
         self.inputs = {name: values.to(device) for name, values in inputs.items()}
         self._threads = timing.threads or torch.get_num_threads()
+        self._clock = clock_for(device, self._threads)
         self.conditions: dict[str, Any] = {
             **conditions_here(model, timing.runtime),
             "threads": self._threads if device.type == "cpu" else 0,
@@ -107,13 +108,13 @@ class Bench:
         """
         return self._exported(model) if self._is_exported else partial(model, **self.inputs)
 
-    @contextmanager
-    def threads(self) -> Iterator[None]:
-        """Sets the threads of PyTorch inside; those of ONNX Runtime belong to what `runnable` returns."""
+    def in_turns(self, runs: Sequence[Callable[[], Any]], turns: int, seconds: float) -> list[list[float]]:
+        """Times what `runnable` has returned; see `latency.in_turns`."""
         before = torch.get_num_threads()
+        # Those of ONNX Runtime belong to what `runnable` has returned.
         torch.set_num_threads(self._threads)
         try:
-            yield
+            return in_turns(runs, turns, seconds, self._clock)
         finally:
             torch.set_num_threads(before)
 

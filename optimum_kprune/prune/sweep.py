@@ -175,7 +175,6 @@ class Sweep:
         # Measured before the pruned model is made, which takes apart a student that accelerate placed.
         heldout = heldout_quality(self._teacher, student, self._calibration, self._task)
         model = self._pruned_model(student, rate.results, rate.config)
-        table, kept = self.latency_table, [len(each.kept) for each in rate.results]
         result = KPruneResult(
             sublayers=rate.results,
             sequence_length=rate.sequence_length,
@@ -187,8 +186,6 @@ class Sweep:
             megabytes_after=megabytes_of(model),
             dtype=str(self._dense.pretrained.dtype).removeprefix("torch."),
             budget=rate.config.budget,
-            milliseconds_before=table.dense if table else 0.0,
-            milliseconds_after=table.milliseconds(kept) if table else 0.0,
             seconds=0.0,
             calibration=self._given.summary,
             heldout=heldout,

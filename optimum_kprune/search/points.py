@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 from ..budget import Budget
 from ..configuration import KPruneConfig
 from ..encoder.file_size import megabytes_of
-from ..evaluation.evaluate import figures_of
 from ..frontier import Frontier, FrontierPoint
 from ..result import HeldoutQuality, KPruneResult
 from .journal import DENSE
-from .quality import Quality, finite
+from .quality import Quality, finite, told
 from .target import Figure
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def dense_point(
         quality=figure.dense,
         quality_error=None if is_paired else quality.error(figure, figure.dense, heldout, is_paired),
         heldout=heldout,
-        figures=figures_of(figures),
+        figures=told(figures),
     )
 
 
@@ -76,12 +75,11 @@ def pruned_point(
         flops=1 - result.flops_removed,
         parameters=result.parameters_after,
         megabytes=result.megabytes_after,
-        # By the table of a budget in milliseconds.
-        milliseconds=result.milliseconds_after or None,
+        milliseconds=result.latency.measured if result.latency else None,
         quality=value,
         quality_error=quality.error(figure, value, result.heldout, is_paired),
         heldout=result.heldout,
-        figures=figures_of(figures),
+        figures=told(figures),
         seconds=result.seconds,
     )
 

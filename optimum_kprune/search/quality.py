@@ -10,7 +10,7 @@ from datasets import Dataset
 from torch import nn
 
 from ..calibration.reading import contents
-from ..evaluation.evaluate import NO_FIGURES, Evaluation, figures_of_each
+from ..evaluation.evaluate import NO_FIGURES, Evaluation, Figures, figures_of, figures_of_each
 from ..evaluation.mixin import facts_of
 from ..result import HeldoutQuality
 from ..trainer import evaluate_like
@@ -64,15 +64,19 @@ class Quality:
             )
         return {heldout.measure: heldout.closeness, "divergence": heldout.divergence}
 
-    def of_dense(self, figures: Mapping[str, Any]) -> Figure:
+    def of_dense(self, figures: Mapping[str, Any], known: str | None = None) -> Figure:
         """Returns the figure that counts, as the dense model has it.
+
+        Args:
+            figures: the figures of the dense model.
+            known: the name of the one that counts, if it is known from an earlier run.
 
         Raises:
             ValueError: if it is not among the figures, or none is named and there are several; or if it is no finite
                 number.
         """
         # An evaluator of sentence-transformers knows its main figure when it has run.
-        name: Any = self.metric or getattr(self.source, "primary_metric", None)
+        name: Any = known or self.metric or getattr(self.source, "primary_metric", None)
         # A metric may be named after other than its figure; on held-out data, the first figure is the usual one.
         if name not in figures and (len(figures) == 1 or (self.measure is None and name is None)):
             name = next(iter(figures))
@@ -137,6 +141,11 @@ def finite(value: Any, name: str, whose: str) -> float:
             "again."
         )
     return float(value)
+
+
+def told(figures: Mapping[str, Any]) -> Figures:
+    """Returns the figures that are finite numbers, which can be saved and published."""
+    return {name: value for name, value in figures_of(figures).items() if is_number(value)}
 
 
 def _by_name(found: Any, metric: str | None) -> dict[str, Any]:

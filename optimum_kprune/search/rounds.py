@@ -77,7 +77,7 @@ class Search:
         """
         started = time.perf_counter()
         dense = self._dense()
-        figure = self.quality.of_dense(dense.figures)
+        figure = self.quality.of_dense(dense.figures, self.journal.measure)
         allowed = Allowed(self.limits.target.allowed_drop(figure), self.limits.confidence)
         logger.info(words.beginning(figure, allowed))
         # The best model so far, and those of the round. What earlier runs have evaluated is not among them.
@@ -150,7 +150,9 @@ class Search:
             started = time.perf_counter()
             teacher = self.session.pruner.teacher
             heldout = self.session.heldout_of_dense() if self.quality.measure is None else None
-            point = dense_point(teacher, self._figures(teacher, heldout), self.quality, heldout, self._is_paired)
+            figures = self._figures(teacher, heldout)
+            self.journal.measure = self.quality.of_dense(figures).name
+            point = dense_point(teacher, figures, self.quality, heldout, self._is_paired)
             self.journal.write(DENSE, replace(point, seconds=time.perf_counter() - started))
         return self.journal.points[DENSE]
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import time
 
 import pytest
 import torch
@@ -83,13 +84,21 @@ def test_texts_are_as_long_as_asked_for_and_none_of_it_is_padding():
     assert Bench(tiny_model(head="multiple choice"), "multiple-choice", Timing(2, 7)).conditions["sizes"] == (2, 7)
 
 
-def test_threads_are_set_inside_and_restored():
-    before = torch.get_num_threads()
+def test_threads_are_set_while_models_run_and_restored():
+    before, seen = torch.get_num_threads(), []
     bench = Bench(tiny_model(), TEXT, Timing(threads=before + 1))
-    with pytest.raises(KeyError), bench.threads():
-        assert torch.get_num_threads() == before + 1 == bench.conditions["threads"]
-        raise KeyError
+    assert bench.in_turns([lambda: seen.append(torch.get_num_threads())], 2, 0.0)[0] > [0.0, 0.0]
+    assert set(seen) == {before + 1} == {bench.conditions["threads"]}
+    with pytest.raises(ZeroDivisionError):
+        bench.in_turns([lambda: 1 / 0], 1, 0.0)
     assert torch.get_num_threads() == before
+
+
+def test_one_thread_is_timed_while_it_runs_and_several_by_the_time_of_day():
+    """A thread that sleeps, or that another process keeps from running, takes no time of its own."""
+    for threads, is_counted in ((1, False), (2, True)):
+        bench = Bench(tiny_model(), TEXT, Timing(threads=threads))
+        assert (bench.in_turns([lambda: time.sleep(0.05)], 1, 0.0)[0][0] >= 0.05) is is_counted
 
 
 def test_the_threads_of_this_process_do_not_matter_to_onnx_runtime():

@@ -179,7 +179,7 @@ def test_prune_in_a_fresh_process(tmp_path, checkpoint, capsys):
     assert row["bound_bytes"] == 3 * 400 * HIDDEN * 4 and row["solve_bytes"] == 3 * (NEURONS + 1) ** 2 * 8
     assert row["peak_bytes"] >= 0
     printed = capsys.readouterr().out
-    assert all(text in printed for text in ("passes", "3 N d x 4 [MB]", "batches", "other", checkpoint))
+    assert all(text in printed for text in ("passes", "3 N d x 4 + solve [MB]", "batches", "other", checkpoint))
 
 
 def test_prune_of_another_architecture_and_task(tmp_path, in_process):
@@ -198,6 +198,25 @@ def test_scaling(tmp_path, checkpoint, in_process, capsys):
     expected = benchmark.fit_line([16**2, 32**2, 48**2], [row["seconds"] for row in points])
     assert report["fits"]["width"]["seconds"] == expected
     assert "x width^2" in capsys.readouterr().out
+
+
+def test_threads_and_processes_are_compared_with_one_thread(tmp_path, checkpoint, monkeypatch):
+    def seconds(count, function, case):
+        assert function is benchmark_measure.prune_seconds
+        return {"seconds": 12.0 / count / case.threads, "kept": [count > 2]}
+
+    monkeypatch.setattr(benchmark, "in_processes", seconds)
+    report = run(tmp_path / "report", "parallel", "--model", checkpoint, "--counts", 4, 2)
+    rows = [(row["in"], row["count"], row["speedup"], row["same units"]) for row in report["measurements"]]
+    assert rows[:3] == [("threads", 1, 1.0, True), ("threads", 2, 2.0, True), ("threads", 4, 4.0, True)]
+    assert rows[3:] == [("processes", 2, 2.0, True), ("processes", 4, 4.0, False)]
+
+
+def test_processes_share_a_prune(checkpoint):
+    case = benchmark_measure.Case(checkpoint, KPruneConfig(num_tokens=300), "sst2", "cpu", threads=1)
+    alone = benchmark_measure.prune_seconds(case)
+    shared = benchmark_measure.in_processes(2, benchmark_measure.prune_seconds, case)
+    assert shared["kept"] == alone["kept"] and shared["seconds"] > 0
 
 
 def test_latency(tmp_path, checkpoint, in_process):

@@ -183,7 +183,7 @@ def test_text_of_the_same_kind_is_not_unlike(caplog):
 
 def test_a_sweep_recovers_every_rate():
     pruner = KPruner(tiny_model(), tiny_tokenizer())
-    swept = pruner.sweep([0.3, 0.6], KPruneConfig(**RECOVERY), TEXTS)
+    swept = pruner.sweep([0.3, 0.6], KPruneConfig(**RECOVERY), TEXTS, share_knowledge=False)
     assert [each.result.recovery is not None for each in swept] == [True, True]
     assert same_state(swept[1].model, recovered().model)
     assert swept[0].result.seconds >= swept[0].result.recovery.seconds

@@ -13,9 +13,11 @@ POINT = FrontierPoint("40% flops", 0.4, 100, 0.1, quality=0.9, heldout=HELDOUT, 
 
 def test_what_was_written_is_read(tmp_path):
     journal = Journal(tmp_path / "new", IDENTITY)
+    journal.measure = "accuracy"
     journal.write("dense", FrontierPoint("dense", 1.0, 200, 0.2))
     journal.write("0.6", POINT)
-    assert Journal(tmp_path / "new", IDENTITY).points == journal.points
+    read = Journal(tmp_path / "new", IDENTITY)
+    assert (read.points, read.measure) == (journal.points, "accuracy")
     assert journal.points["0.6"] == POINT
 
 
@@ -38,7 +40,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         Journal(tmp_path, IDENTITY)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"0.6": {"budget": 1}}', '{"0.6": 1}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"points": {"0.6": {"budget": 1}}}', '{"points": {}}'])
 def test_a_broken_journal_is_told(content, tmp_path):
     Journal(tmp_path, IDENTITY)
     (tmp_path / FILE_NAME).write_text(content)

@@ -13,7 +13,7 @@ from trainers import make_trainer
 from transformers import AutoModelForSequenceClassification
 
 from optimum_kprune import KPruneConfig, KPruner
-from optimum_kprune.evaluation import latency_measurement, latency_mixin
+from optimum_kprune.evaluation import latency_mixin, runtimes
 
 TEXTS = texts_of(ragged_samples(160))
 CONFIG = KPruneConfig(num_tokens=None, heldout_share=0.4)
@@ -176,7 +176,7 @@ def test_a_model_is_made_small_in_any_unit(unit):
 
 
 def test_milliseconds_are_minimised_by_a_table_that_is_kept_with_the_progress(monkeypatch, tmp_path):
-    monkeypatch.setattr(latency_measurement, "in_turns", ticking(costs(0.7, {"attention": float, "ffn": float})))
+    monkeypatch.setattr(runtimes, "in_turns", ticking(costs(0.7, {"attention": float, "ffn": float})))
     options = {"config": CONFIG, "metric": "size", "minimise": "latency", "checkpoint_dir": tmp_path}
     frontier = pruner_of().search(TEXTS, parameters_of, "25%", max_evaluations=2, **options)
     times = [point.milliseconds for point in (frontier.dense, *frontier.points)]

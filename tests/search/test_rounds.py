@@ -3,6 +3,7 @@
 import logging
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -117,6 +118,21 @@ def test_a_finished_search_is_read_and_only_the_chosen_model_is_made_again(tmp_p
     again = search_of(falling, folder=tmp_path, measure=lambda model: pytest.fail("evaluated"))
     assert again.run().points == frontier.points
     assert again.session.pruned == [0.62] == [again.session.pruner.model.rate]
+
+
+def test_a_figure_that_is_named_by_the_evaluation_itself_is_known_when_it_is_gone_on_with(tmp_path):
+    """And a figure that does not count need not be finite."""
+    evaluator = SimpleNamespace(primary_metric=None)
+
+    def measure(model):
+        evaluator.primary_metric = "one"
+        return {"other": float("nan"), "more": 0.5, "one": falling(model.rate)}
+
+    for _ in range(2):
+        search, evaluator.primary_metric = search_of(None, folder=tmp_path, measure=measure), None
+        search.quality = replace(search.quality, metric=None, source=evaluator)
+        frontier = search.run()
+        assert frontier.measure == "one" and frontier.dense.figures == {"more": 0.5, "one": 0.9}
 
 
 def test_only_the_best_model_stays_beside_those_of_the_round(monkeypatch):
