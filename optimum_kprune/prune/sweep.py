@@ -150,9 +150,8 @@ class Sweep:
     ) -> list[RatePruner]:
         """Returns what prunes a new student by each of the settings."""
         indices = range(len(configs))
-        targets = [sublayer for sublayer in self._teacher.sublayers() if sublayer.units]
         length = self._length(configs[0])
-        costs = [costs_of(config, self._teacher, targets, length, self.latency_table) for config in configs]
+        costs = [costs_of(config, self._teacher, length, self.latency_table) for config in configs]
         measured = _measured_on(configs, costs) if share_knowledge else indices
         checkpoints = [
             None if folder is None else Checkpoint(folder, self.identity(config, configs[other]))
@@ -252,8 +251,7 @@ class Sweep:
 
     def budget_at(self, rate: float, config: KPruneConfig) -> str:
         """Returns the budget that removes a share of what can be removed; see `costs.budget_at`."""
-        targets = [sublayer for sublayer in self._teacher.sublayers() if sublayer.units]
-        return budget_at(rate, self._teacher, targets, config, self._length(config), self.latency_table)
+        return budget_at(rate, config, self._teacher, self._length(config), self.latency_table)
 
     def _length(self, config: KPruneConfig) -> int:
         """Returns the number of tokens T at which FLOPs are counted."""
