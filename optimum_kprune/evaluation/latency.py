@@ -66,7 +66,8 @@ def in_turns(runs: Sequence[Callable[[], Any]], turns: int, seconds: float, cloc
         for run, own in zip(runs, taken, strict=True):
             # The first call does not count: it finds the weights of another model in the caches, and memory in the
             # pieces that the other has left. For large batches, that is a tenth of the time.
-            times, spent = [], _seconds_of(run, clock)
+            times: list[float] = []
+            spent = _seconds_of(run, clock)
             while not times or spent < seconds:
                 times.append(_seconds_of(run, clock))
                 spent += times[-1]
