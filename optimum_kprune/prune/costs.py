@@ -5,7 +5,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from ..algorithm.cost import flops_budget
-from ..budget import Budget, parse_budget, told
+from ..budget import Budget, amount_in_words, parse_budget
 from ..configuration import KPruneConfig
 from ..encoder.file_size import SavedTensor, file_size, saved_tensors
 from ..encoder.sublayers import Encoder, Sublayer
@@ -90,6 +90,11 @@ def unit_of(config: KPruneConfig) -> str:
     return "flops" if config.budget is None else parse_budget(config.budget).unit
 
 
+def asked_in(config: KPruneConfig) -> str:
+    """Returns what the settings ask for, in words: the budget or the rate."""
+    return config.budget or f"rate {config.compression_rate}"
+
+
 def _amount_of(budget: Budget, dense: float) -> float:
     """Returns what a budget may cost."""
     if budget.unit == "flops" and budget.is_share:
@@ -162,16 +167,16 @@ def _out_of_range(budget: str, costs: Costs, dense: Encoder) -> str:
     """Returns the message that says between what a budget must be, and why."""
     unit = parse_budget(budget).unit
     scale = COST_OF_ONE.get(unit, 1)
-    least, most = (told(unit, amount / scale) for amount in (costs.least, costs.dense))
+    least, most = (amount_in_words(unit, amount / scale) for amount in (costs.least, costs.dense))
     why = f"the smallest model has {least}, the dense one {most}"
     if unit == "megabytes":
         why += f" in {str(dense.pretrained.dtype).removeprefix('torch.')}"
     if unit in ("parameters", "megabytes"):
         size, each = _size_of(dense, unit), _size_of_one(dense, unit)
         outside = size - each * sum(parameter.numel() for block in dense.blocks for parameter in block.parameters())
-        layers = told(unit, (costs.least - outside) / scale)
+        alone, layers = (amount_in_words(unit, amount / scale) for amount in (outside, costs.least - outside))
         why += (
-            f". What is outside of the layers, such as embeddings, pooler and head, takes "
-            f"{told(unit, outside / scale)} alone, and what stays in them, such as norms and biases, {layers}"
+            f". What is outside of the layers, such as embeddings, pooler and head, takes {alone} "
+            f"alone, and what stays in them, such as norms and biases, {layers}"
         )
     return f"`budget` must be between {least} and {most} for this model: {why}. Got {budget!r}."
