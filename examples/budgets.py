@@ -26,7 +26,6 @@ from datasets import Dataset, load_dataset
 
 from optimum_kprune import KPruneConfig, KPruner
 from optimum_kprune.encoder.unsharing import private_copy
-from optimum_kprune.evaluation.latency import in_turns
 from optimum_kprune.evaluation.runtimes import Bench, Timing
 
 RUNTIMES = ("pytorch", "onnxruntime")
@@ -62,9 +61,9 @@ def time_models(args: argparse.Namespace) -> None:
     timing = Timing(args.batch_size, LENGTH, threads=1, runtime=args.runtime)
     bench = Bench(encoders[0], pruners[0].task.name, timing)
     runs = [bench.runnable(encoder) for encoder in encoders]
-    with torch.inference_mode():
-        in_turns(runs, 1, TURN_SECONDS)
-        dense, pruned = in_turns(runs, TURNS, TURN_SECONDS)
+    # The first runs are slow: memory is allocated.
+    bench.in_turns(runs, 1, TURN_SECONDS)
+    dense, pruned = bench.in_turns(runs, TURNS, TURN_SECONDS)
     # The median of the ratios of every turn: other load on the machine slows both models of a turn.
     ratio = sorted(own / reference for own, reference in zip(pruned, dense, strict=True))[TURNS // 2]
     median = 1000 * sorted(dense)[TURNS // 2]
@@ -77,7 +76,7 @@ def time_models(args: argparse.Namespace) -> None:
 def search(args: argparse.Namespace) -> Iterator[Row]:
     """Yields the smallest models within one and three points, with their times."""
     pruner, calibration = load(args)
-    evaluation = pruner.evaluation_on(validation(args.dataset), args.metric)
+    evaluation = pruner.evaluation_on(validation(args), args.metric)
     for drop in DROPS:
         frontier = pruner.search(calibration, evaluation, max_drop=drop, config=config_of(args), metric=args.metric)
         point = frontier.chosen_point
@@ -158,7 +157,7 @@ def megabytes(args: argparse.Namespace) -> Iterator[Row]:
 def halves(args: argparse.Namespace) -> Iterator[Row]:
     """Yields searches on halves of the validation rows, with the quality of each choice on the other half."""
     pruner, calibration = load(args)
-    rows, drop = validation(args.dataset), args.max_drop
+    rows, drop = validation(args), args.max_drop
     for seed in range(HALVES):
         shuffled = rows.shuffle(seed=seed)
         own, other = (shuffled.shard(2, index, contiguous=True) for index in (0, 1))
@@ -199,9 +198,10 @@ def config_of(args: argparse.Namespace, **settings: Any) -> KPruneConfig:
     return KPruneConfig(num_tokens=args.num_tokens, seed=args.seed, **settings)
 
 
-def validation(dataset: str) -> Dataset:
-    """Returns the labelled rows."""
-    return load_dataset(dataset, split="validation")
+def validation(args: argparse.Namespace) -> Dataset:
+    """Returns the labelled rows, or some of them, drawn by the seed."""
+    rows = load_dataset(args.dataset, split="validation")
+    return rows if args.rows is None else rows.shuffle(seed=args.seed).select(range(args.rows))
 
 
 def size_of(folder: Path) -> float:
@@ -226,6 +226,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--metric", help="the figure that counts, such as accuracy")
     parser.add_argument("--max_drop", type=float, default=0.01, help="of halves; default: %(default)s")
     parser.add_argument("--num_tokens", type=int, default=30_000, help="budget of calibration tokens")
+    parser.add_argument("--rows", type=int, help="labelled rows to evaluate on (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", help="folder for the rows")
     parser.add_argument("--pruned", help="of time: the pruned model")

@@ -13,8 +13,8 @@ NAMES = {
     "layers": ("layers", "layer"),
 }
 FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
-# How amounts are told, other than by the name of the unit.
-TOLD = {"megabytes": "{:,.4g} MB", "latency": "{:,.3g} ms", "flops": "{:,.4g} FLOPs"}
+# How amounts are written, other than with the name of the unit.
+WRITTEN = {"megabytes": "{:,.4g} MB", "latency": "{:,.3g} ms", "flops": "{:,.4g} FLOPs"}
 ALLOWED = (
     'an amount above 0 and a unit, such as "100 MB", "10 ms", "12M parameters" or "4 layers" (whole ones), or at most '
     '100% of what the dense model has, such as "40% flops" or "50% latency"'
@@ -47,10 +47,10 @@ class Budget(NamedTuple):
         return f"{self.amount:.12g} {'ms' if self.unit == 'latency' else self.unit}"
 
 
-def told(unit: str, amount: float) -> str:
+def amount_in_words(unit: str, amount: float) -> str:
     """Returns an amount of a unit in words, such as "90.9 MB"."""
     name = unit.removesuffix("s") if amount == 1 else unit
-    return TOLD.get(unit, f"{{:,.0f}} {name}").format(amount)
+    return WRITTEN.get(unit, f"{{:,.0f}} {name}").format(amount)
 
 
 def parse_budget(text: str) -> Budget:

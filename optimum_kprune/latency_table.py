@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .algorithm.isotonic import isotonic
 from .folder import write_atomically
 
 FORMAT = 1
@@ -73,7 +74,7 @@ class LatencyCurve(NamedTuple):
 
     def up_to(self, units: int) -> list[float]:
         """Returns the milliseconds with 0, 1, ..., `units` units: never falling, and straight between measurements."""
-        rising = np.maximum(_isotonic(self.milliseconds), 0.0)
+        rising = np.maximum(isotonic(self.milliseconds), 0.0)
         return np.interp(range(units + 1), self.units, rising).tolist()
 
 
@@ -252,18 +253,6 @@ class LatencyTable:
             if (curve.position, curve.unit_size, curve.width) == sublayer.curve_key:
                 return curve
         raise ValueError(f"There must be a curve for every sublayer. Got none for {sublayer}.")
-
-
-def _isotonic(values: Sequence[float]) -> list[float]:
-    """Returns the values that never fall and are the closest to those given, by the sum of squares."""
-    pools: list[list[float]] = []
-    for value in values:
-        pools.append([value])
-        # Neighbours that fall become their mean.
-        while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
-            last = pools.pop()
-            pools[-1] += last
-    return [float(np.mean(pool)) for pool in pools for _ in pool]
 
 
 def _in_words(sublayers: Sequence[SublayerShape]) -> str:

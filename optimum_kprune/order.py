@@ -132,14 +132,14 @@ def configs_of(rates: Iterable[float | str], config: KPruneConfig) -> list[KPrun
             "`rates` must be a list of compression rates or budgets, such as [0.4, 0.6] or ['60 MB', '40 MB']. "
             f"Got {given!r} instead."
         )
-    configs = [_config_at(rate, config) for rate in given]
+    configs = [config_at(rate, config) for rate in given]
     # 0 and 0.0 are the same rate, "40 MB" and "40mb" the same budget.
     if len({each.compression_rate if each.budget is None else rate_name(each) for each in configs}) < len(given):
         raise ValueError(f"`rates` must hold every rate once. Got {given!r} instead.")
     return configs
 
 
-def _config_at(rate: float | str, config: KPruneConfig) -> KPruneConfig:
+def config_at(rate: float | str, config: KPruneConfig) -> KPruneConfig:
     """Returns the settings with another rate or budget."""
     config = copy.copy(config)
     if isinstance(rate, str):

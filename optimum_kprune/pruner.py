@@ -390,7 +390,7 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
         data = data.with_defaults_of(self)
         dense, text = self._encoder(self.teacher), None
         spec = self._input_spec(config.seed, batch_tokens=batch_tokens(dense))
-        calibration = data.calibration_batches(config, spec, sum(sublayer.units > 0 for sublayer in dense.sublayers()))
+        calibration = data.calibration_batches(config, spec, len(dense.targets()))
         if config.recovery_tokens:
             # Read before the prune, like all that can be found wanting.
             require_recoverable(dense, bool(calibration.heldout))

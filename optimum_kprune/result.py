@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .budget import parse_budget, told
+from .budget import amount_in_words, parse_budget
 
 if TYPE_CHECKING:
     import pandas
@@ -290,7 +290,7 @@ class KPruneResult:
         unit = parse_budget(self.budget).unit
         before, after = self._amounts(unit)
         dtype = f" in {self.dtype}" if unit == "megabytes" else ""
-        return f"Budget: {self.budget}; kept: {told(unit, after)} of {told(unit, before)}{dtype}"
+        return f"Budget: {self.budget}; kept: {amount_in_words(unit, after)} of {amount_in_words(unit, before)}{dtype}"
 
     def _amounts(self, unit: str) -> tuple[float, float]:
         """Returns how much there was of the unit of a budget before the prune, and after it."""

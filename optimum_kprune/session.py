@@ -69,10 +69,6 @@ class PruneSession:
             order.pruner._sample = sample
             yield order, result
 
-    def budget_at(self, rate: float, config: KPruneConfig) -> str:
-        """Returns the budget that removes a share of what can be removed, in the unit of the budget in `config`."""
-        return self.sweep.budget_at(rate, config)
-
     def heldout_of_dense(self) -> HeldoutQuality | None:
         """Compares the dense model with itself on the held-out data; returns None if there is none."""
         dense = private_copy(self.dense)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from optimum_kprune.budget import Budget, parse_budget, told
+from optimum_kprune.budget import Budget, amount_in_words, parse_budget
 
 READ = {
     "100 MB": ("megabytes", 100, False),
@@ -50,8 +50,8 @@ def test_a_share_is_one_of_the_dense_model():
 
 
 def test_amounts_are_told_in_words():
-    assert (told("megabytes", 90.94), told("latency", 9.876)) == ("90.94 MB", "9.88 ms")
-    assert (told("layers", 1), told("layers", 4), told("parameters", 12e6)) == (
+    assert (amount_in_words("megabytes", 90.94), amount_in_words("latency", 9.876)) == ("90.94 MB", "9.88 ms")
+    assert (amount_in_words("layers", 1), amount_in_words("layers", 4), amount_in_words("parameters", 12e6)) == (
         "1 layer",
         "4 layers",
         "12,000,000 parameters",

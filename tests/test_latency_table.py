@@ -1,11 +1,8 @@
 """Tables of latency as data: curves, sums, files, and what a table belongs to."""
 
-import itertools
 import json
-import math
 from dataclasses import asdict, replace
 
-import numpy as np
 import pytest
 
 from optimum_kprune.latency_table import LatencyCurve, LatencyTable, SublayerShape
@@ -48,20 +45,6 @@ def test_a_curve_never_falls_and_is_the_closest_that_does_not():
     assert len(rising) == 65 and rising == sorted(rising)
     # The two that fall become their mean.
     assert [rising[units] for units in (0, 4, 8, 12, 16, 40, 64)] == pytest.approx([0, 0.15, 0.3, 0.3, 0.3, 0.65, 1])
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_cleaning_is_isotonic_regression(seed):
-    """Against brute force: of all ways to cut the values into pools, the best whose means rise."""
-    values = np.random.default_rng(seed).normal(size=7)
-    best, closest = math.inf, None
-    for cuts in itertools.product([False, True], repeat=len(values) - 1):
-        pools = np.split(values, np.flatnonzero(cuts) + 1)
-        means = np.concatenate([np.full(len(pool), pool.mean()) for pool in pools])
-        if (np.diff(means) >= 0).all() and ((means - values) ** 2).sum() < best:
-            best, closest = ((means - values) ** 2).sum(), means
-    curve = LatencyCurve(0, 1, 8, tuple(range(7)), tuple(values + 10))
-    assert curve.up_to(6) == pytest.approx(closest + 10)
 
 
 def test_a_sublayer_that_must_keep_a_unit_costs_nothing_more_with_it():

@@ -23,13 +23,7 @@ from .adapters import EncoderAdapter
 from .config_field import adapter_of, kprune_field
 from .conversion import dense_class_of
 from .custom_modules import find_encoder, with_encoder
-from .hooks import (
-    first_input,
-    hooks,
-    recorded,
-    recorded_input,
-    recorded_output,
-)
+from .hooks import first_input, hooks, recorded, recorded_input, recorded_output
 from .offloading import is_placed, own_weights, pruned_model_of, sharing_copy
 from .partial_forward import find_entries, run
 from .residual_streams import require_residual_streams
@@ -111,7 +105,7 @@ def require_contract(dense: Encoder, batch: Batch) -> None:
         batch = {name: values.float() if values.is_floating_point() else values for name, values in batch.items()}
     encoder = private_copy(dense)
     batch = encoder.to_device({name: values[:ROWS] for name, values in batch.items()})
-    sublayers = [sublayer for sublayer in encoder.sublayers() if sublayer.units]
+    sublayers = encoder.targets()
     _require_rows_of_tokens(encoder, batch)
     _require_same_outputs(dense, encoder, batch)
     _require_one_call(encoder, sublayers, batch)

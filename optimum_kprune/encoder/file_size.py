@@ -1,4 +1,4 @@
-"""How many bytes the weights of a model take in a file of safetensors, before the file is written."""
+"""The size of a model: its parameters, and the bytes that they take in a file of safetensors, before it is written."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -31,6 +31,11 @@ def saved_tensors(model: nn.Module, dtype: torch.dtype | None = None) -> Iterato
             seen.add(id(tensor))
             written = dtype if dtype is not None and isinstance(tensor, nn.Parameter) else tensor.dtype
             yield SavedTensor(name, tuple(tensor.shape), written)
+
+
+def parameters_of(model: nn.Module) -> int:
+    """Returns the number of parameters of a model, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def megabytes_of(model: nn.Module) -> float:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from .sublayers import Encoder, Place, Sublayer
@@ -190,11 +189,19 @@ def observed_units(
 
 
 @contextmanager
-def without_units(sublayers: list[Sublayer]) -> Iterator[None]:
-    """Makes the units of sublayers give nothing in the forward passes in the context."""
+def constant_features(sublayers: list[Sublayer], features: dict[Place, Tensor]) -> Iterator[None]:
+    """Makes what the output projections of sublayers read the same for all tokens, in the passes in the context.
 
-    def before_projection(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (torch.zeros_like(args[0]), *args[1:])
+    Args:
+        sublayers: the sublayers.
+        features: what is read instead, (features,), by the place of the sublayer.
+    """
 
-    with hooks(*(sublayer.output.register_forward_pre_hook(before_projection) for sublayer in sublayers)):
+    def replacing(constant: Tensor) -> Callable[..., tuple[Tensor, ...]]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (constant.to(args[0]).expand_as(args[0]), *args[1:])
+
+        return hook
+
+    with hooks(*(each.output.register_forward_pre_hook(replacing(features[each.place])) for each in sublayers)):
         yield

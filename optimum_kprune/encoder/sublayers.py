@@ -216,6 +216,10 @@ class Encoder:
             for position in range(len(self.adapter.sublayers))
         ]
 
+    def targets(self) -> list[Sublayer]:
+        """Returns the sublayers that have units, which can be pruned, bottom to top."""
+        return [sublayer for sublayer in self.sublayers() if sublayer.units]
+
     def sublayer(self, place: Place) -> Sublayer:
         """Returns a sublayer with its present size.
 

@@ -40,9 +40,7 @@ def shape_of(private: Encoder) -> dict[str, Any]:
         private: a private copy of the model, in which every block has sublayers of its own.
     """
     sublayers = tuple(
-        SublayerShape(
-            *each.place, each.adapter.kind, each.units, each.unit_size, each.width, 0 if each.adapter.bypass else 1
-        )
+        SublayerShape(*each.place, each.adapter.kind, each.units, each.unit_size, each.width, each.least_units)
         for each in private.sublayers()
     )
     model = private.pretrained

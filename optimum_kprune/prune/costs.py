@@ -5,7 +5,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from ..algorithm.cost import flops_budget
-from ..budget import Budget, parse_budget, told
+from ..budget import Budget, amount_in_words, parse_budget
 from ..configuration import KPruneConfig
 from ..encoder.file_size import SavedTensor, file_size, saved_tensors
 from ..encoder.sublayers import Encoder, Sublayer
@@ -24,7 +24,6 @@ ROUNDING = 1e-5
 def costs_of(
     config: KPruneConfig,
     dense: Encoder,
-    targets: list[Sublayer],
     sequence_length: int,
     latency_table: "LatencyTable | None" = None,
 ) -> Costs:
@@ -33,14 +32,13 @@ def costs_of(
     Args:
         config: the settings.
         dense: the model to prune, in which every block has weights of its own; see `private_copy`.
-        targets: its sublayers that have units, bottom to top.
         sequence_length: tokens T at which FLOPs are counted.
         latency_table: milliseconds by width, which a budget of them needs.
 
     Raises:
         ValueError: if no prune could meet the budget, or the model meets it as it is.
     """
-    costs = _unlimited(config, dense, targets, sequence_length, latency_table)
+    costs = _unlimited(config, dense, sequence_length, latency_table)
     if config.budget is None:
         amount = flops_budget(costs.dense, config.compression_rate)
         if amount < costs.least:
@@ -58,9 +56,8 @@ def costs_of(
 
 def budget_at(
     rate: float,
-    dense: Encoder,
-    targets: list[Sublayer],
     config: KPruneConfig,
+    dense: Encoder,
     sequence_length: int,
     latency_table: "LatencyTable | None" = None,
 ) -> str:
@@ -68,13 +65,12 @@ def budget_at(
 
     Args:
         rate: the share, in [0, 1).
-        dense: see `costs_of`.
-        targets: see `costs_of`.
         config: the settings. Without a budget in them, FLOPs are counted.
+        dense: see `costs_of`.
         sequence_length: see `costs_of`.
         latency_table: see `costs_of`.
     """
-    unit, costs = unit_of(config), _unlimited(config, dense, targets, sequence_length, latency_table)
+    unit, costs = unit_of(config), _unlimited(config, dense, sequence_length, latency_table)
     if unit == "flops":
         return str(Budget(unit, 1 - rate * (1 - costs.least / costs.dense), True))
     amount = (costs.dense - rate * (costs.dense - costs.least)) / COST_OF_ONE.get(unit, 1)
@@ -86,13 +82,17 @@ def budget_at(
 def require_budget(config: KPruneConfig, encoder: Encoder) -> None:
     """Raises a ValueError if a model cannot be pruned to a budget, as far as that is known before data is read."""
     if unit_of(config) in ("parameters", "megabytes", "layers"):
-        dense = private_copy(encoder)
-        costs_of(config, dense, [sublayer for sublayer in dense.sublayers() if sublayer.units], sequence_length=1)
+        costs_of(config, private_copy(encoder), sequence_length=1)
 
 
 def unit_of(config: KPruneConfig) -> str:
     """Returns the unit of the budget; a compression rate is one of FLOPs."""
     return "flops" if config.budget is None else parse_budget(config.budget).unit
+
+
+def asked_in(config: KPruneConfig) -> str:
+    """Returns what the settings ask for, in words: the budget or the rate."""
+    return config.budget or f"rate {config.compression_rate}"
 
 
 def _amount_of(budget: Budget, dense: float) -> float:
@@ -104,14 +104,10 @@ def _amount_of(budget: Budget, dense: float) -> float:
 
 
 def _unlimited(
-    config: KPruneConfig,
-    dense: Encoder,
-    targets: list[Sublayer],
-    sequence_length: int,
-    latency_table: "LatencyTable | None",
+    config: KPruneConfig, dense: Encoder, sequence_length: int, latency_table: "LatencyTable | None"
 ) -> Costs:
     """Returns costs in the unit of the budget, which suffices for all units."""
-    unit, multiple = unit_of(config), config.neuron_multiple
+    unit, multiple, targets = unit_of(config), config.neuron_multiple, dense.targets()
     if unit == "flops":
         return Costs(targets, lambda sublayer: sublayer.unit_flops(sequence_length), neuron_multiple=multiple)
     if unit == "layers":
@@ -171,16 +167,16 @@ def _out_of_range(budget: str, costs: Costs, dense: Encoder) -> str:
     """Returns the message that says between what a budget must be, and why."""
     unit = parse_budget(budget).unit
     scale = COST_OF_ONE.get(unit, 1)
-    least, most = (told(unit, amount / scale) for amount in (costs.least, costs.dense))
+    least, most = (amount_in_words(unit, amount / scale) for amount in (costs.least, costs.dense))
     why = f"the smallest model has {least}, the dense one {most}"
     if unit == "megabytes":
         why += f" in {str(dense.pretrained.dtype).removeprefix('torch.')}"
     if unit in ("parameters", "megabytes"):
         size, each = _size_of(dense, unit), _size_of_one(dense, unit)
         outside = size - each * sum(parameter.numel() for block in dense.blocks for parameter in block.parameters())
-        layers = told(unit, (costs.least - outside) / scale)
+        alone, layers = (amount_in_words(unit, amount / scale) for amount in (outside, costs.least - outside))
         why += (
-            f". What is outside of the layers, such as embeddings, pooler and head, takes "
-            f"{told(unit, outside / scale)} alone, and what stays in them, such as norms and biases, {layers}"
+            f". What is outside of the layers, such as embeddings, pooler and head, takes {alone} "
+            f"alone, and what stays in them, such as norms and biases, {layers}"
         )
     return f"`budget` must be between {least} and {most} for this model: {why}. Got {budget!r}."

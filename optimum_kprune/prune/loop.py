@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from ..encoder.offloading import own_weights
 from ..encoder.sublayers import Sublayer
 from ..progress import progress_bar
+from .costs import asked_in
 from .rate import RatePruner
 from .statistics import gather_corrections, gather_fits
 from .stopwatch import Stopwatch
@@ -71,8 +72,7 @@ class Loop:
                 rate.finish((time.perf_counter() - started) / len(others))
         for rate in self.rates:
             where = ", from the checkpoint" if rate in finished else ""
-            asked = rate.config.budget or f"rate {rate.config.compression_rate}"
-            of_rate = f"{asked}, " if len(self.rates) > 1 else ""
+            of_rate = f"{asked_in(rate.config)}, " if len(self.rates) > 1 else ""
             logger.info("%s%s%s", of_rate, rate.results[-1], where)
 
     def _prune_target(self, teacher: Sublayer, rates: list[RatePruner]) -> None:

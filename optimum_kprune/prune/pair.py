@@ -47,7 +47,7 @@ class Pair:
         self.parts = [range(*each) for each in pairwise(ends)]
         self.teacher = HiddenStates(teacher, self._store.states(len(self._batches)))
         self.student = HiddenStates(student, self._store.states(len(self._batches)))
-        self.targets = [sublayer for sublayer in teacher.sublayers() if sublayer.units]
+        self.targets = teacher.targets()
         # There, or at the next place below where the architecture can be entered.
         self._enters_at = {target.place: teacher.entries.highest(target.place) for target in self.targets}
 

@@ -20,7 +20,7 @@ from ..distributed import require_same, world_size
 from ..encoder.config_field import kprune_field
 from ..encoder.contract import require_contract_once
 from ..encoder.custom_modules import with_encoder
-from ..encoder.file_size import megabytes_of
+from ..encoder.file_size import megabytes_of, parameters_of
 from ..encoder.offloading import named_tensors, pruned_model_of
 from ..encoder.partial_forward import find_entries, reads_below
 from ..encoder.sublayers import Encoder, Place
@@ -29,7 +29,7 @@ from ..encoder.unsharing import private_copy
 from ..latency_table import LatencyTable
 from ..result import KPruneResult, SublayerResult
 from .checkpoint import Checkpoint, digest, entries_of
-from .costs import budget_at, costs_of, unit_of
+from .costs import asked_in, budget_at, costs_of, unit_of
 from .heldout import heldout_quality
 from .loop import Loop
 from .pair import Pair
@@ -150,9 +150,8 @@ class Sweep:
     ) -> list[RatePruner]:
         """Returns what prunes a new student by each of the settings."""
         indices = range(len(configs))
-        targets = [sublayer for sublayer in self._teacher.sublayers() if sublayer.units]
         length = self._length(configs[0])
-        costs = [costs_of(config, self._teacher, targets, length, self.latency_table) for config in configs]
+        costs = [costs_of(config, self._teacher, length, self.latency_table) for config in configs]
         measured = _measured_on(configs, costs) if share_knowledge else indices
         checkpoints = [
             None if folder is None else Checkpoint(folder, self.identity(config, configs[other]))
@@ -180,8 +179,8 @@ class Sweep:
             sequence_length=rate.sequence_length,
             samples=self._calibration.samples,
             tokens=self._calibration.tokens,
-            parameters_before=_parameters_of(self._dense.model),
-            parameters_after=_parameters_of(model),
+            parameters_before=parameters_of(self._dense.model),
+            parameters_after=parameters_of(model),
             megabytes_before=megabytes_of(self._dense.model),
             megabytes_after=megabytes_of(model),
             dtype=str(self._dense.pretrained.dtype).removeprefix("torch."),
@@ -252,8 +251,7 @@ class Sweep:
 
     def budget_at(self, rate: float, config: KPruneConfig) -> str:
         """Returns the budget that removes a share of what can be removed; see `costs.budget_at`."""
-        targets = [sublayer for sublayer in self._teacher.sublayers() if sublayer.units]
-        return budget_at(rate, self._teacher, targets, config, self._length(config), self.latency_table)
+        return budget_at(rate, config, self._teacher, self._length(config), self.latency_table)
 
     def _length(self, config: KPruneConfig) -> int:
         """Returns the number of tokens T at which FLOPs are counted."""
@@ -288,7 +286,7 @@ class Sweep:
             },
         }
         if measured_on is not None and measured_on is not config:
-            identity["knowledge of"] = measured_on.budget or f"rate {measured_on.compression_rate}"
+            identity["knowledge of"] = asked_in(measured_on)
         return identity
 
 
@@ -307,10 +305,6 @@ def _measured_on(configs: list[KPruneConfig], costs: list[Costs]) -> list[int]:
         max((index for index in indices if units[index] == unit), key=lambda index: costs[index].budget)
         for unit in units
     ]
-
-
-def _parameters_of(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _reads_below(teacher: Encoder, task: Task, sample: dict[str, Tensor], mask: Tensor) -> bool:

@@ -6,6 +6,8 @@ from itertools import pairwise
 from statistics import NormalDist
 from typing import NamedTuple
 
+from ..algorithm.isotonic import isotonic
+
 # The first rates: few, because the next ones lie where they matter. docs/design_log.md compares such policies.
 FIRST_RATES = (0.3, 0.5, 0.7, 0.9)
 RATES_PER_ROUND = 4
@@ -65,24 +67,14 @@ class Bracket(NamedTuple):
     is_open: bool
 
 
-def smoothed(drops: Sequence[float]) -> list[float]:
-    """Returns the nearest values that never fall, by the sum of squares: runs that fall become their mean."""
-    runs: list[list[float]] = []
-    for drop in drops:
-        runs.append([drop])
-        while len(runs) > 1 and _mean(runs[-2]) > _mean(runs[-1]):
-            last = runs.pop()
-            runs[-1] += last
-    return [_mean(run) for run in runs for _ in run]
-
-
 def bracket_of(tried: Sequence[Tried], allowed: Allowed) -> Bracket:
     """Returns the bracket that is known from the rates tried so far, in ascending order.
 
-    A rate holds if its smoothed drop is allowed, less the margin for noise, and all smaller rates hold.
+    Drops are smoothed, so that they never fall. A rate holds if its drop is then allowed, less the margin for noise,
+    and all smaller rates hold.
     """
     # The dense model has no drop, and no noise.
-    drops = smoothed([0.0, *(each.drop for each in tried)])[1:]
+    drops = isotonic([0.0, *(each.drop for each in tried)])[1:]
     low = 0.0
     for each, drop in zip(tried, drops, strict=True):
         if drop + allowed.margin(each.error) > allowed.drop:
@@ -123,7 +115,3 @@ def against_trend(tried: Sequence[Tried], unknown: float) -> list[tuple[Tried, T
 def _noise(pair: tuple[Tried, Tried], unknown: float) -> float:
     errors = [each.error for each in pair if each.error is not None]
     return BEYOND_NOISE * max(errors) if errors else unknown
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -15,7 +15,7 @@ from ..configuration import KPruneConfig
 from ..distributed import together
 from ..frontier import Frontier
 from ..latency_table import LatencyTable
-from ..order import Order, PruneData, configs_of
+from ..order import Order, PruneData, config_at
 from ..prune.preconditions import check_config
 from ..session import PruneSession
 from .journal import Journal
@@ -164,8 +164,7 @@ def _in_unit(config: KPruneConfig, unit: str) -> KPruneConfig:
         )
     if unit not in NAMES:
         raise ValueError(f"`minimise` must be one of {', '.join(map(repr, NAMES))}. Got {unit!r} instead.")
-    (config,) = configs_of([f"100% {unit}"], config)
-    return config
+    return config_at(f"100% {unit}", config)
 
 
 def _asked(

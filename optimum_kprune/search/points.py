@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..budget import Budget
 from ..configuration import KPruneConfig
-from ..encoder.file_size import megabytes_of
+from ..encoder.file_size import megabytes_of, parameters_of
 from ..frontier import Frontier, FrontierPoint
 from ..result import HeldoutQuality, KPruneResult
 from .journal import DENSE
-from .quality import Quality, finite, told
+from .quality import Quality, finite, finite_figures
 from .target import Figure
 
 if TYPE_CHECKING:
@@ -38,12 +38,12 @@ def dense_point(
     return FrontierPoint(
         DENSE,
         flops=1.0,
-        parameters=sum(parameter.numel() for parameter in teacher.parameters()),
+        parameters=parameters_of(teacher),
         megabytes=megabytes_of(teacher),
         quality=figure.dense,
         quality_error=None if is_paired else quality.error(figure, figure.dense, heldout, is_paired),
         heldout=heldout,
-        figures=told(figures),
+        figures=finite_figures(figures),
     )
 
 
@@ -79,7 +79,7 @@ def pruned_point(
         quality=value,
         quality_error=quality.error(figure, value, result.heldout, is_paired),
         heldout=result.heldout,
-        figures=told(figures),
+        figures=finite_figures(figures),
         seconds=result.seconds,
     )
 

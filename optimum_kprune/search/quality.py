@@ -143,7 +143,7 @@ def finite(value: Any, name: str, whose: str) -> float:
     return float(value)
 
 
-def told(figures: Mapping[str, Any]) -> Figures:
+def finite_figures(figures: Mapping[str, Any]) -> Figures:
     """Returns the figures that are finite numbers, which can be saved and published."""
     return {name: value for name, value in figures_of(figures).items() if is_number(value)}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..distributed import gather
 from ..frontier import Frontier, FrontierPoint
-from ..order import Order, configs_of, within
+from ..order import Order, config_at, within
 from ..result import HeldoutQuality, KPruneResult
 from ..session import PruneSession
 from . import words
@@ -109,7 +109,7 @@ class Search:
 
     def _round(self, number: int, rates: list[float], figure: Figure, allowed: Allowed) -> dict[str, Order]:
         """Prunes and evaluates the models of a round; returns those that were pruned now, by their budgets."""
-        budgets = {rate: self.session.budget_at(rate, self.order.config) for rate in rates}
+        budgets = {rate: self.session.sweep.budget_at(rate, self.order.config) for rate in rates}
         logger.info("Round %d: %s", number, ", ".join(dict.fromkeys(budgets.values())))
         # Others were evaluated in another run of this search; or by another rate, of which a layer is more than one.
         new = [budget for budget in dict.fromkeys(budgets.values()) if budget not in self.journal.points]
@@ -125,7 +125,7 @@ class Search:
         return pruned
 
     def _order(self, budget: str) -> Order:
-        (config,) = configs_of([budget], self.order.config)
+        config = config_at(budget, self.order.config)
         pruner = copy.copy(self.order.pruner)
         return Order(pruner, config, None, within(self.order.checkpoint_dir, config), overwrite=False)
 

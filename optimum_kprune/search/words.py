@@ -11,7 +11,7 @@ def beginning(figure: Figure, allowed: Allowed) -> str:
     read = ""
     if figure.point != 1:
         read = f" A value above 1 is read as one in percent: a drop of 0.01 is {0.01 * figure.point:g}."
-    return f"{figure.name} {figure.dense:.4g} dense; {_floor(figure, allowed)} is allowed.{read}"
+    return f"{figure} dense; {_floor(figure, allowed)} is allowed.{read}"
 
 
 def point_in_words(figure: Figure, tried: Tried, allowed: Allowed) -> str:
@@ -30,7 +30,7 @@ def none_holds(figure: Figure, allowed: Allowed, tried: Sequence[Tried]) -> str:
     """Returns the message of a search that found nothing, with the curve."""
     curve = "; ".join(point_in_words(figure, each, allowed) for each in tried)
     return (
-        f"No model holds that was tried: {figure.name} {figure.dense:.4g} dense, {_floor(figure, allowed)} is "
+        f"No model holds that was tried: {figure} dense, {_floor(figure, allowed)} is "
         f"allowed; {curve}. Allow a larger drop, calibrate on more or closer data, or give `recovery_tokens`."
     )
 

@@ -44,7 +44,7 @@ def kept(pruner):
 def test_the_file_has_the_megabytes_that_were_asked_for(name, tmp_path):
     model = MODELS[name]()
     dense = private_copy(KPruner(model)._encoder(model))
-    asked = budget_at(0.4, dense, dense.sublayers(), KPruneConfig(budget="50% megabytes"), sequence_length=9)
+    asked = budget_at(0.4, KPruneConfig(budget="50% megabytes"), dense, sequence_length=9)
     megabytes = parse_budget(asked).amount
     pruner = pruned(model, asked, save_directory=tmp_path / "saved")
     written = sum(file.stat().st_size for file in (tmp_path / "saved").glob("*.safetensors")) / 1e6

@@ -37,7 +37,7 @@ class Session:
 
     def __init__(self, pruner, heldout=None, layers=None):
         self.pruner, self.heldout, self.layers = pruner, heldout, layers
-        self.pruned, self.sweep = [], SimpleNamespace(latency_table=None)
+        self.pruned, self.sweep = [], SimpleNamespace(latency_table=None, budget_at=self.budget_at)
 
     def carry_out(self, orders):
         for order in orders:

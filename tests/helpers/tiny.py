@@ -145,7 +145,7 @@ def predictions_of(teacher, student, batches, task=None):
 
 def loop_of(predictions, config, length=10):
     """The loop on such a pair, for one rate."""
-    costs = costs_of(config, predictions.pair.teacher.encoder, predictions.pair.targets, length)
+    costs = costs_of(config, predictions.pair.teacher.encoder, length)
     return Loop([RatePruner(predictions.pair, Scores(predictions, config, costs.unit_cost), costs, config, length)])
 
 

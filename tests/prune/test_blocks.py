@@ -14,12 +14,28 @@ CONFIG = KPruneConfig(budget="2 layers", temperature=3.0)
 
 
 @torch.no_grad()
+def average_added(model):
+    """What every sublayer adds on average over the real tokens, without its bias."""
+    added = []
+    for sublayer in sublayers_of(model):
+        read = []
+        handle = sublayer.output.register_forward_pre_hook(lambda module, args, read=read: read.append(args[0]))
+        for batch in BATCHES:
+            model(**batch)
+            read[-1] = read[-1][batch["attention_mask"].bool()]
+        handle.remove()
+        added.append(sublayer.output.weight @ torch.cat(read).mean(dim=0))
+    return added
+
+
+@torch.no_grad()
 def lost_without(model, layers):
-    """Mean divergence, at the temperature, from a copy whose blocks give nothing but their biases."""
+    """Mean divergence, at the temperature, from a copy whose blocks add what they add on average."""
     copied = copy.deepcopy(model)
-    for sublayer in sublayers_of(copied):
+    for sublayer, added in zip(sublayers_of(copied), average_added(model), strict=True):
         if sublayer.layer in layers:
             sublayer.output.weight.zero_()
+            sublayer.output.bias += added
     lost = []
     for batch in BATCHES:
         dense, left = ((outputs_of(each, batch)[0] / 3.0).log_softmax(dim=-1) for each in (model, copied))

@@ -19,7 +19,7 @@ from optimum_kprune.prune.spending import CostsByBlock, CostsByWidth
 def costs_for(model, budget=None, table=None, **settings):
     dense = private_copy(encoder_of(model))
     config = KPruneConfig(budget=budget, **settings)
-    return costs_of(config, dense, [each for each in dense.sublayers() if each.units], 9, table)
+    return costs_of(config, dense, 9, table)
 
 
 def table_of(model, jump=2.0, each=0.5):
@@ -104,7 +104,7 @@ def test_whole_layers_need_sublayers_that_can_be_taken_out(model):
         require_budget(KPruneConfig(budget="2 layers"), Encoder(model, fixed))
     with pytest.raises(ValueError, match=r"`compression_rate` must be at most 0\.8\d\d for this model"):
         dense = private_copy(Encoder(model, fixed))
-        costs_of(KPruneConfig(compression_rate=0.99), dense, dense.sublayers(), 9)
+        costs_of(KPruneConfig(compression_rate=0.99), dense, 9)
 
 
 def test_milliseconds_need_a_table(model):
@@ -121,7 +121,7 @@ def test_milliseconds_need_a_table(model):
 def test_a_share_of_what_can_be_removed_is_a_budget(model, unit):
     table, dense = table_of(model), private_copy(encoder_of(model))
     config = KPruneConfig(budget=f"50% {unit}".replace("ms", "latency"))
-    texts = [budget_at(rate, dense, dense.sublayers(), config, 9, table) for rate in (0.0, 0.25, 0.5, 0.75)]
+    texts = [budget_at(rate, config, dense, 9, table) for rate in (0.0, 0.25, 0.5, 0.75)]
     assert all(text.endswith(unit) for text in texts)
     costs = [costs_for(model, text, table) for text in texts]
     removable = costs[0].dense - costs[0].least
@@ -132,4 +132,4 @@ def test_a_share_of_what_can_be_removed_is_a_budget(model, unit):
 
 
 def test_without_a_budget_the_share_is_a_compression_rate(model):
-    assert budget_at(0.6, encoder_of(model), encoder_of(model).sublayers(), KPruneConfig(), 9) == "40% flops"
+    assert budget_at(0.6, KPruneConfig(), encoder_of(model), 9) == "40% flops"

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from optimum_kprune.search.bracket import Allowed, Bracket, Tried, against_trend, bracket_of, next_rates, smoothed
+from optimum_kprune.search.bracket import Allowed, Bracket, Tried, against_trend, bracket_of, next_rates
 
 GRID = [number / 1000 for number in range(1, 1000)]
 
@@ -40,23 +40,6 @@ def test_as_many_rates_are_tried_as_allowed_and_not_more():
         tried = search(lambda rate: 0.02 * rate, Allowed(0.01, 0.5), most=most)
         assert len(tried) == min(most, 9)
     assert len(search(lambda rate: 0.02 * rate, Allowed(0.01, 0.5), resolution=0.001, most=99)) == 17
-
-
-def test_smoothing_gives_the_nearest_rising_values():
-    """By the formula of minima and maxima of means."""
-    draw = random.Random(0)
-    for _ in range(50):
-        values = [draw.uniform(-1, 1) for _ in range(draw.randint(1, 8))]
-        count = len(values)
-
-        def mean(first, last, values=values):
-            return sum(values[first : last + 1]) / (last + 1 - first)
-
-        expected = [
-            max(min(mean(first, last) for last in range(index, count)) for first in range(index + 1))
-            for index in range(count)
-        ]
-        assert smoothed(values) == pytest.approx(expected)
 
 
 def test_a_lucky_small_model_is_not_chosen_and_an_unlucky_large_one_does_not_end_the_search():
