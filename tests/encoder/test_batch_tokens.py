@@ -41,10 +41,14 @@ def test_processes_take_what_the_fullest_device_holds(monkeypatch):
     assert batch_tokens(on_accelerator(monkeypatch, 10**12)) == 640
 
 
-@pytest.mark.parametrize("options", [{}, {"num_hidden_layers": 6}, {"intermediate_size": 512}, {"hidden_size": 64}])
+SIZES = [{}, {"num_hidden_layers": 6}, {"intermediate_size": 512}, {"hidden_size": 64}]
+
+
+# Only attention that is written out holds its probabilities, which weigh in long rows.
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("options", [*SIZES, {"max_position_embeddings": 300}])
 def test_what_is_counted_is_at_least_what_a_backward_pass_holds(options, attention):
-    """And at most five times as much, on rows of the length that is counted."""
+    """And at most five times as much, on short rows of the length that is counted."""
     model = tiny_model(attn_implementation=attention, **options).eval().requires_grad_(False)
     encoder = encoder_of(model)
     rows = torch.full((2, encoder.config.max_position_embeddings), 7)
@@ -59,7 +63,8 @@ def test_what_is_counted_is_at_least_what_a_backward_pass_holds(options, attenti
     with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
         model(inputs_embeds=hidden)
     saved = sum(size for pointer, size in held.items() if pointer not in weights) / rows.numel()
-    assert saved <= held_bytes(encoder) <= 5 * saved
+    assert saved <= held_bytes(encoder)
+    assert held_bytes(encoder) <= 5 * saved or "max_position_embeddings" in options
 
 
 def test_batches_are_larger_where_weights_are_loaded_for_each(tmp_path):
