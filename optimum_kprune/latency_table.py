@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .algorithm.isotonic import isotonic
 from .folder import write_atomically
+from .isotonic import isotonic
 
 FORMAT = 1
 RUNTIMES = ("pytorch", "onnxruntime")

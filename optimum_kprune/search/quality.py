@@ -27,10 +27,10 @@ ROWS_PER_CHUNK = 256
 
 @dataclass(frozen=True)
 class Quality:
-    """What is measured.
+    """How models are evaluated.
 
     Attributes:
-        measure: function of a model that returns one figure, or figures by name. None compares with the dense model
+        evaluation: function of a model that returns one figure, or figures by name. None compares with the dense model
             on held-out calibration data.
         metric: name of the figure that counts; None if there is only one.
         greater_is_better: whether a greater value is a better one; None tells it from the name.
@@ -40,7 +40,7 @@ class Quality:
         identity: what tells this evaluation from others, to be saved.
     """
 
-    measure: Callable[[nn.Module], Any] | None
+    evaluation: Callable[[nn.Module], Any] | None
     metric: str | None
     greater_is_better: bool | None
     samples: int | None
@@ -55,8 +55,8 @@ class Quality:
             model: the model.
             heldout: how close it is to the dense model, if that was measured.
         """
-        if self.measure is not None:
-            return figures_of_each(lambda given: _by_name(self.measure(given), self.metric), model)[0]  # type: ignore[misc]
+        if self.evaluation is not None:
+            return figures_of_each(lambda given: _by_name(self.evaluation(given), self.metric), model)[0]  # type: ignore[misc]
         if heldout is None:
             raise ValueError(
                 "Without `evaluate`, models are compared on held-out calibration data, and there is none: "
@@ -78,7 +78,7 @@ class Quality:
         # An evaluator of sentence-transformers knows its main figure when it has run.
         name: Any = known or self.metric or getattr(self.source, "primary_metric", None)
         # A metric may be named after other than its figure; on held-out data, the first figure is the usual one.
-        if name not in figures and (len(figures) == 1 or (self.measure is None and name is None)):
+        if name not in figures and (len(figures) == 1 or (self.evaluation is None and name is None)):
             name = next(iter(figures))
         if name not in figures:
             raise ValueError(
@@ -90,7 +90,7 @@ class Quality:
 
     def error(self, figure: Figure, value: float, heldout: HeldoutQuality | None, is_paired: bool) -> float | None:
         """Returns the standard error of a figure; see `error_of`."""
-        if self.measure is not None:
+        if self.evaluation is not None:
             return error_of(figure, value, self.samples, heldout, self.task, is_paired)
         if heldout is None:
             return None
@@ -98,7 +98,7 @@ class Quality:
 
     def facts(self, dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the figures of both models for the model card, which has those on held-out data already."""
-        return {} if self.measure is None else facts_of(dense, pruned, self.source)
+        return {} if self.evaluation is None else facts_of(dense, pruned, self.source)
 
 
 def quality_of(
@@ -108,7 +108,7 @@ def quality_of(
     compute_metrics: Callable[..., Any] | None,
     greater_is_better: bool | None,
 ) -> Quality:
-    """Reads what is to be measured; for the arguments, see `KPruner.search`. Labelled data is read and checked.
+    """Reads how to evaluate models; for the arguments, see `KPruner.search`. Labelled data is read and checked.
 
     Raises:
         ValueError: if the data or the metric cannot be used.
@@ -119,17 +119,17 @@ def quality_of(
             "`compute_metrics` says how rows are evaluated, and there are none: a function, a trainer or held-out "
             "data is evaluated by itself. Leave it out, or pass rows as `evaluate`."
         )
-    measure, samples = evaluate, None
+    evaluation, samples = evaluate, None
     if is_data:
-        measure = pruner.evaluation_on(evaluate, None if compute_metrics else metric, compute_metrics)
+        evaluation = pruner.evaluation_on(evaluate, None if compute_metrics else metric, compute_metrics)
     elif evaluate is None and pruner.trainer is not None:
-        measure, samples = partial(evaluate_like, pruner.trainer), _size_of(pruner.trainer.eval_dataset)
+        evaluation, samples = partial(evaluate_like, pruner.trainer), _size_of(pruner.trainer.eval_dataset)
     elif hasattr(evaluate, "primary_metric"):
-        measure = _by_evaluator(pruner, evaluate)
+        evaluation = _by_evaluator(pruner, evaluate)
         greater_is_better = evaluate.greater_is_better if greater_is_better is None else greater_is_better
-    samples = getattr(measure, "samples", samples)
-    identity = {"metric": metric, "samples": samples, **_identity_of(measure, evaluate, pruner)}
-    return Quality(measure, metric, greater_is_better, samples, pruner.task.name, evaluate, identity)
+    samples = getattr(evaluation, "samples", samples)
+    identity = {"metric": metric, "samples": samples, **_identity_of(evaluation, evaluate, pruner)}
+    return Quality(evaluation, metric, greater_is_better, samples, pruner.task.name, evaluate, identity)
 
 
 def finite(value: Any, name: str, whose: str) -> float:
@@ -170,11 +170,11 @@ def _by_evaluator(pruner: "KPruner", evaluator: Any) -> Callable[[Any], Any]:
     return evaluation_by(pruner._pipeline, evaluator)
 
 
-def _identity_of(measure: Any, evaluate: Any, pruner: "KPruner") -> dict[str, Any]:
+def _identity_of(evaluation: Any, evaluate: Any, pruner: "KPruner") -> dict[str, Any]:
     """Returns what an evaluation can be told by: its rows, or else the name of the function."""
-    if measure is None:
+    if evaluation is None:
         return {"evaluation": "held-out calibration data"}
-    rows = measure.rows if isinstance(measure, Evaluation) else None
+    rows = evaluation.rows if isinstance(evaluation, Evaluation) else None
     if evaluate is None:
         rows, name = pruner.trainer.eval_dataset, "trainer"  # type: ignore[union-attr]
     else:

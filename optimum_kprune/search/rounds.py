@@ -56,7 +56,7 @@ class Search:
     Attributes:
         session: where models are pruned.
         order: the order whose settings every model is pruned by; its pruner gets the chosen model.
-        quality: what is measured.
+        quality: how models are evaluated.
         limits: how far it goes.
         journal: what was evaluated.
         tried: the rates that were tried, in ascending order.
@@ -149,7 +149,7 @@ class Search:
         if DENSE not in self.journal.points:
             started = time.perf_counter()
             teacher = self.session.pruner.teacher
-            heldout = self.session.heldout_of_dense() if self.quality.measure is None else None
+            heldout = self.session.heldout_of_dense() if self.quality.evaluation is None else None
             figures = self._figures(teacher, heldout)
             self.journal.measure = self.quality.of_dense(figures).name
             point = dense_point(teacher, figures, self.quality, heldout, self._is_paired)

@@ -119,7 +119,7 @@ def test_questions_are_counted_and_not_their_windows():
     contexts = [" ".join([text] * 6) for text in TEXTS]
     rows = Dataset.from_dict({"question": TEXTS, "context": contexts, "answers": answers})
     asked = quality(rows, pruner_of("question answering"), "f1")
-    assert asked.samples == len(TEXTS) < len(asked.measure.rows)
+    assert asked.samples == len(TEXTS) < len(asked.evaluation.rows)
 
 
 def test_other_evaluations_are_told_apart():
