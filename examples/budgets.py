@@ -76,7 +76,7 @@ def time_models(args: argparse.Namespace) -> None:
 def search(args: argparse.Namespace) -> Iterator[Row]:
     """Yields the smallest models within one and three points, with their times."""
     pruner, calibration = load(args)
-    evaluation = pruner.evaluation_on(validation(args.dataset), args.metric)
+    evaluation = pruner.evaluation_on(validation(args), args.metric)
     for drop in DROPS:
         frontier = pruner.search(calibration, evaluation, max_drop=drop, config=config_of(args), metric=args.metric)
         point = frontier.chosen_point
@@ -157,7 +157,7 @@ def megabytes(args: argparse.Namespace) -> Iterator[Row]:
 def halves(args: argparse.Namespace) -> Iterator[Row]:
     """Yields searches on halves of the validation rows, with the quality of each choice on the other half."""
     pruner, calibration = load(args)
-    rows, drop = validation(args.dataset), args.max_drop
+    rows, drop = validation(args), args.max_drop
     for seed in range(HALVES):
         shuffled = rows.shuffle(seed=seed)
         own, other = (shuffled.shard(2, index, contiguous=True) for index in (0, 1))
@@ -198,9 +198,10 @@ def config_of(args: argparse.Namespace, **settings: Any) -> KPruneConfig:
     return KPruneConfig(num_tokens=args.num_tokens, seed=args.seed, **settings)
 
 
-def validation(dataset: str) -> Dataset:
-    """Returns the labelled rows."""
-    return load_dataset(dataset, split="validation")
+def validation(args: argparse.Namespace) -> Dataset:
+    """Returns the labelled rows, or some of them, drawn by the seed."""
+    rows = load_dataset(args.dataset, split="validation")
+    return rows if args.rows is None else rows.shuffle(seed=args.seed).select(range(args.rows))
 
 
 def size_of(folder: Path) -> float:
@@ -225,6 +226,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--metric", help="the figure that counts, such as accuracy")
     parser.add_argument("--max_drop", type=float, default=0.01, help="of halves; default: %(default)s")
     parser.add_argument("--num_tokens", type=int, default=30_000, help="budget of calibration tokens")
+    parser.add_argument("--rows", type=int, help="labelled rows to evaluate on (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", help="folder for the rows")
     parser.add_argument("--pruned", help="of time: the pruned model")

@@ -23,7 +23,7 @@ from transformers import Trainer, TrainingArguments
 
 from optimum.commands.register.register_kprune import KPruneCommand
 from optimum_kprune import EncoderAdapter, KPruner, SublayerAdapter
-from optimum_kprune.encoder import adapters, contract
+from optimum_kprune.encoder import adapters, contract, residual_streams
 from optimum_kprune.evaluation import latency_measurement
 
 ROOT = Path(__file__).parent.parent
@@ -272,7 +272,8 @@ def test_the_fields_of_adapters_are_explained_by_rows_that_have_them():
 def test_the_refusals_that_are_explained_exist():
     table = CUSTOM_MODELS.read_text().partition("| the error says |")[2]
     refusals = re.findall(r"^\| `(.*?)` \| ", table, re.MULTILINE)
-    _, *raised = re.sub(r'"\s+f?"', "", inspect.getsource(contract)).split("raise ValueError(")
+    source = "".join(map(inspect.getsource, (contract, residual_streams)))
+    _, *raised = re.sub(r'"\s+f?"', "", source).split("raise ValueError(")
     explained = [[refusal for refusal in refusals if refusal in text] for text in raised]
     assert all(explained) and {refusal for found in explained for refusal in found} == {*refusals}
 

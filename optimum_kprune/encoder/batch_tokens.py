@@ -4,6 +4,7 @@ import torch
 
 from ..defaults import FULL_BATCH
 from ..distributed import gather
+from .offloading import is_placed
 from .sublayers import Encoder
 
 # The share of an accelerator's free memory for one batch. Hidden states, pruned weights and sums need the rest.
@@ -17,9 +18,9 @@ LENGTH = 512
 def batch_tokens(encoder: Encoder) -> int:
     """Returns the most tokens that a batch may have, padding included; the same number in all processes.
 
-    A CPU takes `FULL_BATCH`, and so does a device that does not tell its memory: larger batches are no faster there.
-    An accelerator waits for Python at small ones. It takes a power of two, so that a little more or less free memory
-    changes nothing.
+    A CPU takes `FULL_BATCH`, and so does a device that does not tell its memory: larger batches are no faster there,
+    unless weights are loaded for each. An accelerator waits for Python at small ones. It takes a power of two, so that
+    a little more or less free memory changes nothing.
     """
     return min(gather(_fitting(encoder)))
 
@@ -29,7 +30,7 @@ def _fitting(encoder: Encoder) -> int:
     device = encoder.device
     free_and_total = None if device.type == "cpu" else getattr(torch.get_device_module(device), "mem_get_info", None)
     if free_and_total is None:
-        return FULL_BATCH
+        return 2 * FULL_BATCH if is_placed(encoder.model) else FULL_BATCH
     fitting = int(SHARE * free_and_total(device)[0] / held_bytes(encoder))
     # What does not even have room for `FULL_BATCH` is halved when the memory is full.
     return min(max(2 ** fitting.bit_length() // 2, FULL_BATCH), MOST_TOKENS)

@@ -29,6 +29,8 @@ GROUP = 4
 # Seconds for which a model is run in a turn, at least, and for which all turns take, about.
 TURN_SECONDS, SECONDS = 0.1, 30.0
 FEWEST_TURNS, MOST_TURNS = 3, 7
+# A relative error of a table that is warned of.
+NOISY = 0.1
 
 
 def shape_of(private: Encoder) -> dict[str, Any]:
@@ -80,6 +82,11 @@ def measure_latency_table(dense: Encoder, task: str, timing: Timing, sample: Bat
         error=error,
     )
     logger.info(f"Measured a latency table in {time.perf_counter() - started:.0f} seconds: {table.summary}")
+    if error > NOISY:
+        logger.warning(
+            f"The latency table is off by {error:.0%} for the models that it was measured with. Other work on the "
+            "machine may have disturbed it: measure it again when the machine is idle."
+        )
     return table
 
 
@@ -91,8 +98,6 @@ def compared_milliseconds(
     timing = Timing(table.batch_size, length, table.threads or None, table.runtime)
     bench = Bench(dense.pretrained, task, timing, sample)
     runs = [bench.runnable(private_copy(encoder).pretrained) for encoder in (dense, pruned)]
-    # Calls that do not count: the first is slow.
-    bench.in_turns(runs, 1, 0.0)
     before, after = bench.in_turns(runs, MOST_TURNS, TURN_SECONDS)
     milliseconds = 1000 * statistics.median(before)
     return milliseconds, milliseconds * _ratio(after, before)
@@ -110,8 +115,6 @@ class _Race:
     def __init__(self, private: Encoder, bench: Bench, count: int) -> None:
         self._private, self._bench = private, bench
         self._run = bench.runnable(self._cut([each.units for each in private.sublayers()]))
-        # The first run is slow: memory is allocated, and kernels are chosen.
-        bench.in_turns([self._run], 1, 0.0)
         once = max(bench.in_turns([self._run], 1, 0.0)[0][0], TURN_SECONDS)
         # The others are about half as slow.
         turns = SECONDS / (once * count * (1 / 2 + 1 / GROUP))
@@ -128,8 +131,6 @@ class _Race:
         found = []
         for first in range(0, len(widths), GROUP):
             runs = [self._bench.runnable(self._cut(each)) for each in widths[first : first + GROUP]]
-            # One call of each that does not count, as above.
-            self._bench.in_turns(runs, 1, 0.0)
             dense, *others = self._bench.in_turns([self._run, *runs], self._turns, TURN_SECONDS)
             self._taken += dense
             found += [_ratio(other, dense) for other in others]

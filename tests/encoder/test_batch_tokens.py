@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import encoder_of, tiny_model
 
+from optimum_kprune import KPruner
 from optimum_kprune.defaults import FULL_BATCH
 from optimum_kprune.encoder import batch_tokens as module
 from optimum_kprune.encoder.batch_tokens import MOST_TOKENS, batch_tokens, held_bytes
@@ -59,3 +60,9 @@ def test_what_is_counted_is_at_least_what_a_backward_pass_holds(options, attenti
         model(inputs_embeds=hidden)
     saved = sum(size for pointer, size in held.items() if pointer not in weights) / rows.numel()
     assert saved <= held_bytes(encoder) <= 5 * saved
+
+
+def test_batches_are_larger_where_weights_are_loaded_for_each(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "model")
+    placed = KPruner.from_pretrained(tmp_path / "model", device_map={"": "disk"}, offload_folder=tmp_path / "weights")
+    assert batch_tokens(placed._encoder(placed.teacher)) == 2 * FULL_BATCH

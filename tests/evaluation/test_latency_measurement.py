@@ -112,6 +112,15 @@ def test_a_table_tells_what_it_belongs_to(clock, caplog):
     assert "Measured a latency table" in caplog.text and table.summary in caplog.text
 
 
+@pytest.mark.parametrize(("noise", "is_warned_of"), [(0.02, False), (9.0, True)])
+def test_a_table_that_other_work_has_disturbed_is_warned_of(clock, caplog, noise, is_warned_of):
+    generator, cost = np.random.default_rng(0), costs(0.7, CURVES)
+    clock(lambda model: cost(model) * (1 + noise * generator.random()))
+    table = measure_latency_table(encoder_of(tiny_model().eval()), TEXT, Timing(length=9))
+    assert ("measure it again when the machine is idle" in caplog.text) is is_warned_of
+    assert (table.error > 0.1) is is_warned_of
+
+
 def test_blocks_that_share_their_weights_are_told_apart():
     sublayers = shape_of(private_copy(encoder_of(build("albert"))))["sublayers"]
     assert [sublayer[:2] for sublayer in sublayers] == [(layer, position) for layer in range(3) for position in (0, 1)]
