@@ -10,8 +10,10 @@ from datasets import Dataset
 from torch import nn
 
 from ..calibration.reading import contents
-from ..evaluation.evaluate import NO_FIGURES, Evaluation, Figures, figures_of, figures_of_each
+from ..encoder.offloading import named_tensors
+from ..evaluation.evaluate import NO_FIGURES, Evaluation, Figures, figures_of_each
 from ..evaluation.mixin import facts_of
+from ..prune.checkpoint import digest
 from ..result import HeldoutQuality
 from ..trainer import evaluate_like
 from .noise import error_of
@@ -54,9 +56,19 @@ class Quality:
         Args:
             model: the model.
             heldout: how close it is to the dense model, if that was measured.
+
+        Raises:
+            ValueError: if the evaluation changes the weights of the model.
         """
         if self.evaluation is not None:
-            return figures_of_each(lambda given: _by_name(self.evaluation(given), self.metric), model)[0]  # type: ignore[misc]
+            before = digest(named_tensors(model))
+            figures = figures_of_each(lambda given: _by_name(self.evaluation(given), self.metric), model)[0]  # type: ignore[misc]
+            if digest(named_tensors(model)) != before:
+                raise ValueError(
+                    "`evaluate` must leave the weights of the model as they are. It has changed them: load the model "
+                    "again, and change a copy, such as `copy.deepcopy(model)`."
+                )
+            return figures
         if heldout is None:
             raise ValueError(
                 "Without `evaluate`, models are compared on held-out calibration data, and there is none: "
@@ -145,14 +157,14 @@ def finite(value: Any, name: str, whose: str) -> float:
 
 def finite_figures(figures: Mapping[str, Any]) -> Figures:
     """Returns the figures that are finite numbers, which can be saved and published."""
-    return {name: value for name, value in figures_of(figures).items() if is_number(value)}
+    return {name: float(value) for name, value in figures.items() if is_number(value)}
 
 
 def _by_name(found: Any, metric: str | None) -> dict[str, Any]:
     """Returns figures by name, without the prefix of a Trainer and without what says nothing about quality."""
     if not isinstance(found, Mapping):
         return {metric or UNNAMED: found}
-    named = {name.removeprefix("eval_"): value for name, value in found.items()}
+    named = {str(name).removeprefix("eval_"): value for name, value in found.items()}
     # A trainer without metrics has nothing but its loss.
     return {name: value for name, value in named.items() if name == metric or name not in NO_FIGURES} or {
         name: value for name, value in named.items() if name == "loss"

@@ -16,7 +16,7 @@ from .bracket import Allowed, Tried, bracket_of, next_rates
 from .journal import DENSE, Journal
 from .points import dense_point, pruned_point
 from .quality import Quality
-from .target import Figure, Target
+from .target import Figure, Target, is_number
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +39,11 @@ class Limits:
 
     def check(self) -> None:
         """Raises a ValueError if a limit is out of its range."""
+        is_whole = isinstance(self.max_evaluations, int) and not isinstance(self.max_evaluations, bool)
         ranges = {
-            "confidence": (0.5 <= self.confidence < 1, "a number in [0.5, 1)"),
-            "resolution": (0.001 <= self.resolution < 1, "a number in [0.001, 1)"),
-            "max_evaluations": (self.max_evaluations >= 1, "a whole number, 1 or above"),
+            "confidence": (is_number(self.confidence) and 0.5 <= self.confidence < 1, "a number in [0.5, 1)"),
+            "resolution": (is_number(self.resolution) and 0.001 <= self.resolution < 1, "a number in [0.001, 1)"),
+            "max_evaluations": (is_whole and self.max_evaluations >= 1, "a whole number, 1 or above"),
         }
         for name, (is_allowed, allowed) in ranges.items():
             if not is_allowed:
