@@ -10,7 +10,7 @@ from trainers import make_trainer
 
 from optimum_kprune import KPruner
 from optimum_kprune.result import HeldoutQuality
-from optimum_kprune.search.quality import quality_of, told
+from optimum_kprune.search.quality import finite_figures, quality_of
 
 LABELLED = Dataset.from_dict({"text": TEXTS, "label": [index % 3 for index in range(len(TEXTS))]})
 HELDOUT = HeldoutQuality("agreement", 0.9, 0.02, 0.1, 0.01, 50)
@@ -30,7 +30,7 @@ def figure(found, **options):
     figures = asked.figures(tiny_model(), None)
     counted = asked.of_dense(figures)
     # A search keeps the figures that can be saved, and reads the one that counts again.
-    assert asked.of_dense(told(figures)) == counted
+    assert asked.of_dense(finite_figures(figures)) == counted
     return counted
 
 
