@@ -81,13 +81,8 @@ def metric_named(name: str, task: str, config: Any, rows: Dataset) -> ComputeMet
         reason = str(error).rstrip(".")
         raise ValueError(
             f"The metric {name!r} is not one that is built in for {task} ({', '.join(usual.names)}), and "
-<<<<<<< HEAD
             f"the library evaluate could not load it: {reason}. Name a built-in one, give the path of a metric's "
             "script, or pass `compute_metrics`."
-=======
-            f"the library evaluate could not load it: {reason}. Name a built-in one, give the path of a "
-            "metric's script, or pass `compute_metrics`."
->>>>>>> attack
         ) from error
     is_regression = usual.compute is _correlations
 
