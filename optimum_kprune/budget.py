@@ -17,11 +17,13 @@ FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 WRITTEN = {"megabytes": "{:,.4g} MB", "latency": "{:,.3g} ms", "flops": "{:,.4g} FLOPs"}
 ALLOWED = (
     'an amount above 0 and a unit, such as "100 MB", "10 ms", "12M parameters" or "4 layers" (whole ones), or at most '
-    '100% of what the dense model has, such as "40% flops" or "50% latency"'
+    '100% of what the dense model has, such as "40% flops" or "50% latency"; decimals stand after a point'
 )
 _UNITS = "|".join(name for names in NAMES.values() for name in names)
+# Separators stand before three digits only: "1,5" is one and a half to many, and not 15.
+_NUMBER = r"(?:[0-9]{1,3}(?:[_,][0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?"
 # The units are spelled out, so that the M of MB is not read as a million.
-_WRITTEN = re.compile(rf"([0-9][0-9_,]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([kmg%]?)\s*({_UNITS})", re.IGNORECASE)
+_WRITTEN = re.compile(rf"({_NUMBER})\s*([kmg%]?)\s*({_UNITS})", re.IGNORECASE)
 
 
 class Budget(NamedTuple):

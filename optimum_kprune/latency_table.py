@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .algorithm.isotonic import isotonic
 from .folder import write_atomically
+from .isotonic import isotonic
 
 FORMAT = 1
 RUNTIMES = ("pytorch", "onnxruntime")
@@ -69,8 +69,9 @@ class LatencyCurve(NamedTuple):
     def is_whole(self) -> bool:
         """Whether there are milliseconds for every number of units, and the units begin at the least and increase."""
         is_rising = all(fewer < more for fewer, more in pairwise(self.units))
+        is_counted = all(isinstance(number, int) for number in (*self.units, self.multiple))
         is_finite = len(self.milliseconds) == len(self.units) and all(map(math.isfinite, self.milliseconds))
-        return is_rising and is_finite and self.units[:1] in ((0,), (1,)) and self.multiple >= 1
+        return is_rising and is_counted and is_finite and self.units[:1] in ((0,), (1,)) and self.multiple >= 1
 
     def up_to(self, units: int) -> list[float]:
         """Returns the milliseconds with 0, 1, ..., `units` units: never falling, and straight between measurements."""
@@ -126,6 +127,12 @@ class LatencyTable:
             raise ValueError(f"`runtime` must be one of {', '.join(RUNTIMES)}. Got {self.runtime!r} instead.")
         if not (math.isfinite(self.dense) and math.isfinite(self.base) and 0 <= self.base and 0 < self.dense):
             raise ValueError(f"`dense` and `base` must be milliseconds. Got {self.dense!r} and {self.base!r}.")
+        counts = self.batch_size, *self.sizes
+        if not self.sizes or not all(isinstance(count, int) and count >= 1 for count in counts):
+            raise ValueError(
+                "`batch_size` and `sizes` must be whole numbers, 1 or above. "
+                f"Got {self.batch_size!r} and {self.sizes!r}."
+            )
         for curve in self.curves:
             if not curve.is_whole:
                 raise ValueError(f"A curve must have milliseconds for increasing numbers of units. Got {curve}.")

@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from .configuration import KPruneConfig
 from .distributed import in_main
 from .folder import require_free
+from .prune.costs import require_budget
 from .prune.preconditions import check_config, require_recoverable
 from .pruner import KPruner
 from .trainer import calibration_data, plain_model
@@ -33,7 +34,7 @@ class KPruneCallback(TrainerCallback):
 
     Raises:
         ValueError: if `config` is no `KPruneConfig`; before training, if the model cannot be pruned (or not
-            recovered), or the train data is nothing to calibrate on.
+            recovered, or not to the budget), or the train data is nothing to calibrate on.
         FileExistsError: before training, if the output folder is not empty.
         OSError: before training, if the output folder cannot be written.
     """
@@ -55,8 +56,10 @@ class KPruneCallback(TrainerCallback):
         in_main(require_free)(self._folder(args), self.overwrite)
         # Made for its checks only: the model has yet to be trained.
         pruner = KPruner(plain_model(kwargs["model"]))
+        dense = pruner._encoder(pruner.teacher)
+        require_budget(self.config, dense)
         if self.config.recovery_tokens:
-            require_recoverable(pruner._encoder(pruner.teacher), bool(self.config.heldout_share))
+            require_recoverable(dense, bool(self.config.heldout_share))
         calibration_data(kwargs["train_dataloader"].dataset)
 
     def on_train_end(

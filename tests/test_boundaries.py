@@ -65,7 +65,7 @@ def test_plain_data_needs_nothing():
 
 # Every file sees its own room and those before it. A room is a folder; on the ground, every file is one.
 ROOMS = (
-    {"algorithm", "budget", "defaults", "distributed", "kprune_map", "names", "scratch"},
+    {"algorithm", "budget", "defaults", "distributed", "isotonic", "kprune_map", "names", "scratch"},
     {"base", "configuration", "folder", "kprune_shrink", "progress"},
     {"latency_table", "modeling_kprune"},
     {"calibration"},

@@ -43,7 +43,7 @@ WRONG = {
 }
 ALLOWED = {
     "compression_rate": [0, 0.0, 0.999, np.float64(0.5)],
-    "budget": [None, "100 MB", "40% flops", "4 layers", " 1,5 ms "],
+    "budget": [None, "100 MB", "40% flops", "4 layers", " 1,500 ms "],
     "temperature": [1, 0.1],
     "lambda_rep": [0, 10.0],
     "mu": [None, 64, 0.5],

@@ -72,6 +72,8 @@ def test_the_callback_says_before_training_what_will_not_work(tmp_path):
         train(KPruneCallback(CONFIG), model=tiny_model(chunk_size_feed_forward=1))
     with pytest.raises(ValueError, match="needs calibration data that is held out"):
         train(KPruneCallback(KPruneConfig(recovery_tokens=100, heldout_share=0)))
+    with pytest.raises(ValueError, match="`budget` must be between"):
+        train(KPruneCallback(KPruneConfig(budget="100 parameters")))
     pruned = KPruner(tiny_model(), tiny_tokenizer())
     pruned.prune(CONFIG, rows())
     with pytest.raises(ValueError, match="needs the dense model as the teacher"):

@@ -8,6 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+# The names of dtypes in the header that are not of three letters, as "F32" is: it is their length that counts.
+NAMES = {torch.bfloat16: "BF16", torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8"}
+
 
 class SavedTensor(NamedTuple):
     """A tensor as a file holds it."""
@@ -50,7 +53,7 @@ def file_size(tensors: Iterable[SavedTensor]) -> int:
     # In the order in which they lie in the file, which the digits of the offsets depend on.
     for name, shape, dtype in sorted(tensors, key=lambda tensor: (-tensor.dtype.itemsize, tensor.name)):
         start, end = end, end + prod(shape) * dtype.itemsize
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+        header[name] = {"dtype": NAMES.get(dtype, "F32"), "shape": shape, "data_offsets": [start, end]}
     length = len(json.dumps(header, separators=(",", ":")))
     # The header is filled up with spaces to a multiple of 8.
     return 8 + -(-length // 8) * 8 + end

@@ -19,6 +19,7 @@ from ..encoder.unsharing import private_copy
 from ..latency_table import LatencyTable
 from ..prune.checkpoint import TABLE_NAME
 from ..result import KPruneResult, LatencyResult
+from .latency import compared_latency, machine_of
 from .latency_measurement import compared_milliseconds, measure_latency_table, shape_of
 from .runtimes import Timing, conditions_here
 
@@ -29,11 +30,12 @@ TOLERANCE = 0.1
 
 
 class LatencyMixin:
-    """Measures latency tables for budgets in milliseconds."""
+    """Times models, and measures latency tables for budgets in milliseconds."""
 
     teacher: Any
     task: Task
     _encoder: Callable[[nn.Module], Encoder]
+    _encoder_name: str
     # The first sample that the last prune was calibrated on.
     _sample: Batch | None = None
 
@@ -82,6 +84,14 @@ class LatencyMixin:
         if path is not None:
             in_main(table.save)(path)
         return table
+
+    def _compared_latency(self, *pruned: nn.Module) -> tuple[str, str, tuple[float, ...]]:
+        """Returns what is run, on which machine, and the milliseconds of the dense and the pruned models, in order."""
+        models = [model.get_submodule(self._encoder_name) for model in (self.teacher, *pruned)]
+        name, taken = compared_latency(*models, task=self.task.name, sample=self._sample)
+        # Only the transformers model inside is timed: a module of one's own may need other inputs.
+        name += ", encoder alone" if self._encoder_name else ""
+        return name, machine_of(models[0]), taken
 
     def _table_given(
         self,

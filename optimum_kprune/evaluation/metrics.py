@@ -80,9 +80,9 @@ def metric_named(name: str, task: str, config: Any, rows: Dataset) -> ComputeMet
     except (ImportError, OSError) as error:
         reason = str(error).rstrip(".")
         raise ValueError(
-            f"The metric {name!r} is not one that is built in for {task} ({', '.join(usual.names)}), and `evaluate` "
-            f"could not load it: {reason}. Name a built-in one, give the path of a metric's script, or pass "
-            "`compute_metrics`."
+            f"The metric {name!r} is not one that is built in for {task} ({', '.join(usual.names)}), and "
+            f"the library evaluate could not load it: {reason}. Name a built-in one, give the path of a metric's "
+            "script, or pass `compute_metrics`."
         ) from error
     is_regression = usual.compute is _correlations
 

@@ -9,7 +9,7 @@ from transformers import Trainer
 
 from ..calibration.modality import ProcessingClass
 from ..calibration.source import default_split
-from ..calibration.spec import Batch, InputSpec
+from ..calibration.spec import InputSpec
 from ..defaults import BATCH_SIZE
 from ..encoder.custom_modules import input_spec
 from ..encoder.positions import Positions
@@ -18,7 +18,6 @@ from ..encoder.tasks import Task
 from ..names import hub_name
 from ..trainer import evaluate_like
 from .evaluate import Evaluation, evaluation_of, figures_of_each, pairs_of, rows_of
-from .latency import compared_latency, machine_of
 from .metrics import ComputeMetrics
 
 
@@ -34,8 +33,6 @@ class EvaluationMixin:
     _encoder_name: str
     # Fields of `CardFacts` with the last evaluation, for the model card.
     _figures: dict[str, Any]
-    # The first sample that the last prune was calibrated on.
-    _sample: Batch | None
 
     def evaluate(
         self,
@@ -117,14 +114,6 @@ class EvaluationMixin:
         rows = rows_of(dataset, dataset_config_name, dataset_split)
         spec = self._input_spec(0, text_columns=text_columns, max_length=max_length)
         return evaluation_of(rows, spec, self._dense.config, label_column, metric, compute_metrics, batch_size)
-
-    def _compared_latency(self, *pruned: nn.Module) -> tuple[str, str, tuple[float, ...]]:
-        """Returns what is run, on which machine, and the milliseconds of the dense and the pruned models, in order."""
-        models = [model.get_submodule(self._encoder_name) for model in (self.teacher, *pruned)]
-        name, taken = compared_latency(*models, task=self.task.name, sample=self._sample)
-        # Only the transformers model inside is timed: a module of one's own may need other inputs.
-        name += ", encoder alone" if self._encoder_name else ""
-        return name, machine_of(models[0]), taken
 
     def _need_trainer(self, reason: str) -> Trainer:
         if self.trainer is None:

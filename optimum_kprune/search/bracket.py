@@ -6,7 +6,7 @@ from itertools import pairwise
 from statistics import NormalDist
 from typing import NamedTuple
 
-from ..algorithm.isotonic import isotonic
+from ..isotonic import isotonic
 
 # The first rates: few, because the next ones lie where they matter. docs/design_log.md compares such policies.
 FIRST_RATES = (0.3, 0.5, 0.7, 0.9)

@@ -30,7 +30,7 @@ def dense_point(
     Args:
         teacher: the model.
         figures: its figures.
-        quality: what is measured.
+        quality: how models are evaluated.
         heldout: how close it is to itself, if that is the quality.
         is_paired: whether the errors of the pruned models are those of their differences from this one.
     """
@@ -61,7 +61,7 @@ def pruned_point(
         config: the settings of its prune.
         result: what was kept.
         figures: its figures.
-        quality: what is measured.
+        quality: how models are evaluated.
         figure: the figure that counts, as the dense model has it.
         is_paired: whether the error is that of the difference from the dense model.
 
@@ -94,7 +94,7 @@ def evaluated(pruners: Sequence["KPruner"], quality: Quality) -> Frontier:
     # A pruner has settings and a result since it has pruned.
     done: list[Any] = list(pruners)
     held, heldout = done[0].result.heldout, None
-    if quality.measure is None and held:
+    if quality.evaluation is None and held:
         # Nothing is closer to the dense model than that itself.
         heldout = HeldoutQuality(held.measure, 1.0, 0.0, 0.0, 0.0, held.samples)
     teacher = done[0].teacher

@@ -10,8 +10,10 @@ from datasets import Dataset
 from torch import nn
 
 from ..calibration.reading import contents
-from ..evaluation.evaluate import NO_FIGURES, Evaluation, Figures, figures_of, figures_of_each
+from ..encoder.offloading import named_tensors
+from ..evaluation.evaluate import NO_FIGURES, Evaluation, Figures, figures_of_each
 from ..evaluation.mixin import facts_of
+from ..prune.checkpoint import digest
 from ..result import HeldoutQuality
 from ..trainer import evaluate_like
 from .noise import error_of
@@ -27,10 +29,10 @@ ROWS_PER_CHUNK = 256
 
 @dataclass(frozen=True)
 class Quality:
-    """What is measured.
+    """How models are evaluated.
 
     Attributes:
-        measure: function of a model that returns one figure, or figures by name. None compares with the dense model
+        evaluation: function of a model that returns one figure, or figures by name. None compares with the dense model
             on held-out calibration data.
         metric: name of the figure that counts; None if there is only one.
         greater_is_better: whether a greater value is a better one; None tells it from the name.
@@ -40,7 +42,7 @@ class Quality:
         identity: what tells this evaluation from others, to be saved.
     """
 
-    measure: Callable[[nn.Module], Any] | None
+    evaluation: Callable[[nn.Module], Any] | None
     metric: str | None
     greater_is_better: bool | None
     samples: int | None
@@ -54,9 +56,19 @@ class Quality:
         Args:
             model: the model.
             heldout: how close it is to the dense model, if that was measured.
+
+        Raises:
+            ValueError: if the evaluation changes the weights of the model.
         """
-        if self.measure is not None:
-            return figures_of_each(lambda given: _by_name(self.measure(given), self.metric), model)[0]  # type: ignore[misc]
+        if self.evaluation is not None:
+            before = digest(named_tensors(model))
+            figures = figures_of_each(lambda given: _by_name(self.evaluation(given), self.metric), model)[0]  # type: ignore[misc]
+            if digest(named_tensors(model)) != before:
+                raise ValueError(
+                    "`evaluate` must leave the weights of the model as they are. It has changed them: load the model "
+                    "again, and change a copy, such as `copy.deepcopy(model)`."
+                )
+            return figures
         if heldout is None:
             raise ValueError(
                 "Without `evaluate`, models are compared on held-out calibration data, and there is none: "
@@ -78,7 +90,7 @@ class Quality:
         # An evaluator of sentence-transformers knows its main figure when it has run.
         name: Any = known or self.metric or getattr(self.source, "primary_metric", None)
         # A metric may be named after other than its figure; on held-out data, the first figure is the usual one.
-        if name not in figures and (len(figures) == 1 or (self.measure is None and name is None)):
+        if name not in figures and (len(figures) == 1 or (self.evaluation is None and name is None)):
             name = next(iter(figures))
         if name not in figures:
             raise ValueError(
@@ -90,7 +102,7 @@ class Quality:
 
     def error(self, figure: Figure, value: float, heldout: HeldoutQuality | None, is_paired: bool) -> float | None:
         """Returns the standard error of a figure; see `error_of`."""
-        if self.measure is not None:
+        if self.evaluation is not None:
             return error_of(figure, value, self.samples, heldout, self.task, is_paired)
         if heldout is None:
             return None
@@ -98,7 +110,7 @@ class Quality:
 
     def facts(self, dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the figures of both models for the model card, which has those on held-out data already."""
-        return {} if self.measure is None else facts_of(dense, pruned, self.source)
+        return {} if self.evaluation is None else facts_of(dense, pruned, self.source)
 
 
 def quality_of(
@@ -108,7 +120,7 @@ def quality_of(
     compute_metrics: Callable[..., Any] | None,
     greater_is_better: bool | None,
 ) -> Quality:
-    """Reads what is to be measured; for the arguments, see `KPruner.search`. Labelled data is read and checked.
+    """Reads how to evaluate models; for the arguments, see `KPruner.search`. Labelled data is read and checked.
 
     Raises:
         ValueError: if the data or the metric cannot be used.
@@ -119,17 +131,17 @@ def quality_of(
             "`compute_metrics` says how rows are evaluated, and there are none: a function, a trainer or held-out "
             "data is evaluated by itself. Leave it out, or pass rows as `evaluate`."
         )
-    measure, samples = evaluate, None
+    evaluation, samples = evaluate, None
     if is_data:
-        measure = pruner.evaluation_on(evaluate, None if compute_metrics else metric, compute_metrics)
+        evaluation = pruner.evaluation_on(evaluate, None if compute_metrics else metric, compute_metrics)
     elif evaluate is None and pruner.trainer is not None:
-        measure, samples = partial(evaluate_like, pruner.trainer), _size_of(pruner.trainer.eval_dataset)
+        evaluation, samples = partial(evaluate_like, pruner.trainer), _size_of(pruner.trainer.eval_dataset)
     elif hasattr(evaluate, "primary_metric"):
-        measure = _by_evaluator(pruner, evaluate)
+        evaluation = _by_evaluator(pruner, evaluate)
         greater_is_better = evaluate.greater_is_better if greater_is_better is None else greater_is_better
-    samples = getattr(measure, "samples", samples)
-    identity = {"metric": metric, "samples": samples, **_identity_of(measure, evaluate, pruner)}
-    return Quality(measure, metric, greater_is_better, samples, pruner.task.name, evaluate, identity)
+    samples = getattr(evaluation, "samples", samples)
+    identity = {"metric": metric, "samples": samples, **_identity_of(evaluation, evaluate, pruner)}
+    return Quality(evaluation, metric, greater_is_better, samples, pruner.task.name, evaluate, identity)
 
 
 def finite(value: Any, name: str, whose: str) -> float:
@@ -145,14 +157,14 @@ def finite(value: Any, name: str, whose: str) -> float:
 
 def finite_figures(figures: Mapping[str, Any]) -> Figures:
     """Returns the figures that are finite numbers, which can be saved and published."""
-    return {name: value for name, value in figures_of(figures).items() if is_number(value)}
+    return {name: float(value) for name, value in figures.items() if is_number(value)}
 
 
 def _by_name(found: Any, metric: str | None) -> dict[str, Any]:
     """Returns figures by name, without the prefix of a Trainer and without what says nothing about quality."""
     if not isinstance(found, Mapping):
         return {metric or UNNAMED: found}
-    named = {name.removeprefix("eval_"): value for name, value in found.items()}
+    named = {str(name).removeprefix("eval_"): value for name, value in found.items()}
     # A trainer without metrics has nothing but its loss.
     return {name: value for name, value in named.items() if name == metric or name not in NO_FIGURES} or {
         name: value for name, value in named.items() if name == "loss"
@@ -170,11 +182,11 @@ def _by_evaluator(pruner: "KPruner", evaluator: Any) -> Callable[[Any], Any]:
     return evaluation_by(pruner._pipeline, evaluator)
 
 
-def _identity_of(measure: Any, evaluate: Any, pruner: "KPruner") -> dict[str, Any]:
+def _identity_of(evaluation: Any, evaluate: Any, pruner: "KPruner") -> dict[str, Any]:
     """Returns what an evaluation can be told by: its rows, or else the name of the function."""
-    if measure is None:
+    if evaluation is None:
         return {"evaluation": "held-out calibration data"}
-    rows = measure.rows if isinstance(measure, Evaluation) else None
+    rows = evaluation.rows if isinstance(evaluation, Evaluation) else None
     if evaluate is None:
         rows, name = pruner.trainer.eval_dataset, "trainer"  # type: ignore[union-attr]
     else:

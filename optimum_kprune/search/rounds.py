@@ -16,7 +16,7 @@ from .bracket import Allowed, Tried, bracket_of, next_rates
 from .journal import DENSE, Journal
 from .points import dense_point, pruned_point
 from .quality import Quality
-from .target import Figure, Target
+from .target import Figure, Target, is_number
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +39,11 @@ class Limits:
 
     def check(self) -> None:
         """Raises a ValueError if a limit is out of its range."""
+        is_whole = isinstance(self.max_evaluations, int) and not isinstance(self.max_evaluations, bool)
         ranges = {
-            "confidence": (0.5 <= self.confidence < 1, "a number in [0.5, 1)"),
-            "resolution": (0.001 <= self.resolution < 1, "a number in [0.001, 1)"),
-            "max_evaluations": (self.max_evaluations >= 1, "a whole number, 1 or above"),
+            "confidence": (is_number(self.confidence) and 0.5 <= self.confidence < 1, "a number in [0.5, 1)"),
+            "resolution": (is_number(self.resolution) and 0.001 <= self.resolution < 1, "a number in [0.001, 1)"),
+            "max_evaluations": (is_whole and self.max_evaluations >= 1, "a whole number, 1 or above"),
         }
         for name, (is_allowed, allowed) in ranges.items():
             if not is_allowed:
@@ -56,7 +57,7 @@ class Search:
     Attributes:
         session: where models are pruned.
         order: the order whose settings every model is pruned by; its pruner gets the chosen model.
-        quality: what is measured.
+        quality: how models are evaluated.
         limits: how far it goes.
         journal: what was evaluated.
         tried: the rates that were tried, in ascending order.
@@ -149,7 +150,7 @@ class Search:
         if DENSE not in self.journal.points:
             started = time.perf_counter()
             teacher = self.session.pruner.teacher
-            heldout = self.session.heldout_of_dense() if self.quality.measure is None else None
+            heldout = self.session.heldout_of_dense() if self.quality.evaluation is None else None
             figures = self._figures(teacher, heldout)
             self.journal.measure = self.quality.of_dense(figures).name
             point = dense_point(teacher, figures, self.quality, heldout, self._is_paired)

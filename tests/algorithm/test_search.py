@@ -215,3 +215,11 @@ def test_a_sublayer_is_emptied_where_its_fixed_cost_is_larger_than_its_gain():
     assert select_widths(values, curves, widths, 14) == [2, 3]
     # What costs nothing is kept first.
     assert select_widths(values, [[0, 10, 10], [0, 0, 1, 1]], widths, 1) == [0, 3]
+
+
+def test_of_a_segment_that_does_not_fit_as_many_units_are_kept_as_do():
+    values, widths = [torch.tensor([4.0, 3.0, 3.0, 1.0])], [[0, 1, 2, 3, 4]]
+    # All four are one segment, because the first unit is dear.
+    curves = [[0, 10, 11, 12, 13]]
+    kept = [select_widths(values, curves, widths, budget) for budget in (9, 10, 12, 13)]
+    assert kept == [[0], [1], [3], [4]]

@@ -10,7 +10,7 @@ from trainers import make_trainer
 
 from optimum_kprune import KPruner
 from optimum_kprune.result import HeldoutQuality
-from optimum_kprune.search.quality import quality_of
+from optimum_kprune.search.quality import finite_figures, quality_of
 
 LABELLED = Dataset.from_dict({"text": TEXTS, "label": [index % 3 for index in range(len(TEXTS))]})
 HELDOUT = HeldoutQuality("agreement", 0.9, 0.02, 0.1, 0.01, 50)
@@ -27,7 +27,11 @@ def quality(evaluate, pruner=None, metric=None, compute_metrics=None, greater_is
 def figure(found, **options):
     """The figure that counts if a function returns this."""
     asked = quality(lambda model: found, **options)
-    return asked.of_dense(asked.figures(tiny_model(), None))
+    figures = asked.figures(tiny_model(), None)
+    counted = asked.of_dense(figures)
+    # A search keeps the figures that can be saved, and reads the one that counts again.
+    assert asked.of_dense(finite_figures(figures)) == counted
+    return counted
 
 
 @pytest.mark.parametrize(
@@ -58,6 +62,7 @@ def test_the_figure_that_counts(found, options, expected):
         ({"f1": 0.8, "em": 0.7}, "accuracy", "which are f1, em. Got 'accuracy'"),
         ({}, None, "which are none"),
         (None, None, "of the dense model must give a finite number as quality. Got None"),
+        ({1: None}, None, "as 1. Got None"),
         ({"f1": float("nan")}, None, "as f1. Got nan"),
         ("0.9", None, "Got '0.9'"),
     ],
@@ -65,6 +70,16 @@ def test_the_figure_that_counts(found, options, expected):
 def test_what_is_no_figure_is_refused(found, metric, message):
     with pytest.raises(ValueError, match=message):
         figure(found, metric=metric)
+
+
+@pytest.mark.parametrize("change", [lambda model: model.classifier.bias.data.zero_(), lambda model: model.double()])
+def test_an_evaluation_that_changes_the_model_is_refused(change):
+    def evaluate(model):
+        change(model)
+        return 0.9
+
+    with pytest.raises(ValueError, match="`evaluate` must leave the weights of the model as they are"):
+        quality(evaluate).figures(tiny_model(), None)
 
 
 def test_without_anything_models_are_compared_on_held_out_data():
@@ -119,7 +134,7 @@ def test_questions_are_counted_and_not_their_windows():
     contexts = [" ".join([text] * 6) for text in TEXTS]
     rows = Dataset.from_dict({"question": TEXTS, "context": contexts, "answers": answers})
     asked = quality(rows, pruner_of("question answering"), "f1")
-    assert asked.samples == len(TEXTS) < len(asked.measure.rows)
+    assert asked.samples == len(TEXTS) < len(asked.evaluation.rows)
 
 
 def test_other_evaluations_are_told_apart():

@@ -168,6 +168,8 @@ def test_a_drop_has_the_noise_of_a_difference_and_a_floor_that_of_the_figure():
         ({"confidence": 0.4}, r"`confidence` must be a number in \[0.5, 1\). Got 0.4"),
         ({"confidence": 1}, "Got 1"),
         ({"resolution": 0}, "`resolution` must be"),
+        ({"confidence": "0.8"}, "Got '0.8'"),
+        ({"max_evaluations": 2.5}, "whole number, 1 or above. Got 2.5"),
         ({"max_evaluations": 0}, "`max_evaluations` must be a whole number, 1 or above"),
     ],
 )

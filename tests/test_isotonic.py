@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from optimum_kprune.algorithm.isotonic import isotonic
+from optimum_kprune.isotonic import isotonic
 
 
 @pytest.mark.parametrize("seed", range(5))
