@@ -57,8 +57,9 @@ def sweep_on(root):
 
 
 def content(place):
-    """The files of a saved model, or of the models of a sweep."""
-    return {str(path.relative_to(place)): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    """The files of a saved model, or of the models of a sweep; without scratch, which the next save clears up."""
+    files = {str(path.relative_to(place)): path for path in place.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if ".kprune-" not in name}
 
 
 def prepare(way, root, old):
