@@ -48,7 +48,7 @@ def test_the_exit_status_is_that_of_a_shell(number, status, pruners, tmp_path):
     assert [path.name[:8] for path in place.parent.iterdir()] == ([".kprune-"] if number == signal.SIGKILL else [])
 
 
-@pytest.mark.parametrize(("job", "kills"), [(prune_on, 12), (sweep_on, 5)])
+@pytest.mark.parametrize(("job", "kills"), [(prune_on, 12), (sweep_on, 2)])
 def test_a_prune_that_is_killed_anywhere_is_ended_by_the_same_call(job, kills, tmp_path):
     """From the first file of the checkpoint to the last of the saved model; then half-way through what is left."""
     job(tmp_path / "whole")
