@@ -4,7 +4,8 @@ import logging
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,8 @@ def run(arguments: Namespace) -> None:
     An error that the user can mend, such as a wrong name or a full disk, ends the program with status 1. The main
     process then writes one line; other errors are raised as they are.
     """
-    # Somebody who calls this function may have set up logging.
-    if not logger.handlers:
-        logger.addHandler(_BesideBars())
-    logger.setLevel(logging.INFO)
     try:
-        with together():
+        with _shown_log(), together():
             _run(arguments)
     except Exception as error:
         # torch.distributed has no error for a lost connection on the CPU: gloo raises a bare RuntimeError.
@@ -70,6 +67,23 @@ def run(arguments: Namespace) -> None:
         sys.exit(f"optimum-cli kprune: {reason}{message}" if is_main() or is_of_others else 1)
     finally:
         leave()
+
+
+@contextmanager
+def _shown_log() -> Iterator[None]:
+    """Shows the log of the library on the screen; afterwards logging is as it was, for somebody who calls `run`."""
+    level, handler = logger.level, _BesideBars()
+    # The caller may have set up logging.
+    is_own = not logger.handlers
+    if is_own:
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if is_own:
+            logger.removeHandler(handler)
 
 
 class _BesideBars(logging.StreamHandler):

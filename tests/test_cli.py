@@ -40,6 +40,15 @@ def test_the_result_goes_to_standard_output_and_the_log_to_that_of_errors(place,
     assert "layer 0 attention" in caplog.text and "First sample: " in caplog.text
 
 
+def test_logging_is_afterwards_as_it_was_for_who_calls_it(place, command, monkeypatch):
+    logger, own = logging.getLogger("optimum_kprune"), logging.NullHandler()
+    for handlers in ([], [own]):
+        monkeypatch.setattr(logger, "handlers", list(handlers))
+        logger.setLevel(logging.WARNING)
+        assert "no such" in command(*arguments_of(place, place / "out", dataset="no such"))
+        assert (logger.handlers, logger.level) == (handlers, logging.WARNING)
+
+
 def test_lines_of_the_log_are_written_beside_a_bar():
     written, handler = io.StringIO(), _BesideBars()
     handler.setStream(written)
