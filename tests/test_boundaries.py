@@ -79,6 +79,7 @@ ROOMS = (
     {"evaluation"},
     {"publish"},
     {"order", "sentence_transformers"},
+    {"export"},
     {"session"},
     {"search"},
     {"pruner"},

@@ -47,12 +47,17 @@ class Timing:
             require_count(name, getattr(self, name), optional=name != "batch_size")
         if self.runtime not in RUNTIMES:
             raise ValueError(f"`runtime` must be one of {', '.join(RUNTIMES)}. Got {self.runtime!r} instead.")
-        missing = [name for name in PACKAGES[self.runtime] if importlib.util.find_spec(name) is None]
-        if missing:
-            raise ValueError(
-                f"The runtime {self.runtime!r} needs {', '.join(missing)}, which cannot be imported. Install "
-                "'optimum-kprune[onnx]', or take the runtime 'pytorch'."
-            )
+        require_packages(self.runtime)
+
+
+def require_packages(runtime: str) -> None:
+    """Raises a ValueError that says what to install, if a runtime needs packages that are missing."""
+    missing = [name for name in PACKAGES[runtime] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"The runtime {runtime!r} needs {', '.join(missing)}, which cannot be imported. Install "
+            "'optimum-kprune[onnx]', or take the runtime 'pytorch'."
+        )
 
 
 class Bench:
@@ -127,7 +132,7 @@ class Bench:
         options.intra_op_num_threads = self._threads
         # It warns of what it removes from a graph.
         options.log_severity_level = 3
-        with _quiet():
+        with quiet_export():
             # For these sizes alone: the export is three times as fast, and what it gives as fast as one for all sizes.
             on_cpu: Any = model.to(torch.device("cpu"))  # type: ignore[arg-type]
             exported: Any = OnnxExporter().export(on_cpu, {**self.inputs}, OnnxConfig(dynamic=False))
@@ -156,7 +161,7 @@ def conditions_here(model: PreTrainedModel, runtime: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_export() -> Iterator[None]:
     """Keeps off standard output and the log what is told of an export, of which there are many."""
     loggers = [logging.getLogger(name) for name in EXPORTERS]
     levels = [logger.level for logger in loggers]

@@ -1,0 +1,1 @@
+"""Exports models to run without PyTorch: a model in memory -> a folder that serves."""
