@@ -1,6 +1,7 @@
 """The served folder: what lies beside its graphs, for programs that do not have this package."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,34 @@ def write_surroundings(folder: Path, model: PreTrainedModel, processing_class: A
     """
     config = dense_config(model)
     if pipeline is not None:
-        from ..sentence_transformers import pipeline_with
-
-        # The pipeline saves its parts itself. Of the model, it must not save the weights.
-        shell: Any = copy.copy(model)
-        shell.save_pretrained = lambda path, **_: config.save_pretrained(path)
-        pipeline_with(pipeline, shell, "").save_pretrained(str(folder), create_model_card=False)
+        _write_pipeline(folder, pipeline, model, config)
     config.save_pretrained(folder)
     if processing_class is not None:
         processing_class.save_pretrained(folder)
+    _write_for_earlier_versions(folder)
+
+
+def _write_pipeline(folder: Path, pipeline: Any, model: PreTrainedModel, config: PreTrainedConfig) -> None:
+    """Writes a pipeline of sentence-transformers, which saves its parts itself, without the weights of its model."""
+    from ..sentence_transformers import pipeline_with
+
+    shell: Any = copy.copy(model)
+    shell.save_pretrained = lambda path, **_: config.save_pretrained(path)
+    pipeline_with(pipeline, shell, "").save_pretrained(str(folder), create_model_card=False)
+
+
+def _write_for_earlier_versions(folder: Path) -> None:
+    """Rewrites what transformers before 5 and sentence-transformers before 6 cannot read, so that all can."""
+    tokenizer, modules = folder / "tokenizer_config.json", folder / "modules.json"
+    if tokenizer.is_file():
+        fields = json.loads(tokenizer.read_text(encoding="utf-8"))
+        if fields.get("tokenizer_class") == "TokenizersBackend":
+            fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if isinstance(fields.get("extra_special_tokens"), list):
+            fields["additional_special_tokens"] = fields.pop("extra_special_tokens")
+        tokenizer.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    if modules.is_file():
+        parts = json.loads(modules.read_text(encoding="utf-8"))
+        # The name of the class that all versions know, wherever they have it.
+        parts = [part | {"type": f"sentence_transformers.models.{part['type'].rpartition('.')[2]}"} for part in parts]
+        modules.write_text(json.dumps(parts, indent=2) + "\n", encoding="utf-8")
