@@ -3,9 +3,13 @@
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from typing import Any
 
+import torch
+
+from ..progress import progress_bar
 from ..prune.heldout import Comparison
 from ..result import HeldoutQuality
 from .graph import Session
@@ -15,6 +19,8 @@ from .int8_graph import Matrix, Way, in_int8, matrices_of
 CLOSE = 0.99
 # Of the drift: what makes less is not worth a slower product.
 MATTERS = 0.1
+# Samples on which matrices are measured one by one; what they make differs by orders of magnitude.
+ALONE = 64
 # A graph of whose products more is in float gains too little from int8.
 MOST_IN_FLOAT = 0.5
 
@@ -66,14 +72,16 @@ def quantize_int8(
     graph = onnx.load(path)
     matrices = matrices_of(graph)
 
-    def measured(ways: Mapping[str, Way]) -> HeldoutQuality:
+    def measured(ways: Mapping[str, Way], on: Comparison = comparison) -> HeldoutQuality:
         onnx.save(in_int8(graph, ways), out)
-        return comparison.quality(Session(out, comparison.model.config))
+        return on.quality(Session(out, comparison.model.config, torch.get_num_threads()))
 
     ways: Mapping[str, Way] = {each.output: "batch" for each in matrices}
     drift = measured(ways)
     if not _is_close(drift, max_drift):
-        changed = _changed(ways, _steps(matrices, measured, max_drift), matrices)
+        changed = _changed(
+            ways, _steps(matrices, partial(measured, on=comparison.thinned(ALONE)), max_drift), matrices
+        )
         # The first that is close enough; if none is, the last, of which most is exact.
         number = bisect_left(changed[:-1], True, key=lambda each: _is_close(measured(each), max_drift))
         ways = changed[number]
@@ -112,7 +120,8 @@ def _steps(
     def alone(matrix: Matrix, way: Way) -> float:
         return measured({matrix.output: way}).divergence
 
-    lost = {each: alone(each, "batch") for each in matrices}
+    bar = progress_bar(iterable=matrices, desc="Measuring matrices in int8", leave=False)
+    lost = {each: alone(each, "batch") for each in bar}
     least = (MATTERS if max_drift is None else 0) * sum(lost.values())
     steps: list[tuple[float, Matrix, Way]] = []
     for matrix, drift in lost.items():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..algorithm.divergence import Prediction, agreement, divergence
 from ..calibration.prepare import CalibrationBatches
-from ..calibration.spec import Batch, token_mask
+from ..calibration.spec import Batch, samples_in, token_mask
 from ..distributed import gather, share
 from ..encoder.partial_forward import run
 from ..encoder.sublayers import Encoder
@@ -44,13 +44,19 @@ class Comparison:
     def __init__(
         self, model: Any, batches: Sequence[Batch], task: Task, mask: Callable[[Batch], Tensor] = token_mask
     ) -> None:
-        self.model, self._task = model, task
+        self.model, self._task, self._mask = model, task, mask
         self.batches = [(batch, mask(batch)) for batch in batches]
         self._predicted: dict[int, Prediction] = {}
 
     def quality(self, other: Any) -> HeldoutQuality:
         """Measures how close another model is, which must be in evaluation mode too."""
         return _quality_of(self._compare(other))
+
+    def thinned(self, samples: int) -> "Comparison":
+        """Returns a comparison on every n-th sample of all batches, so that about so many are left."""
+        every = max(1, sum(map(samples_in, (batch for batch, _ in self.batches))) // samples)
+        batches = [{name: values[::every] for name, values in batch.items()} for batch, _ in self.batches]
+        return Comparison(self.model, batches, self._task, self._mask)
 
     @torch.no_grad()
     def _compare(self, other: Any) -> "list[_Compared]":
