@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ from ..encoder.conversion import dense_class_of
 # Where Transformers.js, sentence-transformers and Optimum look for graphs, by these names.
 GRAPHS = "onnx"
 GRAPH, QUANTIZED = "model.onnx", "model_quantized.onnx"
+# Where all versions of sentence-transformers find the modules of pipelines, and where they lie since version 6.
+MODULES, MOVED = (
+    "sentence_transformers.models.",
+    r"sentence_transformers\.(sentence_transformer|base)\.modules\.(\w+\.)?",
+)
 
 
 def dense_config(model: PreTrainedModel) -> PreTrainedConfig:
@@ -63,6 +69,6 @@ def _write_for_earlier_versions(folder: Path) -> None:
         tokenizer.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     if modules.is_file():
         parts = json.loads(modules.read_text(encoding="utf-8"))
-        # The name of the class that all versions know, wherever they have it.
-        parts = [part | {"type": f"sentence_transformers.models.{part['type'].rpartition('.')[2]}"} for part in parts]
+        for part in parts:
+            part["type"] = re.sub(MOVED, MODULES, part["type"])
         modules.write_text(json.dumps(parts, indent=2) + "\n", encoding="utf-8")
