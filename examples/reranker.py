@@ -8,17 +8,13 @@ The encoder may be any; one that has read questions with their paragraphs before
 reranker that is trained, and trains none.
 """
 
-import argparse
 import random
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
-import common
 import torch
 from datasets import Dataset, load_dataset
 from sentence_transformers import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments

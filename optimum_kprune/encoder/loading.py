@@ -10,7 +10,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.utils import has_file
 
 from ..calibration.modality import MODALITIES, TEXT, Modality, ProcessingClass
@@ -180,6 +180,23 @@ def _has_file(path: str | PathLike, name: str, source: dict[str, Any]) -> bool:
 def is_pipeline(path: str | PathLike, **source: Any) -> bool:
     """Returns whether a folder or a repository holds a pipeline of sentence-transformers."""
     return _has_file(path, "modules.json", source)
+
+
+def is_reranker(path: str | PathLike, **source: Any) -> bool:
+    """Returns whether a folder or a repository holds a `CrossEncoder` of sentence-transformers, as it says itself.
+
+    Before it wrote `modules.json`, the library left a mark in the config of the model. One with that mark and several
+    labels is a text classifier.
+    """
+    name, marks = "config.json", ("sentence_transformers", "sbert_ce_default_activation_function")
+    if is_pipeline(path, **source):
+        name = "config_sentence_transformers.json"
+    if not _has_file(path, name, source):
+        return False
+    config, _ = PreTrainedConfig.get_config_dict(path, _configuration_file=name, **source)
+    if name == "config.json":
+        return any(mark in config for mark in marks) and PreTrainedConfig.from_dict(config).num_labels == 1
+    return config.get("model_type") == "CrossEncoder"
 
 
 def _warn_of_pipeline(path: str | PathLike, source: dict[str, Any]) -> None:

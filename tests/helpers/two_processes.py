@@ -10,7 +10,8 @@ from unittest import mock
 
 import torch
 from datasets import Dataset
-from tiny import SPECIAL, batches_of, pad, ragged_samples, texts_of, tiny_model, tiny_tokenizer
+from sentence_transformers import CrossEncoder
+from tiny import SPECIAL, batches_of, pad, ragged_samples, save_tiny, texts_of, tiny_model, tiny_tokenizer
 from transformers import Trainer, TrainingArguments
 
 from optimum.commands.register.register_kprune import KPruneCommand
@@ -57,6 +58,16 @@ def prune_on_one_batch(folder):
     """The second process has none."""
     one = KPruner(tiny_model("electra", "token classification"))
     one.prune(settings(), [pad(SAMPLES)])
+    return told(one)
+
+
+def prune_a_reranker(folder):
+    """On queries with one to three candidates."""
+    texts = texts_of(SAMPLES)
+    groups = [(query, texts[start : start + 1 + start % 3]) for start, query in enumerate(texts[:20])]
+    reranker = CrossEncoder(str(save_tiny(folder / "reranker", tiny_model(num_labels=1))), device="cpu")
+    one = KPruner.from_cross_encoder(reranker)
+    one.prune(settings(heldout_share=0.3), groups)
     return told(one)
 
 
@@ -120,7 +131,15 @@ def recover_texts(folder):
     return told(one) | {"heldout": vars(one.result.heldout), "steps": one.result.recovery.kept_step}
 
 
-PRUNES = [prune_texts, prune_with_gradients_of_batches, prune_on_one_batch, prune_to_whole_layers, sweep, train]
+PRUNES = [
+    prune_texts,
+    prune_a_reranker,
+    prune_with_gradients_of_batches,
+    prune_on_one_batch,
+    prune_to_whole_layers,
+    sweep,
+    train,
+]
 
 
 def error_of(job, *args, **kwargs):
