@@ -61,39 +61,6 @@ def test_what_is_preserved_are_the_scores_and_zero(reranker):
     torch.testing.assert_close(prediction.values, torch.cat([scores, torch.zeros(1)])[None, None])
 
 
-def heldout_by_hand(pruner, reranker, groups):
-    """Order agreement and divergence of every query, from what the library predicts."""
-    found = []
-    for query, texts in groups:
-        pairs = [(query, text) for text in texts]
-        dense, pruned = (
-            np.append(model.predict(pairs), 0).astype(float) for model in (reranker, pruner.cross_encoder)
-        )
-        one, other = (values - np.log(np.exp(values).sum()) for values in (dense, pruned))
-        alike = [
-            np.sign(dense[first] - dense[second]) == np.sign(pruned[first] - pruned[second])
-            for first in range(len(dense))
-            for second in range(first)
-        ]
-        found.append((np.mean(alike), (np.exp(one) * (one - other)).sum()))
-    return np.mean(found, axis=0)
-
-
-def test_what_was_lost_is_the_order_and_the_divergence_of_its_softmax(reranker):
-    """The last samples of a draw are held out: their queries are known by their tokens."""
-    pruner = KPruner.from_cross_encoder(reranker)
-    rows = Dataset.from_list([{"query": query, "candidates": texts} for query, texts in GROUPS])
-    drawn = pruner.get_calibration_dataset(rows, None)
-    pruner.prune(KPruneConfig(compression_rate=0.5, heldout_share=0.4), drawn)
-    held = pruner.result.heldout
-    query_of = {tuple(reranker.tokenizer(*pair, truncation=True)["input_ids"]): pair[0] for pair in PAIRS}
-    queries = {query_of[tuple(sample[0])] for sample in drawn["input_ids"][-held.samples :]}
-    closeness, divergence = heldout_by_hand(pruner, reranker, [group for group in GROUPS if group[0] in queries])
-    assert held.measure == "order agreement" and held.samples > 3
-    assert held.closeness == pytest.approx(closeness) and held.closeness < 1
-    assert held.divergence == pytest.approx(divergence, rel=1e-3)
-
-
 def test_nothing_changes_at_rate_0(reranker):
     pruner = prune(reranker, config=KPruneConfig(compression_rate=0.0, num_tokens=None))
     np.testing.assert_allclose(pruner.cross_encoder.predict(PAIRS), reranker.predict(PAIRS), rtol=1e-3, atol=1e-3)

@@ -131,15 +131,8 @@ def recover_texts(folder):
     return told(one) | {"heldout": vars(one.result.heldout), "steps": one.result.recovery.kept_step}
 
 
-PRUNES = [
-    prune_texts,
-    prune_a_reranker,
-    prune_with_gradients_of_batches,
-    prune_on_one_batch,
-    prune_to_whole_layers,
-    sweep,
-    train,
-]
+PRUNES = [prune_texts, prune_with_gradients_of_batches, prune_on_one_batch, prune_to_whole_layers, sweep, train]
+PRUNES += [prune_a_reranker]
 
 
 def error_of(job, *args, **kwargs):
