@@ -1,5 +1,6 @@
 """Runs a model that reads rows on samples of several rows, such as a query with each of its candidates."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,19 +18,17 @@ class RowByRow(nn.Module):
         self.model = model
 
     def forward(self, **inputs: Any) -> Any:
-        """Returns the outputs for all rows of all samples, one after the other; `logits` are (samples, rows, classes).
+        """Returns the outputs for the rows of all samples, one after the other; `logits` are (samples, rows, classes).
 
-        Inputs of (samples, tokens) are read as they are: a row is a sample.
+        What is no tensor among the inputs says how to run the model.
         """
-        nested = next(iter(inputs.values()))
-        if nested.dim() < 3:
-            return self.model(**inputs)
-        samples = nested.shape[:2]
-        rows = {name: value.flatten(0, 1) if _is_of(samples, value) else value for name, value in inputs.items()}
-        outputs = self.model(**rows)
+        batch = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+        samples = next(iter(batch.values())).shape[:2]
+        outputs = self.model(**{**inputs, **rows_in(batch)})
         outputs["logits"] = outputs["logits"].unflatten(0, samples)
         return outputs
 
 
-def _is_of(samples: tuple[int, ...], value: Any) -> bool:
-    return isinstance(value, Tensor) and value.shape[:2] == samples
+def rows_in(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the rows of all samples in a batch as a batch of their own, one after the other."""
+    return {name: values.flatten(0, 1) for name, values in batch.items()}

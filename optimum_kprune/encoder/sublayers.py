@@ -14,7 +14,7 @@ from ..kprune_map import blocks_of, head_dimension, heads_per_unit, tensor_in
 from ..modeling_kprune import is_of_transformers
 from .adapters import EncoderAdapter, SublayerAdapter
 from .offloading import execution_device
-from .rows import RowByRow
+from .rows import RowByRow, rows_in
 
 
 class Place(NamedTuple):
@@ -213,6 +213,12 @@ class Encoder:
     def of(self, model: nn.Module, entries: Entries | None = None) -> "Encoder":
         """Returns a model like this one's, such as a copy, as an encoder that reads as this one does."""
         return Encoder(model, self.adapter, self.name, entries, self._by_rows)
+
+    def reading_rows(self, batch: dict[str, Tensor]) -> tuple["Encoder", dict[str, Tensor]]:
+        """Returns the encoder without samples of several rows, and a batch of samples as a batch of their rows."""
+        if not self._by_rows:
+            return self, batch
+        return Encoder(self.model, self.adapter, self.name), rows_in(batch)
 
     @property
     def config(self) -> Any:

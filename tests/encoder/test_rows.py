@@ -12,9 +12,3 @@ def test_samples_of_several_rows_get_the_logits_of_every_row_alone():
     logits = RowByRow(model)(**pad(samples)).logits
     alone = [[model(**pad([row])).logits[0] for row in sample] for sample in samples]
     torch.testing.assert_close(logits, torch.stack([torch.stack(rows) for rows in alone]))
-
-
-@torch.no_grad()
-def test_rows_that_are_samples_are_read_as_they_are():
-    model, batch = tiny_model().eval(), pad(ragged_samples(4))
-    assert torch.equal(RowByRow(model)(**batch).logits, model(**batch).logits)
