@@ -9,6 +9,7 @@ from datasets import Dataset
 
 # A longer list of candidates is divided: a sample is run as a whole, and a backward pass holds all of its tokens.
 MOST_CANDIDATES = 16
+ROWS_PER_CHUNK = 1000
 
 
 def grouped(table: Dataset, names: Sequence[str], seed: int) -> Dataset:
@@ -24,10 +25,11 @@ def grouped(table: Dataset, names: Sequence[str], seed: int) -> Dataset:
     """
     candidates: dict[str, set[str]] = defaultdict(set)
     rows = table.with_format(None).select_columns(list(names))
-    for query, *columns in zip(*(rows[name] for name in names), strict=True):
-        texts = {text for column in columns for text in ([column] if isinstance(column, str) else column or [])}
-        if query is not None:
-            candidates[query] |= {text for text in texts if text and text.strip()}
+    for chunk in rows.iter(ROWS_PER_CHUNK):
+        for query, *columns in zip(*(chunk[name] for name in names), strict=True):
+            texts = chain(*([column] if isinstance(column, str) else column or [] for column in columns))
+            if query is not None:
+                candidates[query] |= {text for text in texts if text and text.strip()}
     divided = {query: _divided(sorted(texts), query, seed) for query, texts in sorted(candidates.items())}
     queries = [query for query, parts in divided.items() for _ in parts]
     return Dataset.from_dict({names[0]: queries, names[1]: list(chain(*divided.values()))})

@@ -238,7 +238,8 @@ def get_task(name: str, main_input: str | None = None) -> Task:
     if known is None:
         reads = "" if main_input is None else f" for a model that reads `{main_input}`"
         names = ", ".join(task.name for task in able)
-        raise ValueError(f"`task` must be one of {names}{reads}. Got {name!r} instead.")
+        advice = " For a reranker, use `KPruner.from_cross_encoder(CrossEncoder(...))`." * (name == RANKING.name)
+        raise ValueError(f"`task` must be one of {names}{reads}. Got {name!r} instead.{advice}")
     return known
 
 

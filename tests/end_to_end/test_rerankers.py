@@ -184,6 +184,16 @@ def test_other_pipelines_are_refused(reranker):
         KPruner.from_cross_encoder(reranker)
 
 
+def test_the_name_of_the_task_leads_to_the_way_in(reranker):
+    with pytest.raises(ValueError, match=r"Got 'text-ranking' instead. For a reranker, use `KPruner.from_cross_enc"):
+        KPruner(reranker.model, task="text-ranking")
+
+
+def test_data_without_candidates_is_refused(reranker):
+    with pytest.raises(ValueError, match=r"must hold tokens. Got none"):
+        prune(reranker, [("w1", [" "]), ("w2", [""])])
+
+
 def test_there_is_a_reranker_only_after_a_prune_of_one(reranker):
     with pytest.raises(ValueError, match="There is no pruned model"):
         KPruner.from_cross_encoder(reranker).cross_encoder  # noqa: B018
