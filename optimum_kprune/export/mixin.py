@@ -140,14 +140,14 @@ class ExportMixin:
         require_free(folder, overwrite)
 
     def _exported(self, model: nn.Module) -> PreTrainedModel:
-        """Returns what is exported of a model; raises a ValueError if that is no model of transformers."""
-        running = self._encoder(model).running
-        if not isinstance(running, PreTrainedModel):
+        """Returns what is exported of a model; raises a ValueError if its head is a module around it."""
+        encoder = self._encoder(model)
+        if encoder.name and encoder.running is not encoder.pretrained:
             raise ValueError(
-                f"Models of transformers can be exported. Got a {type(running).__name__} that holds one. Export the "
+                f"Models of transformers can be exported. Got a {type(model).__name__} that holds one. Export the "
                 "encoder inside, `KPruner(encoder, tokenizer).export(...)`, or the whole with `torch.onnx.export`."
             )
-        return running
+        return encoder.pretrained
 
 
 def _require_one_of(name: str, given: Any, allowed: tuple[str, ...]) -> None:
