@@ -36,7 +36,7 @@ from ..defaults import BATCH_SIZE
 from ..encoder.offloading import is_placed
 from ..progress import bars_are_off
 from .answers import encode_answers
-from .labels import as_loss_takes, classes_of, label_column_of, numbered
+from .labels import as_loss_takes, classes_of, label_column_of, numbers_of
 from .media import batch_of_media, prepared_media
 from .metrics import CLASSIFICATION, IGNORED, ComputeMetrics, metric_named, usual_metrics
 
@@ -163,13 +163,17 @@ def _texts(
 ) -> tuple[Sequence[str], Callable[[Dataset], Dataset]]:
     """Returns the columns of the texts, and a function that tokenizes rows."""
     names, encode = find_text_columns(dataset.features, spec.task, spec.text_columns), _ENCODERS[spec.task]
+    feature = dataset.features[column]
 
     def encoded(known: Dataset) -> Dataset:
         # Renamed, because `map` keeps the type of a column that keeps its name: names of classes stay strings.
         known = known.rename_column(column, f"given {column}")
         return known.map(
             lambda rows, indices: encode(
-                spec, [rows[name] for name in names], numbered(rows[f"given {column}"], classes), indices
+                spec,
+                [rows[name] for name in names],
+                numbers_of(feature, classes, rows[f"given {column}"]),
+                indices,
             ),
             batched=True,
             with_indices=True,
