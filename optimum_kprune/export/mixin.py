@@ -1,0 +1,129 @@
+"""The part of `KPruner` that exports: the model, and all that programs need to serve it without this package."""
+
+import logging
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..calibration.modality import ProcessingClass
+from ..calibration.prepare import prepare_batches
+from ..calibration.spec import Batch, InputSpec
+from ..distributed import in_main
+from ..encoder.sublayers import Encoder
+from ..encoder.tasks import Task
+from ..evaluation.runtimes import require_packages
+from ..folder import require_free, written_whole
+from .check import require_same_outputs
+from .folder import GRAPH, GRAPHS, QUANTIZED, write_surroundings
+from .graph import Session, export_graph, float_copy
+from .inputs import inputs_of
+from .quantize import quantize_int8
+
+logger = logging.getLogger(__name__)
+
+FORMATS, QUANTIZATIONS = ("onnx",), ("int8",)
+# Tokens of the calibration data on which the drift of int8 is measured.
+MEASURED = 10_000
+
+
+class ExportMixin:
+    """Exports the pruned model, or a model that was loaded."""
+
+    model: Any
+    task: Task
+    processing_class: ProcessingClass | None
+    _pipeline: Any
+    _sample: Batch | None
+    _encoder: Callable[[nn.Module], Encoder]
+    _input_spec: Callable[..., InputSpec]
+
+    @in_main
+    @torch.inference_mode(False)
+    def export(
+        self,
+        folder: str | PathLike,
+        format: str = "onnx",
+        quantize: str | None = None,
+        calibration_dataset: Any = None,
+        max_drift: float | None = None,
+        overwrite: bool = False,
+    ) -> dict[str, Path]:
+        """Writes the model into a folder from which it can be served without this package, and without PyTorch.
+
+        The folder holds `onnx/model.onnx`, which was checked against PyTorch on inputs of several shapes, what
+        prepares its input, and the config of the dense architecture. It loads in a bare
+        `onnxruntime.InferenceSession`, in Transformers.js, by Optimum's classes for ONNX Runtime, and by
+        sentence-transformers with `backend="onnx"`.
+
+        Args:
+            folder: a new or empty folder; it appears whole or not at all.
+            format: `"onnx"`.
+            quantize: `"int8"` also writes `onnx/model_quantized.onnx`.
+            calibration_dataset: data without labels, as in `prune`. `quantize` needs it.
+            max_drift: largest divergence of the quantized graph from the other on this data; None allows any.
+            overwrite: whether to replace a folder that an earlier export wrote.
+
+        Returns:
+            the graphs, by the names of their files.
+
+        Raises:
+            ValueError: if an argument cannot be used, a package is missing, the exporter lacks an operator that the
+                model needs, or the graph gives anything else than PyTorch.
+            FileExistsError: if the folder is not empty.
+            OSError: if the folder cannot be written.
+        """
+        self.require_exportable(folder, format, quantize, overwrite)
+        if quantize is not None and calibration_dataset is None:
+            raise ValueError("`quantize` needs a `calibration_dataset`, on which its drift is measured. Got None.")
+        spec = self._input_spec(0)
+        batches = [] if calibration_dataset is None else _measured_batches(calibration_dataset, spec)
+        model: Any = self._encoder(self.model).running
+        inputs = inputs_of(model, spec, batches[0] if batches else self._sample)
+        with written_whole(folder, overwrite) as draft:
+            graphs = draft / GRAPHS
+            graphs.mkdir()
+            export_graph(model, inputs.traced(), graphs / GRAPH)
+            require_same_outputs(Session(graphs / GRAPH, model.config), float_copy(model), inputs.checked())
+            if quantize:
+                quantize_int8(graphs / GRAPH, graphs / QUANTIZED, batches, None, max_drift)
+            write_surroundings(draft, model, self.processing_class, self._pipeline)
+            names = sorted(path.name for path in graphs.glob("*.onnx"))
+        logger.info("Exported to %s", folder)
+        return {name: Path(folder, GRAPHS, name) for name in names}
+
+    def require_exportable(
+        self,
+        folder: str | PathLike,
+        format: str = "onnx",
+        quantize: str | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Raises the errors of `export` that need no work, such as a package that is missing; see there."""
+        _require_one_of("format", format, FORMATS)
+        if quantize is not None:
+            _require_one_of("quantize", quantize, QUANTIZATIONS)
+        require_packages("onnxruntime")
+        running = self._encoder(self.model).running
+        if not isinstance(running, PreTrainedModel):
+            raise ValueError(
+                f"`export` is for models of transformers. Got a {type(running).__name__} that holds one. Export the "
+                "encoder alone, `KPruner(module.get_submodule(name), tokenizer).export(...)`, or the whole with "
+                "`torch.onnx.export`."
+            )
+        require_free(folder, overwrite)
+
+
+def _require_one_of(name: str, given: Any, allowed: tuple[str, ...]) -> None:
+    if given not in allowed:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}. Got {given!r} instead.")
+
+
+def _measured_batches(calibration_dataset: Any, spec: InputSpec) -> list[Batch]:
+    """Returns the batches of calibration data on which a graph is compared."""
+    calibration = prepare_batches(calibration_dataset, spec, measure_tokens=MEASURED)
+    return calibration.batches[: calibration.measured[0]]
