@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_model
 from transformers import BertTokenizer, pipeline
 
-from optimum_kprune import KPruneConfig, KPruner
+from optimum_kprune import KPruneConfig, KPruner, served_pipeline
 from optimum_kprune.evaluation.entities import entities_in
 
 pytestmark = pytest.mark.slow
@@ -37,6 +37,15 @@ def tagger():
     return pruner
 
 
+@pytest.fixture(scope="module")
+def folders(tagger, tmp_path_factory):
+    """The tagger as a model that was saved, and as one that was exported."""
+    saved, exported = tmp_path_factory.mktemp("saved"), tmp_path_factory.mktemp("exported")
+    tagger.save_pretrained(saved)
+    tagger.export(exported)
+    return saved, exported
+
+
 @torch.no_grad()
 def expected_entities(model, tokenizer, strategy):
     """Kind, first and last place of every entity, from one forward pass of the model in memory."""
@@ -55,8 +64,11 @@ def expected_entities(model, tokenizer, strategy):
 
 
 @pytest.mark.parametrize("strategy", ["simple", "first", "average"])
-def test_a_pipeline_finds_entities_at_their_places(tagger, tmp_path, strategy):
-    tagger.save_pretrained(tmp_path / "tagger")
-    tag = pipeline("token-classification", str(tmp_path / "tagger"), aggregation_strategy=strategy, device="cpu")
-    found = [(entity["start"], entity["end"], entity["entity_group"]) for entity in tag(TEXT)]
-    assert len(found) > 1 and found == expected_entities(tagger.model, tagger.processing_class, strategy)
+def test_pipelines_find_entities_at_their_places(tagger, folders, strategy):
+    """On the model that was loaded, and on its graph."""
+    saved, exported = folders
+    expected = expected_entities(tagger.model, tagger.processing_class, strategy)
+    assert len(expected) > 1
+    task, options = "token-classification", {"aggregation_strategy": strategy, "device": "cpu"}
+    for tag in (pipeline(task, str(saved), **options), served_pipeline(task, exported, **options)):
+        assert [(found["start"], found["end"], found["entity_group"]) for found in tag(TEXT)] == expected
