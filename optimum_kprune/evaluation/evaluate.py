@@ -6,6 +6,7 @@ Only this room reads labels. A prune never sees them.
 import copy
 import logging
 import random
+import reprlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -281,6 +282,12 @@ def _encode_words(
 ) -> dict[str, Any]:
     """Tokenizes lists of words, and gives the tag of each word to its first token."""
     (words,) = columns
+    for text, given in zip(words, labels, strict=True):
+        if not isinstance(text, list) or not isinstance(given, list) or len(text) != len(given):
+            raise ValueError(
+                "For token classification, every row must have a list of words and a list of as many labels, their "
+                f"tags. Got {reprlib.repr(text)} and {reprlib.repr(given)} instead."
+            )
     tokens = spec.tokenizer(words, is_split_into_words=True, truncation=True, max_length=spec.cut_length)
     tags = []
     for row, tags_of_words in enumerate(labels):
