@@ -161,7 +161,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--text_column", default="context", help="default: %(default)s")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--learning_rate", type=float, default=2e-4)
-    parser.add_argument("--rates", type=float, nargs="*", default=[0.5, 2 / 3, 0.8], help="shares of FLOPs to remove")
+    parser.add_argument("--rates", type=float, nargs="*", default=[0.5, 0.67, 0.8], help="shares of FLOPs to remove")
     parser.add_argument("--draws", type=int, default=1, help="draws of the texts to prune on")
     parser.add_argument("--num_tokens", type=int, default=20_000, help="budget of a draw")
     parser.add_argument("--seed", type=int, default=0, help="of the training")
