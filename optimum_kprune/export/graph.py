@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -35,22 +36,14 @@ def export_graph(model: PreTrainedModel, sample: Batch, path: str | PathLike) ->
     require_packages("onnxruntime")
     # Imported here: they are optional.
     import onnx_ir
-    from transformers.exporters import OnnxConfig, OnnxExporter
 
-    inputs: Any = {name: values.cpu() for name, values in sample.items()}
-    config = OnnxConfig(dynamic=True, dynamic_shapes=_free_axes(inputs))
+    names, path = _axis_names(sample), Path(path)
     with quiet_export():
-        try:
-            exported: Any = OnnxExporter().export(float_copy(model), inputs, config)
-        # What tracing and translating raise is of many kinds, all of which are RuntimeErrors.
-        except RuntimeError as error:
-            raise ValueError(_why_not(model, error)) from error
-        graph = exported.components["model"].program
-        _require_free(graph, inputs, model)
-        _name_axes(graph, _text_axes(inputs))
-        bytes_of_weights = sum(value.const_value.nbytes for value in graph.graph.initializers.values())
-        path = Path(path)
-        onnx_ir.save(graph, path, external_data=f"{path.name}_data" if bytes_of_weights > ONE_FILE else None)
+        graph = _traced(model, {name: values.cpu() for name, values in sample.items()}, len(names))
+        _require_free(graph, names if "input_ids" in sample else names[:1], model)
+        _name_axes(graph, names)
+        weights = sum(value.const_value.nbytes for value in graph.graph.initializers.values())
+        onnx_ir.save(graph, path, external_data=f"{path.name}_data" if weights > ONE_FILE else None)
 
 
 def float_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -58,18 +51,32 @@ def float_copy(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model).cpu().float().eval()
 
 
-def _text_axes(inputs: Batch) -> int:
-    """Returns the number of axes of texts: (batch, tokens) or (batch, choices, tokens); 0 for images and audio."""
-    return inputs["input_ids"].dim() if "input_ids" in inputs else 0
+def _axis_names(inputs: Batch) -> tuple[str, ...]:
+    """Returns the names of the axes that may vary, which come first, as the exports of Optimum call them.
+
+    Of texts, all axes vary; of audio, rows and time; of images, which are brought to one size before, rows alone.
+    """
+    if "pixel_values" in inputs:
+        return ("batch_size",)
+    has_choices = "input_ids" in inputs and inputs["input_ids"].dim() == 3
+    return ("batch_size", "num_choices", "sequence_length") if has_choices else ("batch_size", "sequence_length")
 
 
-def _free_axes(inputs: Batch) -> dict[str, dict[int, Any]]:
-    """Returns the axes whose size may vary: those of tokens; of images and audio, all that tracing leaves free."""
-    axes = _text_axes(inputs)
-    return {
-        name: {axis: torch.export.Dim.AUTO for axis in range(values.dim()) if not axes or axis < axes}
-        for name, values in inputs.items()
-    }
+def _traced(model: PreTrainedModel, inputs: Batch, axes: int) -> Any:
+    """Returns the graph of a model, an `onnx_ir.Model`, in which the first axes of inputs have any size."""
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    free = torch.export.Dim.AUTO
+    shapes = {name: dict.fromkeys(range(min(axes, values.dim())), free) for name, values in inputs.items()}
+    try:
+        given: Any = {**inputs}
+        exported: Any = OnnxExporter().export(
+            float_copy(model), given, OnnxConfig(dynamic=True, dynamic_shapes=shapes)
+        )
+    # What tracing and translating raise is of many kinds, all of which are RuntimeErrors.
+    except RuntimeError as error:
+        raise ValueError(_why_not(model, error)) from error
+    return exported.components["model"].program
 
 
 def _why_not(model: PreTrainedModel, error: BaseException) -> str:
@@ -88,33 +95,31 @@ def _why_not(model: PreTrainedModel, error: BaseException) -> str:
     )
 
 
-def _require_free(graph: Any, inputs: Batch, model: PreTrainedModel) -> None:
-    """Raises a ValueError if a graph takes no other batch size, or texts of no other length, than it was traced on."""
+def _require_free(graph: Any, names: Sequence[str], model: PreTrainedModel) -> None:
+    """Raises a ValueError if tracing has fixed one of the first axes of an input."""
     for value in graph.graph.inputs:
-        fixed = [str(size) for size in value.shape[: _text_axes(inputs) or 1] if str(size).isdigit()]
-        if fixed:
-            raise ValueError(
-                f"The exporter of transformers makes a graph in ONNX of this {type(model).__name__} for one size of "
-                f"{value.name} alone, {' x '.join(map(str, inputs[value.name].shape))}. Serve the model in PyTorch."
-            )
+        for name, size in zip(names, value.shape, strict=False):
+            if _size(size).isdigit():
+                raise ValueError(
+                    f"The exporter of transformers makes a graph in ONNX of this {type(model).__name__} in which "
+                    f"`{name}` of {value.name} is always {_size(size)}. Serve the model in PyTorch."
+                )
 
 
-def _name_axes(graph: Any, text_axes: int) -> None:
-    """Names the axes of free size as the exports of Optimum do, in all of a graph, which is an `onnx_ir.Model`."""
-    names = {0: "batch_size"}
-    if text_axes:
-        names |= {1: "num_choices", text_axes - 1: "sequence_length"}
+def _name_axes(graph: Any, names: Sequence[str]) -> None:
+    """Names the first axes of the inputs in all of a graph."""
     named: dict[str, Any] = {
-        str(size.value): names[axis]
-        for value in graph.graph.inputs
-        for axis, size in enumerate(value.shape)
-        if axis in names and not isinstance(size, int)
+        _size(size): name for value in graph.graph.inputs for name, size in zip(names, value.shape, strict=False)
     }
     for value in [*graph.graph.inputs, *(value for node in graph.graph.all_nodes() for value in node.outputs)]:
         for axis, size in enumerate(value.shape or ()):
-            name = str(getattr(size, "value", size))
             # Tracing writes a size that turned out to be fixed as a symbol that is a number.
-            value.shape[axis] = int(name) if name.isdigit() else named.get(name, size)
+            value.shape[axis] = int(_size(size)) if _size(size).isdigit() else named.get(_size(size), size)
+
+
+def _size(size: Any) -> str:
+    """Returns the size of an axis as text: a number, or the name of a symbol."""
+    return str(getattr(size, "value", size))
 
 
 class Session:
@@ -146,6 +151,11 @@ class Session:
         feeds = {name: numpy.asarray(inputs[name]) for name in self.inputs}
         outputs = self._session.run(self.outputs, feeds)
         return ModelOutput(zip(self.outputs, map(torch.from_numpy, outputs), strict=True))
+
+    def is_free(self, name: str, axis: int) -> bool:
+        """Whether an axis of an input may have any size."""
+        (shape,) = [each.shape for each in self._session.get_inputs() if each.name == name]
+        return isinstance(shape[axis], str)
 
     def eval(self) -> "Session":
         """Does nothing: there is no other mode."""

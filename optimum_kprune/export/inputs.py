@@ -39,14 +39,20 @@ class Inputs:
         """Returns a batch to trace the model on, in which no axis of free size has size one."""
         return self._texts(*TRACED) if self._are_texts else self._media(TRACED[0])
 
-    def checked(self) -> Iterator[Batch]:
-        """Yields batches of other sizes, to check a graph on: with padding, and with two texts in a row."""
-        if not self._are_texts:
-            yield from map(self._media, (1, 3))
+    def checked(self, lengths_vary: bool) -> Iterator[Batch]:
+        """Yields batches of other sizes, to check a graph on: with padding, and with two texts in a row.
+
+        Args:
+            lengths_vary: whether the graph takes audio of any length. It takes texts of any length.
+        """
+        if self._are_texts:
+            longest = max_positions(self.model) or CHECKED[-1][1]
+            yield from (self._texts(rows, min(tokens, longest)) for rows, tokens in CHECKED)
             return
-        longest = max_positions(self.model) or CHECKED[-1][1]
-        for rows, tokens in CHECKED:
-            yield self._texts(rows, min(tokens, longest))
+        for rows, share in ((1, 1.0), (3, 0.75)):
+            batch = self._media(rows)
+            length = int(share * main_input(batch).shape[1])
+            yield {name: values[:, :length] if lengths_vary else values for name, values in batch.items()}
 
     @property
     def _are_texts(self) -> bool:

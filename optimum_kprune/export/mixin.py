@@ -18,6 +18,7 @@ from ..encoder.sublayers import Encoder
 from ..encoder.tasks import Task
 from ..evaluation.runtimes import require_packages
 from ..folder import require_free, written_whole
+from ..prune.heldout import Comparison
 from .check import require_same_outputs
 from .folder import GRAPH, GRAPHS, QUANTIZED, write_surroundings
 from .graph import Session, export_graph, float_copy
@@ -88,9 +89,12 @@ class ExportMixin:
             graphs = draft / GRAPHS
             graphs.mkdir()
             export_graph(model, inputs.traced(), graphs / GRAPH)
-            require_same_outputs(Session(graphs / GRAPH, model.config), float_copy(model), inputs.checked())
+            session = Session(graphs / GRAPH, model.config)
+            checked = inputs.checked(lengths_vary=session.is_free(model.main_input_name, 1))
+            require_same_outputs(session, float_copy(model), checked)
             if quantize:
-                quantize_int8(graphs / GRAPH, graphs / QUANTIZED, batches, None, max_drift)
+                comparison = Comparison(session, batches, self.task, spec.mask)
+                logger.info("%s", quantize_int8(graphs / GRAPH, graphs / QUANTIZED, comparison, max_drift))
             write_surroundings(draft, model, self.processing_class, self._pipeline)
             names = sorted(path.name for path in graphs.glob("*.onnx"))
         logger.info("Exported to %s", folder)

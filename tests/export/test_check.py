@@ -7,7 +7,7 @@ from transformers.utils import ModelOutput
 
 from optimum_kprune.export.check import TOLERANCE, require_same_outputs
 
-MODEL = tiny_model()
+MODEL = tiny_model().eval()
 BATCHES = [pad(samples_for(MODEL, rows, seed=rows), 2) for rows in (1, 3)]
 
 
@@ -28,7 +28,7 @@ def test_rounding_passes_and_its_size_is_returned():
     ids=["larger", "no number", "another shape"],
 )
 def test_what_differs_is_refused(change):
-    with pytest.raises(ValueError, match="differs from PyTorch: logits for inputs of . x"):
+    with pytest.raises(ValueError, match="differs from PyTorch: logits for inputs of"):
         require_same_outputs(answering(change), MODEL, BATCHES)
 
 

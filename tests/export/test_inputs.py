@@ -15,17 +15,16 @@ def made(model, tokenizer=None, sample=None, **kwargs):
 
 
 @pytest.mark.parametrize(
-    ("family", "expected"),
+    ("model", "expected"),
     [
-        ("bert", {"input_ids", "attention_mask", "token_type_ids"}),
-        # One type of tokens, and a model that knows no types.
-        ("roberta", {"input_ids", "attention_mask"}),
-        ("distilbert", {"input_ids", "attention_mask"}),
+        (tiny_model(), {"input_ids", "attention_mask", "token_type_ids"}),
+        (tiny_model("roberta", type_vocab_size=1), {"input_ids", "attention_mask"}),
+        (tiny_model("distilbert"), {"input_ids", "attention_mask"}),
     ],
+    ids=["two types of tokens", "one type", "no types"],
 )
-def test_a_graph_reads_what_the_model_needs(family, expected):
-    model = tiny_model(family)
-    batches = [made(model).traced(), *made(model).checked()]
+def test_a_graph_reads_what_the_model_needs(model, expected):
+    batches = [made(model).traced(), *made(model).checked(False)]
     assert all(set(batch) == expected for batch in batches)
     for batch in batches:
         model(**batch)
@@ -39,7 +38,7 @@ def test_types_are_read_only_if_the_tokenizer_gives_them():
 
 def test_texts_have_padding_pairs_and_sizes_that_tracing_did_not_have():
     inputs = made(tiny_model())
-    traced, checked = inputs.traced(), list(inputs.checked())
+    traced, checked = inputs.traced(), list(inputs.checked(False))
     assert len({batch["input_ids"].shape for batch in (traced, *checked)}) == 1 + len(checked)
     assert 1 in [len(batch["input_ids"]) for batch in checked]
     for batch in (traced, *checked):
@@ -54,18 +53,18 @@ def test_no_axis_is_one_where_it_is_traced():
 
 def test_samples_of_multiple_choice_have_choices():
     inputs = made(tiny_model("distilbert", "multiple choice"))
-    assert all(values.dim() == 3 for batch in (inputs.traced(), *inputs.checked()) for values in batch.values())
+    assert all(values.dim() == 3 for batch in (inputs.traced(), *inputs.checked(False)) for values in batch.values())
 
 
 def test_what_cannot_be_made_comes_from_a_sample():
     model, sample = build("layoutlm"), batch_of("layoutlm")
     inputs = made(model, sample=sample)
-    for batch in (inputs.traced(), *inputs.checked()):
+    for batch in (inputs.traced(), *inputs.checked(False)):
         assert batch["bbox"].shape == (*batch["input_ids"].shape, 4)
         assert torch.equal(batch["bbox"][0, 0], sample["bbox"][0, 0])
     tokenizer = tiny_tokenizer()
     tokenizer.model_input_names = ["input_ids", "attention_mask", "bbox"]
-    with pytest.raises(ValueError, match="reads bbox, of which an example is needed. Give `calibration_dataset`"):
+    with pytest.raises(ValueError, match="reads bbox, of which an example is needed"):
         made(model, tokenizer).traced()
 
 
@@ -73,9 +72,16 @@ def test_images_are_those_of_the_config_or_of_the_sample():
     model = build("vit")
     assert made(model).traced()["pixel_values"].shape == (2, 3, 16, 16)
     sample = batch_of("vit", seed=1)
-    first, second, third = list(made(model, sample=sample).checked())[1]["pixel_values"]
+    first, second, third = list(made(model, sample=sample).checked(False))[1]["pixel_values"]
     assert torch.equal(first, sample["pixel_values"][0])
     assert not torch.equal(first, second) and not torch.equal(second, third)
+
+
+def test_audio_has_another_length_where_the_graph_takes_any():
+    inputs = made(build("wav2vec2"))
+    traced, (_, fixed), (_, cut) = inputs.traced(), inputs.checked(False), inputs.checked(True)
+    lengths = [batch["input_values"].shape[1] for batch in (traced, fixed, cut)]
+    assert lengths == [320, 320, 240]
 
 
 def test_the_mask_of_audio_is_read_where_the_data_has_one():
