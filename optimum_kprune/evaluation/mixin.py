@@ -31,6 +31,7 @@ class EvaluationMixin:
     trainer: Trainer | None
     _encoder: Callable[[nn.Module], Encoder]
     _encoder_name: str
+    _pipeline: Any
     # Fields of `CardFacts` with the last evaluation, for the model card.
     _figures: dict[str, Any]
 
@@ -45,7 +46,8 @@ class EvaluationMixin:
 
         Args:
             dataset: labelled data, as in `evaluation_on`; or a function that takes a model and returns figures by
-                name. None evaluates as the trainer of `from_trainer` does.
+                name, or an evaluator of sentence-transformers, which is given the pipeline. None evaluates as the
+                trainer of `from_trainer` does.
             metric: see `evaluation_on`.
             compute_metrics: see `evaluation_on`.
             reading: the other arguments of `evaluation_on`, which say how the data is read.
@@ -70,7 +72,7 @@ class EvaluationMixin:
             trainer = self._need_trainer("`evaluate` needs evaluation data and metrics")
             measure: Any = partial(evaluate_like, trainer)
         elif callable(dataset):
-            measure = dataset
+            measure = self._function_of(dataset)
         else:
             measure = self.evaluation_on(dataset, metric, compute_metrics, **reading)
         dense, pruned = figures_of_each(measure, self.teacher, self.model)
@@ -115,6 +117,20 @@ class EvaluationMixin:
         rows = rows_of(dataset, dataset_config_name, dataset_split)
         spec = self._input_spec(0, text_columns=text_columns, max_length=max_length)
         return evaluation_of(rows, spec, self._dense.config, label_column, metric, compute_metrics, batch_size)
+
+    def _function_of(self, evaluate: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Returns a function of a model: the one that was given, or an evaluator of sentence-transformers as one."""
+        if not hasattr(evaluate, "primary_metric"):
+            return evaluate
+        if self._pipeline is None:
+            raise ValueError(
+                f"A {type(evaluate).__name__} evaluates pipelines of sentence-transformers. Use "
+                "`KPruner.from_sentence_transformer(...)` or `KPruner.from_cross_encoder(...)`, or pass a function of "
+                "a model as `evaluate`."
+            )
+        from ..sentence_transformers import evaluation_by
+
+        return evaluation_by(self._pipeline, evaluate)
 
     def _need_trainer(self, reason: str) -> Trainer:
         if self.trainer is None:

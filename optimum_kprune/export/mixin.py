@@ -1,6 +1,7 @@
 """The part of `KPruner` that exports: the model, and all that programs need to serve it without this package."""
 
 import logging
+import tempfile
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
@@ -35,6 +36,7 @@ MEASURED = 10_000
 class ExportMixin:
     """Exports the pruned model, or a model that was loaded."""
 
+    teacher: Any
     model: Any
     task: Task
     processing_class: ProcessingClass | None
@@ -78,12 +80,10 @@ class ExportMixin:
             FileExistsError: if the folder is not empty.
             OSError: if the folder cannot be written.
         """
-        self.require_exportable(folder, format, quantize, overwrite)
-        if quantize is not None and calibration_dataset is None:
-            raise ValueError("`quantize` needs a `calibration_dataset`, on which its drift is measured. Got None.")
+        self._check_export(folder, format, quantize, calibration_dataset, overwrite)
         spec = self._input_spec(0)
-        batches = [] if calibration_dataset is None else _measured_batches(calibration_dataset, spec)
-        model: Any = self._encoder(self.model).running
+        batches = _measured_batches(calibration_dataset, spec)
+        model = self._exported(self.model)
         inputs = inputs_of(model, spec, batches[0] if batches else self._sample)
         with written_whole(folder, overwrite) as draft:
             graphs = draft / GRAPHS
@@ -100,26 +100,54 @@ class ExportMixin:
         logger.info("Exported to %s", folder)
         return {name: Path(folder, GRAPHS, name) for name in names}
 
+    @in_main
+    @torch.inference_mode(False)
     def require_exportable(
         self,
         folder: str | PathLike,
         format: str = "onnx",
         quantize: str | None = None,
+        calibration_dataset: Any = None,
         overwrite: bool = False,
     ) -> None:
-        """Raises the errors of `export` that need no work, such as a package that is missing; see there."""
+        """Raises the errors that `export` would raise after a prune, as far as the dense model shows them.
+
+        It makes a graph of the dense model, which takes seconds, and throws it away. For the arguments, see `export`.
+        """
+        self._check_export(folder, format, quantize, calibration_dataset, overwrite)
+        spec, model = self._input_spec(0), self._exported(self.teacher)
+        batches = _measured_batches(calibration_dataset, spec)
+        with tempfile.TemporaryDirectory() as temporary:
+            inputs = inputs_of(model, spec, batches[0] if batches else self._sample)
+            export_graph(model, inputs.traced(), Path(temporary, GRAPH))
+
+    def _check_export(
+        self,
+        folder: str | PathLike,
+        format: str,
+        quantize: str | None,
+        calibration_dataset: Any,
+        overwrite: bool,
+    ) -> None:
+        """Raises the errors of `export` that need no work, such as a package that is missing."""
         _require_one_of("format", format, FORMATS)
         if quantize is not None:
             _require_one_of("quantize", quantize, QUANTIZATIONS)
+            if calibration_dataset is None:
+                raise ValueError("`quantize` needs a `calibration_dataset`, on which its drift is measured. Got None.")
         require_packages("onnxruntime")
-        running = self._encoder(self.model).running
+        self._exported(self.teacher)
+        require_free(folder, overwrite)
+
+    def _exported(self, model: nn.Module) -> PreTrainedModel:
+        """Returns what is exported of a model; raises a ValueError if that is no model of transformers."""
+        running = self._encoder(model).running
         if not isinstance(running, PreTrainedModel):
             raise ValueError(
-                f"`export` is for models of transformers. Got a {type(running).__name__} that holds one. Export the "
-                "encoder alone, `KPruner(module.get_submodule(name), tokenizer).export(...)`, or the whole with "
-                "`torch.onnx.export`."
+                f"Models of transformers can be exported. Got a {type(running).__name__} that holds one. Export the "
+                "encoder inside, `KPruner(encoder, tokenizer).export(...)`, or the whole with `torch.onnx.export`."
             )
-        require_free(folder, overwrite)
+        return running
 
 
 def _require_one_of(name: str, given: Any, allowed: tuple[str, ...]) -> None:
@@ -128,6 +156,8 @@ def _require_one_of(name: str, given: Any, allowed: tuple[str, ...]) -> None:
 
 
 def _measured_batches(calibration_dataset: Any, spec: InputSpec) -> list[Batch]:
-    """Returns the batches of calibration data on which a graph is compared."""
+    """Returns the batches of calibration data on which graphs are compared; none without data."""
+    if calibration_dataset is None:
+        return []
     calibration = prepare_batches(calibration_dataset, spec, measure_tokens=MEASURED)
     return calibration.batches[: calibration.measured[0]]

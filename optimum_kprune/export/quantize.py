@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..evaluation.runtimes import quiet_export
 from ..progress import progress_bar
 from ..prune.heldout import Comparison
 from ..result import HeldoutQuality
@@ -18,7 +19,7 @@ from .int8_graph import Matrix, Way, in_int8, matrices_of
 # Without `max_drift`, matrices are changed only if less than this share agrees with the graph in float.
 CLOSE = 0.99
 # Of the drift: what makes less is not worth a slower product.
-MATTERS = 0.1
+MATTERS = 0.05
 # Samples on which matrices are measured one by one; what they make differs by orders of magnitude.
 ALONE = 64
 # A graph of whose products more is in float gains too little from int8.
@@ -48,7 +49,11 @@ class Int8:
 
 
 def quantize_int8(
-    path: str | PathLike, out: str | PathLike, comparison: Comparison, max_drift: float | None = None
+    path: str | PathLike,
+    out: str | PathLike,
+    comparison: Comparison,
+    max_drift: float | None = None,
+    only_tables: bool = False,
 ) -> Int8:
     """Writes a graph with its matrices in int8, and measures how far that takes it from the graph in float.
 
@@ -62,6 +67,10 @@ def quantize_int8(
         comparison: the session of the graph in float, on calibration data.
         max_drift: largest divergence from the graph in float. None allows any, and improves those few matrices that
             make most of it, if less than 99% of the predictions agree.
+        only_tables: whether to leave all but the tables of embeddings in float.
+
+    Returns:
+        what was done, and the drift.
 
     Raises:
         ValueError: if `max_drift` is no positive number or cannot be kept, or there is no calibration data.
@@ -70,7 +79,7 @@ def quantize_int8(
 
     _require(comparison, max_drift)
     graph = onnx.load(path)
-    matrices = matrices_of(graph)
+    matrices = [each for each in matrices_of(graph) if each.is_table or not only_tables]
 
     def measured(ways: Mapping[str, Way], on: Comparison = comparison) -> HeldoutQuality:
         onnx.save(in_int8(graph, ways), out)
@@ -82,8 +91,10 @@ def quantize_int8(
         changed = _changed(
             ways, _steps(matrices, partial(measured, on=comparison.thinned(ALONE)), max_drift), matrices
         )
-        # The first that is close enough; if none is, the last, of which most is exact.
-        number = bisect_left(changed[:-1], True, key=lambda each: _is_close(measured(each), max_drift))
+        # With a bound, the first that keeps it. Else all that matters is exact.
+        number = len(changed) - 1
+        if max_drift is not None:
+            number = bisect_left(changed[:-1], True, key=lambda each: _is_close(measured(each), max_drift))
         ways = changed[number]
         drift = measured(ways)
     names = {way: tuple(each.name for each in matrices if ways[each.output] == way) for way in ("token", "float")}
@@ -95,6 +106,21 @@ def quantize_int8(
             f"{', '.join(result.in_float)}. Allow more, or leave int8 out."
         )
     return result
+
+
+def write_half(path: str | PathLike, out: str | PathLike) -> None:
+    """Writes a graph in half precision, float16. Its inputs and outputs stay what they are.
+
+    Args:
+        path: the graph in float.
+        out: the file to write.
+    """
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    # It warns of every weight that is rounded to zero.
+    with quiet_export():
+        onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=True), out)
 
 
 def _require(comparison: Comparison, max_drift: Any) -> None:

@@ -118,7 +118,7 @@ class _Compared(NamedTuple):
 
 def _compared(teacher: Prediction, student: Prediction) -> _Compared:
     """Compares the predictions of both models for a batch; the values are in float64 on the CPU, to be gathered."""
-    measure = "agreement"
+    measure = "order agreement" if teacher.family == "ranking" else "agreement"
     if teacher.family == "gaussian":
         # One number per sample: the cosine of two numbers would only tell whether their signs are equal.
         measure = "correlation" if teacher.values.shape[1:] == (1, 1) else "cosine"

@@ -12,8 +12,9 @@ from tiny import save_tiny, tiny_model
 pytestmark = pytest.mark.slow
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-NAMES = ("quickstart", "frontier")
-SMALL = {"ROWS_PER_AREA": 12, "EPOCHS": 1}
+NAMES = ("quickstart", "frontier", "reranker")
+DOCSTRINGS = {"ROWS_PER_AREA": 12, "EPOCHS": 1}
+SMALL = {"quickstart": DOCSTRINGS, "frontier": DOCSTRINGS, "reranker": {"QUERIES": 60}}
 MACHINE = re.compile(r"/tmp/|/home/|/root/|/Users/|/work/|site-packages|file://|localhost|index-url")
 
 
@@ -42,7 +43,7 @@ def run(name, folder, **parameters):
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     encoder = save_tiny(folder / "encoder", tiny_model(head="base model", max_position_embeddings=128))
     (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    for parameter, value in {**SMALL, "ENCODER": str(encoder), **parameters}.items():
+    for parameter, value in {**SMALL[name], "ENCODER": str(encoder), **parameters}.items():
         cell.source, count = re.subn(rf"^{parameter} = .*$", f"{parameter} = {value!r}", cell.source, flags=re.M)
         assert count == 1, f"{name} has no parameter {parameter}"
     return NotebookClient(
@@ -73,6 +74,14 @@ def test_the_frontier_notebook_runs_and_keeps_what_its_rates_say(tmp_path):
         output for cell in code_cells(notebook) for output in cell.outputs if "image/png" in output.get("data", {})
     ]
     assert len(images) == 2
+
+
+def test_the_reranker_notebook_runs_and_its_reranker_loads(tmp_path):
+    notebook = run("reranker", tmp_path, RATE=0.5)
+    text = text_of(output for cell in code_cells(notebook) for output in cell.outputs)
+    assert "40 queries to train and calibrate on, 20 to evaluate on" in text
+    assert "The same ranking from the folder: True" in text
+    assert "order agreement with the model before" in text and "ndcg@10" in text
 
 
 @pytest.mark.parametrize("name", NAMES)
