@@ -1,6 +1,6 @@
 """Searches the smallest folder that serves, in int8, within some points of the dense model.
 
-python examples/smallest.py --model path/to/sst2 --dataset path/to/data/sst2 --output_dir out
+python examples/smallest.py --model path/to/sst2 --dataset path/to/data/sst2 --metric accuracy --output_dir out
 
 Of every model that the search tries, the int8 graph is evaluated, so that what is lost by pruning and by int8 counts
 together. Megabytes are those of all files that serve a model: a graph, the tokenizer and the config. The smallest
@@ -14,16 +14,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import common
-from ablation import METRICS, Validation
 from datasets import Dataset, load_dataset
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from optimum_kprune import KPruneConfig, KPruner
-from optimum_kprune.calibration.columns import find_text_columns
+from optimum_kprune.export.folder import GRAPH as FLOAT
+from optimum_kprune.export.folder import GRAPHS
+from optimum_kprune.export.folder import QUANTIZED as INT8
 from optimum_kprune.export.graph import Session
+from optimum_kprune.export.report import model_on
 
-FLOAT, INT8 = "model.onnx", "model_quantized.onnx"
 Row = dict[str, str | float]
 
 
@@ -34,40 +35,38 @@ class Server:
         pruner: the dense model.
         texts: data without labels, on which int8 is measured.
         rows: labelled rows.
+        metric: the figure that counts.
     """
 
-    def __init__(self, pruner: KPruner, texts: Dataset, rows: Dataset) -> None:
-        self._pruner, self._texts = pruner, texts
-        task = pruner.task.name
-        is_regression = task == "text-classification" and pruner.teacher.config.num_labels == 1
-        self.metric, self._measure, label_column = METRICS["regression" if is_regression else task]
-        self._data = Validation(rows, list(find_text_columns(rows.features, task, None)), label_column)
+    def __init__(self, pruner: KPruner, texts: Dataset, rows: Dataset, metric: str) -> None:
+        self._pruner, self._texts, self.metric = pruner, texts, metric
+        self._evaluate = pruner.evaluation_on(rows, metric)
 
-    def export(self, model: PreTrainedModel, folder: Path) -> KPruner:
-        """Exports a model in float and in int8, and returns the pruner that did."""
+    def export(self, model: PreTrainedModel, folder: Path) -> None:
+        """Exports a model in float and in int8."""
         pruner = KPruner(model, self._pruner.processing_class, task=self._pruner.task.name)
         pruner.export(folder, quantize="int8", calibration_dataset=self._texts)
-        return pruner
 
-    def quality(self, pruner: KPruner, graph: Path) -> float:
-        """Returns the figure of a graph, in percent."""
-        return float(self._measure(Session(graph, pruner.model.config), pruner.processing_class, self._data))
+    def figures(self, model: PreTrainedModel, folder: Path, graph: str = INT8) -> dict[str, float]:
+        """Returns the figure of a graph of a model."""
+        return self._evaluate(model_on(Session(folder / GRAPHS / graph, model.config), model))
 
-    def quality_in_int8(self, model: PreTrainedModel) -> dict[str, float]:
+    def figures_in_int8(self, model: PreTrainedModel) -> dict[str, float]:
         """Returns the figure of a model in int8, as a search wants it."""
-        with TemporaryDirectory() as folder:
-            pruner = self.export(model, Path(folder, "served"))
-            return {self.metric: self.quality(pruner, Path(folder, "served", "onnx", INT8))}
+        with TemporaryDirectory() as place:
+            folder = Path(place, "served")
+            self.export(model, folder)
+            return self.figures(model, folder)
 
     def described(self, name: str, model: PreTrainedModel, folder: Path, flops: float = 1.0) -> list[Row]:
         """Exports a model, and returns a row for its graph in float and one for that in int8."""
-        pruner = self.export(model, folder)
+        self.export(model, folder)
         return [
             {
                 "model": name + suffix,
                 "FLOPs left": f"{flops:.0%}",
                 "MB": round(megabytes_of(folder, graph), 2),
-                self.metric: round(self.quality(pruner, folder / "onnx" / graph), 2),
+                **self.figures(model, folder, graph),
             }
             for graph, suffix in ((FLOAT, ""), (INT8, ", int8"))
         ]
@@ -84,7 +83,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="the dense model: local folder or name on the Hub")
     parser.add_argument("--dataset", required=True, help="folder or name, with splits train and validation")
-    parser.add_argument("--max_drop", type=float, default=1.0, help="in points of 100; default: %(default)s")
+    parser.add_argument("--metric", default="accuracy", help="the figure that counts; default: %(default)s")
+    parser.add_argument("--max_drop", type=float, default=0.01, help="below the dense model; default: %(default)s")
     parser.add_argument("--num_tokens", type=int, default=30_000, help="budget of calibration tokens")
     parser.add_argument("--rows", type=int, help="labelled rows to evaluate on (default: all)")
     parser.add_argument("--evaluations", type=int, default=12, help="models to try at most; default: %(default)s")
@@ -107,16 +107,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = load_dataset(args.dataset, split="validation")
     if args.rows:
         rows = rows.shuffle(seed=args.seed).take(args.rows)
-    server = Server(pruner, texts, rows)
+    server = Server(pruner, texts, rows, args.metric)
 
     table = server.described("dense", pruner.teacher, output / "dense")
-    floor = table[0][server.metric] - args.max_drop
     frontier = pruner.search(
         texts,
-        server.quality_in_int8,
-        min_quality=floor,
+        server.figures_in_int8,
+        min_quality=table[0][args.metric] - args.max_drop,
         config=KPruneConfig(num_tokens=args.num_tokens, seed=args.seed),
-        metric=server.metric,
+        metric=args.metric,
         max_evaluations=args.evaluations,
     )
     frontier.save(output / "frontier.json")
