@@ -1,6 +1,7 @@
 """Searches the smallest folder that serves, in int8, within some points of the dense model.
 
 python examples/smallest.py --model path/to/sst2 --dataset path/to/data/sst2 --metric accuracy --output_dir out
+python examples/smallest.py ... --set recovery_tokens=1_000_000
 
 Of every model that the search tries, the int8 graph is evaluated, so that what is lost by pruning and by int8 counts
 together. Megabytes are those of all files that serve a model: a graph, the tokenizer and the config. The smallest
@@ -14,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import common
+from benchmark import setting
 from datasets import Dataset, load_dataset
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -39,12 +41,15 @@ class Server:
     """
 
     def __init__(self, pruner: KPruner, texts: Dataset, rows: Dataset, metric: str) -> None:
-        self._pruner, self._texts, self.metric = pruner, texts, metric
+        self._pruner, self._tokenizer, self._texts, self.metric = pruner, pruner.processing_class, texts, metric
         self._evaluate = pruner.evaluation_on(rows, metric)
 
     def export(self, model: PreTrainedModel, folder: Path) -> None:
         """Exports a model in float and in int8."""
-        pruner = KPruner(model, self._pruner.processing_class, task=self._pruner.task.name)
+        task = self._pruner.task.name
+        # A model with fewer tokens has a tokenizer of its own.
+        tokenizer = KPruner(model, self._tokenizer, task=task).processing_class
+        pruner = KPruner(model, tokenizer, task=task)
         pruner.export(folder, quantize="int8", calibration_dataset=self._texts)
 
     def figures(self, model: PreTrainedModel, folder: Path, graph: str = INT8) -> dict[str, float]:
@@ -86,6 +91,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--metric", default="accuracy", help="the figure that counts; default: %(default)s")
     parser.add_argument("--max_drop", type=float, default=0.01, help="below the dense model; default: %(default)s")
     parser.add_argument("--num_tokens", type=int, default=30_000, help="budget of calibration tokens")
+    parser.add_argument(
+        "--set", type=setting, action="append", default=[], metavar="NAME=VALUE", help="of KPruneConfig"
+    )
     parser.add_argument("--rows", type=int, help="labelled rows to evaluate on (default: all)")
     parser.add_argument("--evaluations", type=int, default=12, help="models to try at most; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0)
@@ -103,8 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     pruner = KPruner.from_pretrained(args.model)
-    texts = pruner.get_calibration_dataset(args.dataset, args.num_tokens, seed=args.seed)
-    rows = load_dataset(args.dataset, split="validation")
+    texts, rows = (load_dataset(args.dataset, split=split) for split in ("train", "validation"))
     if args.rows:
         rows = rows.shuffle(seed=args.seed).take(args.rows)
     server = Server(pruner, texts, rows, args.metric)
@@ -114,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         texts,
         server.figures_in_int8,
         min_quality=table[0][args.metric] - args.max_drop,
-        config=KPruneConfig(num_tokens=args.num_tokens, seed=args.seed),
+        config=KPruneConfig(num_tokens=args.num_tokens, seed=args.seed, **dict(args.set)),
         metric=args.metric,
         max_evaluations=args.evaluations,
     )

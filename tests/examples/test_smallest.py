@@ -24,7 +24,9 @@ def test_the_smallest_folder_holds_in_int8(tmp_path, capsys):
     output = tmp_path / "out"
     given = ["--model", tmp_path / "model", "--dataset", tmp_path / "data", "--output_dir", output]
 
-    smallest.main([*map(str, given), "--num_tokens", "600", "--max_drop", "0.05", "--evaluations", "1"])
+    smallest.main(
+        [*map(str, given), "--num_tokens", "600", "--max_drop", "0.05", "--evaluations", "1", "--set", "ridge=0.01"]
+    )
 
     table = {row["model"]: row for row in json.loads((output / "smallest.json").read_text())}
     assert list(table) == ["dense", "dense, int8", "smallest", "smallest, int8"]
