@@ -12,7 +12,8 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..calibration.spec import Batch
+from ..calibration.spec import Batch, main_input
+from ..encoder.rows import RowByRow
 from ..evaluation.runtimes import quiet_export, require_packages
 
 # Bytes of weights in one file. ONNX cannot write more than 2 GB into one; beyond that, weights lie beside the graph.
@@ -139,13 +140,20 @@ class Session:
         # It warns of what it removes from a graph.
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self.inputs = [each.name for each in self._session.get_inputs()]
+        self._shapes = {each.name: each.shape for each in self._session.get_inputs()}
+        self.inputs = list(self._shapes)
         self.outputs = [each.name for each in self._session.get_outputs()]
         self.config = config
         self.device = torch.device("cpu")
 
     def __call__(self, **inputs: Any) -> ModelOutput:
-        """Runs the graph on what it reads of the inputs; without types, all tokens are of the first, as in PyTorch."""
+        """Runs the graph on what it reads of the inputs; without types, all tokens are of the first, as in PyTorch.
+
+        Samples of several rows, such as the candidates of a query, are run row by row where the graph reads one.
+        """
+        if main_input(inputs).dim() > len(self._shapes[self.inputs[0]]):
+            row_by_row: Any = RowByRow
+            return row_by_row(self)(**inputs)
         if "token_type_ids" in self.inputs and "token_type_ids" not in inputs:
             inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
         feeds = {name: numpy.asarray(inputs[name]) for name in self.inputs}
@@ -154,8 +162,7 @@ class Session:
 
     def is_free(self, name: str, axis: int) -> bool:
         """Whether an axis of an input may have any size."""
-        (shape,) = [each.shape for each in self._session.get_inputs() if each.name == name]
-        return isinstance(shape[axis], str)
+        return isinstance(self._shapes[name][axis], str)
 
     def eval(self) -> "Session":
         """Does nothing: there is no other mode."""

@@ -20,6 +20,9 @@ from ..encoder.tasks import Task
 from ..evaluation.runtimes import require_packages
 from ..folder import require_free, written_whole
 from ..prune.heldout import Comparison
+from ..publish.hub import CARD_NAME
+from ..result import KPruneResult
+from .card import served_card
 from .check import require_same_outputs
 from .folder import GRAPH, GRAPHS, QUANTIZED, write_surroundings
 from .graph import Session, export_graph, float_copy
@@ -40,6 +43,7 @@ class ExportMixin:
     model: Any
     task: Task
     processing_class: ProcessingClass | None
+    result: KPruneResult | None
     _pipeline: Any
     _sample: Batch | None
     _encoder: Callable[[nn.Module], Encoder]
@@ -97,6 +101,8 @@ class ExportMixin:
                 logger.info("%s", quantize_int8(graphs / GRAPH, graphs / QUANTIZED, comparison, max_drift))
             write_surroundings(draft, model, self.processing_class, self._pipeline)
             names = sorted(path.name for path in graphs.glob("*.onnx"))
+            dense = self._exported(self.teacher)
+            served_card(dense, self.task, names, session.inputs, self._pipeline, self.result).save(draft / CARD_NAME)
         logger.info("Exported to %s", folder)
         return {name: Path(folder, GRAPHS, name) for name in names}
 
@@ -140,14 +146,14 @@ class ExportMixin:
         require_free(folder, overwrite)
 
     def _exported(self, model: nn.Module) -> PreTrainedModel:
-        """Returns what is exported of a model; raises a ValueError if that is no model of transformers."""
-        running = self._encoder(model).running
-        if not isinstance(running, PreTrainedModel):
+        """Returns what is exported of a model; raises a ValueError if its head is a module around it."""
+        encoder = self._encoder(model)
+        if encoder.name and encoder.running is not encoder.pretrained:
             raise ValueError(
-                f"Models of transformers can be exported. Got a {type(running).__name__} that holds one. Export the "
+                f"Models of transformers can be exported. Got a {type(model).__name__} that holds one. Export the "
                 "encoder inside, `KPruner(encoder, tokenizer).export(...)`, or the whole with `torch.onnx.export`."
             )
-        return running
+        return encoder.pretrained
 
 
 def _require_one_of(name: str, given: Any, allowed: tuple[str, ...]) -> None:

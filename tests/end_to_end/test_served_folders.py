@@ -10,16 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from shrunk import pruned_model
 from tiny import HIDDEN, outputs_of, ragged_samples, save_tiny, texts_of, tiny_model, tiny_tokenizer
 
 from optimum_kprune import KPruneConfig, KPruner
 
-pytestmark = pytest.mark.slow
-
 ENVIRONMENTS = Path(__file__).parents[2] / ".compatibility"
+# Exports take long: nothing is exported where nothing could load it.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not any((ENVIRONMENTS / name).exists() for name in ("onnxruntime", "optimum-onnx", "transformers.js")),
+        reason="no environments; `make compatibility` makes them",
+    ),
+]
 HEADS = {
     "single label": "SequenceClassification",
     "regression": "SequenceClassification",
@@ -156,7 +162,7 @@ def served(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served_pipelines(served, tmp_path_factory):
-    """A served bi-encoder, and the regression, which is a reranker."""
+    """A served bi-encoder, a reranker, and a model with one label, which the library takes for a reranker, too."""
     root = tmp_path_factory.mktemp("pipelines")
     modules = [Transformer(str(save_tiny(root / "dense", tiny_model("bert", "base model"))))]
     pipeline = SentenceTransformer(modules=[*modules, Pooling(HIDDEN, "mean"), Normalize()], device="cpu")
@@ -165,7 +171,14 @@ def served_pipelines(served, tmp_path_factory):
     pruner.export(root / "embeddings", quantize="int8", calibration_dataset=TEXTS)
     expected = {"texts": TEXTS, "embeddings": pruner.sentence_transformer.encode(TEXTS).tolist()}
     (root / "embeddings" / "expected.json").write_text(json.dumps(expected))
-    return [root / "embeddings", served / "regression"]
+    reranker = CrossEncoder(str(save_tiny(root / "scorer", tiny_model("bert", "regression"))), device="cpu")
+    pruner = KPruner.from_cross_encoder(reranker)
+    pairs = list(zip(TEXTS, TEXTS[::-1], strict=True))
+    pruner.prune(KPruneConfig(compression_rate=0.6, num_tokens=None), pairs)
+    pruner.export(root / "reranker", quantize="int8", calibration_dataset=pairs)
+    expected = {"texts": TEXTS, "scores": pruner.cross_encoder.predict(pairs).tolist()}
+    (root / "reranker" / "expected.json").write_text(json.dumps(expected))
+    return [root / "embeddings", root / "reranker", served / "regression"]
 
 
 def write_expected(folder, model, tokenizer, head):
