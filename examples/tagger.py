@@ -107,9 +107,8 @@ def untrained(encoder: str) -> KPruner:
     """Returns an encoder with a new head for the tags, and its tokenizer, as a pruner holds them."""
     names = dict(enumerate(TAGS))
     labels = {name: tag for tag, name in names.items()}
-    model = AutoModelForTokenClassification.from_pretrained(
-        encoder, id2label=names, label2id=labels, dtype=torch.float32
-    )
+    options = {"id2label": names, "label2id": labels, "dtype": torch.float32}
+    model = AutoModelForTokenClassification.from_pretrained(encoder, **options)
     return KPruner(model, AutoTokenizer.from_pretrained(encoder))
 
 
@@ -178,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    torch.manual_seed(args.seed)
     folder = Path(args.output_dir)
     texts = load_dataset(args.dataset)
     data = make_dataset(*(texts[split][args.text_column] for split in ("train", "validation")))
