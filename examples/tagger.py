@@ -144,7 +144,7 @@ def compare(pruner: KPruner, data: DatasetDict, args: argparse.Namespace) -> Fro
     evaluate = pruner.evaluation_on(data["validation"])
     frontiers = []
     for draw in range(args.draws):
-        config = KPruneConfig(num_tokens=args.num_tokens, seed=draw)
+        config = KPruneConfig(num_tokens=args.num_tokens, recovery_tokens=args.recovery_tokens, seed=draw)
         pruners = pruner.sweep(args.rates, config, data["train"])
         frontiers.append(pruner.frontier_of(pruners, evaluate, metric="f1", measure_latency=True))
         print(f"draw {draw}\n{frontiers[-1]}\n", flush=True)
@@ -163,6 +163,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rates", type=float, nargs="*", default=[0.5, 0.67, 0.8], help="shares of FLOPs to remove")
     parser.add_argument("--draws", type=int, default=1, help="draws of the texts to prune on")
     parser.add_argument("--num_tokens", type=int, default=20_000, help="budget of a draw")
+    parser.add_argument("--recovery_tokens", type=int, default=0, help="tokens to recover on afterwards")
     parser.add_argument("--seed", type=int, default=0, help="of the training")
     parser.add_argument("--output_dir", required=True, help="folder for the tagger, its data and the table")
     args = parser.parse_args(arguments)
