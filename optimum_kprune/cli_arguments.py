@@ -73,6 +73,9 @@ LATENCY_OPTIONS = {
     "runtime": "--latency_runtime",
 }
 
+# The same for an export.
+EXPORT_OPTIONS = {"format": "--export", "quantize": "--int8", "folder": "--export_dir"}
+
 
 def in_options(message: str, options: Mapping[str, str] = OPTIONS) -> str:
     """Returns a message of the library with options of the command instead of arguments of Python."""
@@ -127,6 +130,34 @@ def is_search(arguments: Namespace) -> bool:
     if arguments.minimise and not target:
         raise ValueError("`--minimise` goes with `--max_drop` or `--min_quality`. Got neither.")
     return bool(target)
+
+
+def export_of(arguments: Namespace) -> dict[str, Any]:
+    """Returns the folder, the format and the like of an export, as arguments; nothing without one.
+
+    Raises:
+        ValueError: if there are options of an export alone, or its folder is one with that of the pruned model.
+    """
+    given = [f"`--{name}`" for name in ("int8", "export_dir") if getattr(arguments, name)]
+    if arguments.export is None:
+        if given:
+            raise ValueError(f"{' and '.join(given)} can be given with `--export onnx` alone. Got none.")
+        return {}
+    if arguments.update_card:
+        raise ValueError("`--update_card` prunes nothing, and exports nothing. Leave `--export` out.")
+    folder = arguments.export_dir or f"{Path(arguments.output_dir)}-{arguments.export}"
+    pruned, served = Path(arguments.output_dir).resolve(), Path(folder).resolve()
+    if served == pruned or served in pruned.parents or pruned in served.parents:
+        raise ValueError(
+            f"`--export_dir` must not hold OUTPUT_DIR, nor lie in it: both are written as a whole. Got {folder!r} and "
+            f"{arguments.output_dir!r}."
+        )
+    return {
+        "folder": folder,
+        "format": arguments.export,
+        "quantize": "int8" if arguments.int8 else None,
+        "overwrite": arguments.overwrite_output_dir,
+    }
 
 
 def latency_table_of(pruner: KPruner, arguments: Namespace, config: KPruneConfig) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from .encoder.registration import register_type_of
 from .encoder.sublayers import Encoder
 from .evaluation.latency_mixin import LatencyMixin
 from .evaluation.mixin import EvaluationMixin
+from .export.mixin import ExportMixin
 from .frontier import Frontier
 from .latency_table import LatencyTable
 from .names import UNKNOWN, hub_name, publishable
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
 
 
-class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPruner):
+class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, ExportMixin, SavingMixin, OptimumPruner):
     """Prunes a fine-tuned encoder without retraining and without labels (Park, Choi and Kang, ICLR 2024).
 
     Where a launcher has started several processes, all must call `prune`, `sweep`, `save_pretrained` and

@@ -35,6 +35,7 @@ CLASSIFIERS = ("textattack/bert-base-uncased-SST-2", "my-classifier", "bert-sst2
 ENCODERS = ("my-encoder", "sentence-transformers/all-MiniLM-L6-v2")
 RERANKERS = ("my-reranker",)
 HEADS = dict.fromkeys(ENCODERS, "base model") | dict.fromkeys(RERANKERS, "regression")
+HEADS |= {"my-tagger": "token classification"}
 # A model of a type without an adapter.
 UNKNOWN = {"my-data2vec": "data2vec-text"}
 STAND_INS = {

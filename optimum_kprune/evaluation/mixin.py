@@ -98,8 +98,9 @@ class EvaluationMixin:
             dataset: rows with texts, images or audio, and labels, or processed rows with labels, in a data set, a data
                 frame or a dictionary of columns; or the name, folder or file of such rows, as in
                 `get_calibration_dataset`.
-            metric: name of one of the usual figures of the task (accuracy; pearson, spearman; exact_match, f1), or a
-                metric of the library `evaluate` by name or path; None computes all usual ones.
+            metric: name of one of the usual figures of the task (accuracy; pearson, spearman; exact_match, f1;
+                precision, recall and f1 of entities), or a metric of the library `evaluate` by name or path; None
+                computes all usual ones.
             compute_metrics: function that computes the figures instead, as a Trainer takes it.
             dataset_config_name: configuration of a data set that is given by name.
             dataset_split: split of that data set. None takes "validation", or all rows of files.
