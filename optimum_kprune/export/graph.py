@@ -139,7 +139,8 @@ class Session:
         # It warns of what it removes from a graph.
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self.inputs = [each.name for each in self._session.get_inputs()]
+        self._shapes = {each.name: each.shape for each in self._session.get_inputs()}
+        self.inputs = list(self._shapes)
         self.outputs = [each.name for each in self._session.get_outputs()]
         self.config = config
         self.device = torch.device("cpu")
@@ -154,8 +155,7 @@ class Session:
 
     def is_free(self, name: str, axis: int) -> bool:
         """Whether an axis of an input may have any size."""
-        (shape,) = [each.shape for each in self._session.get_inputs() if each.name == name]
-        return isinstance(shape[axis], str)
+        return isinstance(self._shapes[name][axis], str)
 
     def eval(self) -> "Session":
         """Does nothing: there is no other mode."""

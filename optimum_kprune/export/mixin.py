@@ -22,7 +22,10 @@ from ..encoder.sublayers import Encoder
 from ..encoder.tasks import Task
 from ..evaluation.runtimes import require_packages
 from ..folder import require_free, written_whole
+from ..publish.hub import CARD_NAME
 from ..publish.save import require_plots
+from ..result import KPruneResult
+from .card import served_card
 from .folder import GRAPH, GRAPHS, write_surroundings
 from .report import ExportReport
 from .writer import QUANTIZATIONS, GraphWriter, Written
@@ -41,6 +44,7 @@ class ExportMixin:
     model: Any
     task: Task
     processing_class: ProcessingClass | None
+    result: KPruneResult | None
     _pipeline: Any
     _sample: Batch | None
     _encoder: Callable[[nn.Module], Encoder]
@@ -102,6 +106,9 @@ class ExportMixin:
             written = writer.write(model, draft / GRAPHS)
             write_surroundings(draft, model, self.processing_class, self._pipeline)
             made = self._report(writer, written, evaluate) if report else ExportReport()
+            dense, names = self._exported(self.teacher), [path.name for path in written.files]
+            card = served_card(dense, self.task, names, written.inputs, self._pipeline, self.result)
+            card.save(draft / CARD_NAME)
             if report:
                 made.write(draft, plots)
         logger.info("Exported to %s", folder)
@@ -160,14 +167,14 @@ class ExportMixin:
         require_free(folder, overwrite)
 
     def _exported(self, model: nn.Module) -> PreTrainedModel:
-        """Returns what is exported of a model; raises a ValueError if that is no model of transformers."""
-        running = self._encoder(model).running
-        if not isinstance(running, PreTrainedModel):
+        """Returns what is exported of a model; raises a ValueError if its head is a module around it."""
+        encoder = self._encoder(model)
+        if encoder.name and encoder.running is not encoder.pretrained:
             raise ValueError(
-                f"Models of transformers can be exported. Got a {type(running).__name__} that holds one. Export the "
+                f"Models of transformers can be exported. Got a {type(model).__name__} that holds one. Export the "
                 "encoder inside, `KPruner(encoder, tokenizer).export(...)`, or the whole with `torch.onnx.export`."
             )
-        return running
+        return encoder.pretrained
 
 
 def _require_one_of(name: str, given: Any, allowed: tuple[str, ...]) -> None:

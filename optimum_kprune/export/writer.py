@@ -32,12 +32,14 @@ class Written:
     Attributes:
         model: the model as its graph has it, on the CPU and in float32.
         megabytes: size of the model's own file.
+        inputs: names of what they read.
         files: the graphs: in float, and quantised if that was asked for.
         int8: how the second was quantised; None if it was not measured.
     """
 
     model: PreTrainedModel
     megabytes: float
+    inputs: list[str]
     files: list[Path] = field(default_factory=list)
     int8: Int8 | None = None
 
@@ -82,7 +84,7 @@ class GraphWriter:
             files.append(folder / QUANTIZED)
             only_tables = self.quantize == "int8-embeddings"
             int8 = quantize_int8(path, files[-1], self._compared_with(session), self.max_drift, only_tables)
-        return Written(on_cpu, megabytes_of(model), files, int8)
+        return Written(on_cpu, megabytes_of(model), session.inputs, files, int8)
 
     def report(
         self, models: Mapping[str, Written], figures_of: Callable[[nn.Module], Mapping[str, float]] | None = None

@@ -10,16 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from shrunk import pruned_model
 from tiny import HIDDEN, outputs_of, ragged_samples, save_tiny, texts_of, tiny_model, tiny_tokenizer
 
 from optimum_kprune import KPruneConfig, KPruner
 
-pytestmark = pytest.mark.slow
-
 ENVIRONMENTS = Path(__file__).parents[2] / ".compatibility"
+# Exports take long: nothing is exported where nothing could load it.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not any((ENVIRONMENTS / name).exists() for name in ("onnxruntime", "optimum-onnx", "transformers.js")),
+        reason="no environments; `make compatibility` makes them",
+    ),
+]
 HEADS = {
     "single label": "SequenceClassification",
     "regression": "SequenceClassification",
@@ -149,23 +155,31 @@ def served(tmp_path_factory):
         model, tokenizer = pruned_model(tiny_model("bert", head)).eval(), tiny_tokenizer()
         folder = root / head.replace(" ", "-")
         texts = [{name: [value] for name, value in tokenizer(text).items()} for text in TEXTS]
-        KPruner(model, tokenizer).export(folder, quantize="int8", calibration_dataset=texts)
+        KPruner(model, tokenizer).export(folder, quantize="int8", calibration_dataset=texts, report=False)
         write_expected(folder, model, tokenizer, name)
     return root
 
 
 @pytest.fixture(scope="module")
 def served_pipelines(served, tmp_path_factory):
-    """A served bi-encoder, and the regression, which is a reranker."""
+    """A served bi-encoder, a reranker, and a model with one label, which the library takes for a reranker, too."""
     root = tmp_path_factory.mktemp("pipelines")
     modules = [Transformer(str(save_tiny(root / "dense", tiny_model("bert", "base model"))))]
     pipeline = SentenceTransformer(modules=[*modules, Pooling(HIDDEN, "mean"), Normalize()], device="cpu")
     pruner = KPruner.from_sentence_transformer(pipeline)
     pruner.prune(KPruneConfig(compression_rate=0.6, num_tokens=None), TEXTS)
-    pruner.export(root / "embeddings", quantize="int8", calibration_dataset=TEXTS)
+    pruner.export(root / "embeddings", quantize="int8", calibration_dataset=TEXTS, report=False)
     expected = {"texts": TEXTS, "embeddings": pruner.sentence_transformer.encode(TEXTS).tolist()}
     (root / "embeddings" / "expected.json").write_text(json.dumps(expected))
-    return [root / "embeddings", served / "regression"]
+    reranker = CrossEncoder(str(save_tiny(root / "scorer", tiny_model("bert", "regression"))), device="cpu")
+    pruner = KPruner.from_cross_encoder(reranker)
+    pairs = list(zip(TEXTS, TEXTS[::-1], strict=True))
+    pruner.prune(KPruneConfig(compression_rate=0.6, num_tokens=None), pairs)
+    report = pruner.export(root / "reranker", quantize="int8", calibration_dataset=pairs)
+    assert {row.closeness.measure for row in report.rows} == {"order agreement"}
+    expected = {"texts": TEXTS, "scores": pruner.cross_encoder.predict(pairs).tolist()}
+    (root / "reranker" / "expected.json").write_text(json.dumps(expected))
+    return [root / "embeddings", root / "reranker", served / "regression"]
 
 
 def write_expected(folder, model, tokenizer, head):
