@@ -32,7 +32,7 @@ def files_in(folder):
 def test_a_served_folder_holds_graphs_and_no_weights(pruner, tmp_path):
     pruner.export(tmp_path / "served", quantize="int8", calibration_dataset=TEXTS)
     found = files_in(tmp_path / "served")
-    expected = ["README.md", "config.json", "onnx/model.onnx", "onnx/model_quantized.onnx"]
+    expected = ["README.md", "config.json", "kprune_export.json", "onnx/model.onnx", "onnx/model_quantized.onnx"]
     assert [name for name in found if "tokenizer" not in name] == expected
     config = AutoConfig.from_pretrained(tmp_path / "served")
     assert (config.model_type, config.architectures) == ("bert", ["BertForSequenceClassification"])
