@@ -50,7 +50,7 @@ class Server:
         # A model with fewer tokens has a tokenizer of its own.
         tokenizer = KPruner(model, self._tokenizer, task=task).processing_class
         pruner = KPruner(model, tokenizer, task=task)
-        pruner.export(folder, quantize="int8", calibration_dataset=self._texts)
+        pruner.export(folder, quantize="int8", calibration_dataset=self._texts, report=False)
 
     def figures(self, model: PreTrainedModel, folder: Path, graph: str = INT8) -> dict[str, float]:
         """Returns the figure of a graph of a model."""

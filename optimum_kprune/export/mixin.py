@@ -14,9 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..calibration.modality import ProcessingClass
-from ..calibration.prepare import prepare_batches
+from ..calibration.prepare import drawn_with, prepare_batches
 from ..calibration.spec import Batch, InputSpec
-from ..defaults import BATCH_SIZE
+from ..defaults import BATCH_SIZE, NUM_TOKENS
 from ..distributed import in_main
 from ..encoder.sublayers import Encoder
 from ..encoder.tasks import Task
@@ -186,5 +186,9 @@ def _measured_batches(calibration_dataset: Any, spec: InputSpec) -> list[Batch]:
     """Returns the batches of calibration data on which graphs are compared; none without data."""
     if calibration_dataset is None:
         return []
-    calibration = prepare_batches(calibration_dataset, spec, measure_tokens=MEASURED, batch_size=BATCH_SIZE)
+    # Data that was drawn keeps the budget of its draw.
+    budget = NUM_TOKENS if drawn_with(calibration_dataset) else MEASURED
+    calibration = prepare_batches(
+        calibration_dataset, spec, num_tokens=budget, measure_tokens=MEASURED, batch_size=BATCH_SIZE
+    )
     return calibration.batches[: calibration.measured[0]]

@@ -42,7 +42,7 @@ def folders(tagger, tmp_path_factory):
     """The tagger as a model that was saved, and as one that was exported."""
     saved, exported = tmp_path_factory.mktemp("saved"), tmp_path_factory.mktemp("exported")
     tagger.save_pretrained(saved)
-    tagger.export(exported)
+    tagger.export(exported, report=False)
     return saved, exported
 
 

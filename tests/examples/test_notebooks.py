@@ -12,9 +12,9 @@ from tiny import save_tiny, tiny_model
 pytestmark = pytest.mark.slow
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-NAMES = ("quickstart", "frontier", "reranker")
+NAMES = ("quickstart", "frontier", "reranker", "deploy")
 DOCSTRINGS = {"ROWS_PER_AREA": 12, "EPOCHS": 1}
-SMALL = {"quickstart": DOCSTRINGS, "frontier": DOCSTRINGS, "reranker": {"QUERIES": 60}}
+SMALL = {"quickstart": DOCSTRINGS, "frontier": DOCSTRINGS, "reranker": {"QUERIES": 60}, "deploy": DOCSTRINGS}
 MACHINE = re.compile(r"/tmp/|/home/|/root/|/Users/|/work/|site-packages|file://|localhost|index-url")
 
 
@@ -82,6 +82,17 @@ def test_the_reranker_notebook_runs_and_its_reranker_loads(tmp_path):
     assert "40 queries to train and calibrate on, 20 to evaluate on" in text
     assert "The same ranking from the folder: True" in text
     assert "order agreement with the model before" in text and "ndcg@10" in text
+
+
+def test_the_deploy_notebook_runs_and_both_ways_to_serve_answer_the_same(tmp_path):
+    notebook = run("deploy", tmp_path, FOLDER=str(tmp_path / "served"), RATE=0.5)
+    text = text_of(output for cell in code_cells(notebook) for output in cell.outputs)
+    for model in ("dense", "dense, int8", "pruned", "pruned, int8"):
+        assert re.search(rf"^{model} +ONNX Runtime .*\d$", text, re.M)
+    *_, alone, piped = (text_of(cell.outputs) for cell in code_cells(notebook))
+    answers = re.findall(r"^(\w+): ", alone, re.M)
+    assert len(answers) == 3 and answers == re.findall(r"^(\w+) \(", piped, re.M)
+    assert {"model.onnx", "model_quantized.onnx"} <= {path.name for path in (tmp_path / "served" / "onnx").iterdir()}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -21,7 +21,7 @@ TEXTS = ["w1 w2 w9", "w3 w40 w5 w77 w1", "w2 w8"]
 )
 def test_a_graph_answers_like_the_model(tmp_path, task, head, caplog):
     model = tiny_model(head=head).eval()
-    KPruner(model, tiny_tokenizer()).export(tmp_path)
+    KPruner(model, tiny_tokenizer()).export(tmp_path, report=False)
     served = served_pipeline(task, tmp_path, threads=1)
     dense = pipeline(task, model, tokenizer=tiny_tokenizer(), device="cpu")
     assert_alike(served(TEXTS[0]), dense(TEXTS[0]))
