@@ -1,6 +1,8 @@
 """How close a pruned model is to the dense one, on calibration data that the prune did not see: no labels needed."""
 
 import math
+from dataclasses import replace
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from ..algorithm.divergence import Prediction, agreement, divergence
 from ..calibration.prepare import CalibrationBatches
-from ..calibration.spec import Batch
+from ..calibration.spec import Batch, samples_in
 from ..distributed import gather, share
 from ..encoder.partial_forward import run
 from ..encoder.sublayers import Encoder
@@ -38,7 +40,7 @@ class Heldout:
     def __init__(self, dense: Encoder, calibration: CalibrationBatches, task: Task) -> None:
         self._dense, self._task = dense, task
         self._batches = [(batch, calibration.mask(batch)) for batch in share(calibration.heldout)]
-        self._predicted: dict[int, Prediction] = {}
+        self._predicted: dict[int, Prediction] = dict(enumerate(share(_expected(calibration))))
 
     @torch.no_grad()
     def quality(self, pruned: Encoder) -> HeldoutQuality:
@@ -73,6 +75,15 @@ class Heldout:
             if predicted.values[0].numel() <= MOST_KEPT * mask[0].numel():
                 self._predicted[index] = predicted
         return predicted
+
+
+def _expected(calibration: CalibrationBatches) -> list[Prediction]:
+    """Returns what was predicted before for each held-out batch; nothing if it was not."""
+    whole = calibration.expected
+    if whole is None:
+        return []
+    ends = accumulate(map(samples_in, calibration.heldout), initial=0)
+    return [replace(whole, values=whole.values[start:end], weights=whole.weights[start:end]) for start, end in pairwise(ends)]
 
 
 class _Compared(NamedTuple):

@@ -1,0 +1,73 @@
+"""Small tokenizers of every kind that is trimmed, trained on text in several scripts, and tiny models that read them."""
+
+import random
+from functools import cache
+
+from tiny import HIDDEN, LAYERS, NEURONS, randomize
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoConfig, BertTokenizer, RobertaTokenizer, XLMRobertaTokenizer
+from transformers.models.auto import modeling_auto
+
+SYLLABLES = ["ba", "ke", "li", "no", "su", "тра", "ви", "по", "κα", "λο", "山川", "मे", "ing", "ed", "é"]
+# By kind, the model type that reads such tokens.
+FAMILIES = {"WordPiece": "bert", "BPE": "roberta", "Unigram": "xlm-roberta"}
+
+
+def texts(count=400, seed=0):
+    """Sentences of words that differ in how frequent they are."""
+    generator = random.Random(seed)
+    words = ["".join(random.Random(number).choices(SYLLABLES, k=1 + number % 4)) for number in range(150)]
+    shares = [1 / (number + 2) for number in range(len(words))]
+    return [" ".join(generator.choices(words, shares, k=generator.randint(3, 12))) + "." for _ in range(count)]
+
+
+@cache
+def _trained(kind):
+    if kind == "WordPiece":
+        backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        trainer = trainers.WordPieceTrainer(vocab_size=260, special_tokens=special, show_progress=False)
+    elif kind == "BPE":
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        special = ["<s>", "<pad>", "</s>", "<unk>"]
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=480, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        )
+    else:
+        backend = Tokenizer(models.Unigram())
+        backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+        special = ["<s>", "<pad>", "</s>", "<unk>"]
+        trainer = trainers.UnigramTrainer(
+            vocab_size=260, special_tokens=special, unk_token="<unk>", show_progress=False
+        )
+    backend.train_from_iterator(texts(), trainer)
+    return backend
+
+
+def tokenizer(kind):
+    """A tokenizer of the class that checkpoints of its kind have."""
+    import json
+
+    model = json.loads(_trained(kind).to_str())["model"]
+    if kind == "WordPiece":
+        return BertTokenizer(vocab=model["vocab"], model_max_length=40)
+    if kind == "BPE":
+        merges = [tuple(merge) for merge in model["merges"]]
+        return RobertaTokenizer(vocab=model["vocab"], merges=merges, model_max_length=40)
+    return XLMRobertaTokenizer(vocab=[tuple(entry) for entry in model["vocab"]], model_max_length=40)
+
+
+def model(kind, head="ForSequenceClassification", **options):
+    """A tiny model with large random weights that reads the tokens of such a tokenizer."""
+    own = tokenizer(kind)
+    ids = {f"{name}_token_id": getattr(own, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    sizes = dict(hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=4, intermediate_size=NEURONS)
+    config = AutoConfig.for_model(
+        FAMILIES[kind], vocab_size=len(own), max_position_embeddings=48, **sizes, **ids, **options
+    )
+    made = getattr(modeling_auto, f"AutoModel{head}").from_config(config)
+    randomize(made)
+    return made.eval()
