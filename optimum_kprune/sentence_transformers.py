@@ -125,7 +125,7 @@ def pipeline_with(pipeline: SentenceTransformer, model: PreTrainedModel, card: s
     copied = copy.deepcopy(pipeline, {id(encoder_of(pipeline)): model, id(pipeline.model_card_data): card_data})
     own = own_vocabulary(model)
     if own is not None:
-        copied[0].processor = own.tokenizer
+        copied[0].processor = own.tokenizer  # type: ignore[assignment]
     card_data.register_model(copied)
     # The library writes this card when the pipeline is saved, unless it has been trained further.
     copied._model_card_text = card  # type: ignore[assignment]

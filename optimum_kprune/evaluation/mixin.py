@@ -135,7 +135,8 @@ class EvaluationMixin:
     def _input_spec(self, seed: int, **reading: Any) -> InputSpec:
         encoder = self._encoder(self.teacher)
         reading["positions"] = Positions(encoder)
-        return input_spec(encoder.running, self._dense, self.task.name, self._given_processing_class, seed=seed, **reading)
+        given = self._given_processing_class
+        return input_spec(encoder.running, self._dense, self.task.name, given, seed=seed, **reading)
 
 
 def facts_of(

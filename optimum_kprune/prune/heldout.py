@@ -83,7 +83,8 @@ def _expected(calibration: CalibrationBatches) -> list[Prediction]:
     if whole is None:
         return []
     ends = accumulate(map(samples_in, calibration.heldout), initial=0)
-    return [replace(whole, values=whole.values[start:end], weights=whole.weights[start:end]) for start, end in pairwise(ends)]
+    parts = [slice(*each) for each in pairwise(ends)]
+    return [replace(whole, values=whole.values[part], weights=whole.weights[part]) for part in parts]
 
 
 class _Compared(NamedTuple):

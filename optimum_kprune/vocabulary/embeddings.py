@@ -85,9 +85,7 @@ def special_ids(config: Any) -> set[int]:
 
 
 def _named_ids(config: Any) -> dict[str, Any]:
-    return {
-        name: ids for name, ids in config.to_dict().items() if name.endswith("token_id") and ids is not None
-    }
+    return {name: ids for name, ids in config.to_dict().items() if name.endswith("token_id") and ids is not None}
 
 
 def _number(config: Any, size: int, numbers: dict[int, int]) -> None:

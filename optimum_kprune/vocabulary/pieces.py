@@ -84,5 +84,5 @@ class Pieces:
         return []
 
     def _is_basic(self, token: int) -> bool:
-        characters = self.characters(token)
-        return len(characters) < 2 or not self._ids.keys() >= set(characters) or bool(BYTE.fullmatch(self.names[token]))
+        characters, is_byte = self.characters(token), BYTE.fullmatch(self.names[token]) is not None
+        return is_byte or len(characters) < 2 or not self._ids.keys() >= set(characters)

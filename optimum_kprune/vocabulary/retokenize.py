@@ -60,17 +60,15 @@ class Retokenizer:
         rows = [self.row(row[mask].tolist()) for row, mask in zip(_rows(ids), masks, strict=True)]
         lengths = torch.tensor([len(row.ids) for row in rows])
         places = torch.arange(int(lengths.max())).expand(len(rows), -1)
-        is_left = not bool(masks[:, 0].all())
-        filled = (places.flip(1) if is_left else places) < lengths[:, None]
-        made = {}
+        real = (places if masks[:, 0].all() else places.flip(1)) < lengths[:, None]
+        made = dict(batch)
         for name, values in batch.items():
-            made[name] = values
             if values.shape[: ids.dim()] == ids.shape:
                 old = zip(values.flatten(0, ids.dim() - 2), masks, rows, strict=True)
-                new = [torch.tensor(row.ids) if values is ids else own[mask][row.origins] for own, mask, row in old]
-                padded = values.new_full((*filled.shape, *values.shape[ids.dim() :]), self._pad_id if values is ids else 0)
-                padded[filled] = torch.cat(new)
-                made[name] = padded.unflatten(0, ids.shape[:-1])
+                new = torch.cat([of_row[mask][row.origins] for of_row, mask, row in old])
+                made[name] = _placed(new, real).unflatten(0, ids.shape[:-1])
+        new_ids = torch.tensor([token for row in rows for token in row.ids])
+        made["input_ids"] = _placed(new_ids, real, self._pad_id).unflatten(0, ids.shape[:-1])
         return made
 
     def row(self, ids: Sequence[int]) -> Row:
@@ -115,3 +113,10 @@ class Retokenizer:
 def _rows(values: Tensor) -> Tensor:
     """Returns (rows, tokens) of (samples, tokens) or (samples, choices, tokens)."""
     return values.reshape(-1, values.shape[-1])
+
+
+def _placed(values: Tensor, real: Tensor, padding: int = 0) -> Tensor:
+    """Returns values of real positions, (real positions, ...), in their places among padding, (rows, tokens, ...)."""
+    placed = values.new_full((*real.shape, *values.shape[1:]), padding)
+    placed[real] = values
+    return placed

@@ -188,9 +188,12 @@ def _expected(dense: Encoder, task: Task, calibration: CalibrationBatches) -> Pr
 
     if not calibration.heldout:
         return None
-    shape = main_input(calibration.heldout[-1]).shape
     sample = {name: values[:1] for name, values in calibration.heldout[-1].items()}
-    shorter = {name: values[:, ..., :-1] if values.shape == (1, *shape[1:]) else values for name, values in sample.items()}
+    shape = main_input(sample).shape
+    shorter = {
+        name: values.narrow(len(shape) - 1, 0, shape[-1] - 1) if values.shape[: len(shape)] == shape else values
+        for name, values in sample.items()
+    }
     if predicted(sample).values.shape != predicted(shorter).values.shape:
         return None
     found = [predicted(batch) for batch in calibration.heldout]

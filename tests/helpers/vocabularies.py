@@ -1,8 +1,10 @@
-"""Small tokenizers of every kind that is trimmed, trained on text in several scripts, and tiny models that read them."""
+"""Small tokenizers of every kind that can be trimmed, of text in several scripts, and tiny models that read them."""
 
+import json
 import random
 from functools import cache
 
+import torch
 from tiny import HIDDEN, LAYERS, NEURONS, randomize
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, BertTokenizer, RobertaTokenizer, XLMRobertaTokenizer
@@ -49,8 +51,6 @@ def _trained(kind):
 
 def tokenizer(kind):
     """A tokenizer of the class that checkpoints of its kind have."""
-    import json
-
     model = json.loads(_trained(kind).to_str())["model"]
     if kind == "WordPiece":
         return BertTokenizer(vocab=model["vocab"], model_max_length=40)
@@ -68,6 +68,7 @@ def model(kind, head="ForSequenceClassification", **options):
     config = AutoConfig.for_model(
         FAMILIES[kind], vocab_size=len(own), max_position_embeddings=48, **sizes, **ids, **options
     )
+    torch.manual_seed(0)
     made = getattr(modeling_auto, f"AutoModel{head}").from_config(config)
     randomize(made)
     return made.eval()

@@ -129,7 +129,7 @@ def _add_prune(group: Any) -> None:
     units = ["flops", "parameters", "megabytes", "latency", "layers"]
     unit = "What that model has least of (default: flops)."
     group.add_argument("--minimise", choices=units, help=unit)
-    tokens = "How many tokens the pruned model has, such as 8000, or the share of the data's tokens to keep, such as 0.99."
+    tokens = "Tokens that the pruned model has, such as 8000, or the share of the data's tokens to keep, such as 0.99."
     group.add_argument("--vocabulary", type=_size_or_share, help=tokens)
     group.add_argument("--seed", type=int, help="Seed of all random choices (default: 0).")
     config = "All settings: a kprune_config.json, or a folder or Hub repository that has one. Arguments win over it."
