@@ -27,7 +27,7 @@ class Pieces:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         backend: Any = tokenizer.backend_tokenizer
         described = json.loads(backend.to_str())
-        model, self._model = described["model"], backend.model
+        model, self._backend = described["model"], backend
         self.names = {index: token for token, index in tokenizer.get_vocab().items()}
         self.special = {added["id"] for added in described["added_tokens"]} | set(tokenizer.all_special_ids)
         self._ids = {token: index for index, token in self.names.items()}
@@ -37,9 +37,9 @@ class Pieces:
         merges = (merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges", ()))
         self._ranks = {tuple(merge): rank for rank, merge in enumerate(merges)}
 
-    def tokenize(self, word: str) -> list[int]:
-        """Splits a word, written in the alphabet of the tokenizer, into tokens."""
-        return [token.id for token in self._model.tokenize(word)]
+    def tokenize(self, text: str) -> list[int]:
+        """Splits what begins as a word, written in the alphabet of the tokenizer, into tokens."""
+        return [token.id for word in self._words_in(text) for token in self._backend.model.tokenize(word)]
 
     def text(self, token: int) -> str:
         """Returns the part of a word that a token stands for, in the alphabet of the tokenizer."""
@@ -82,6 +82,15 @@ class Pieces:
                 return [self._ids[symbol] for symbol in symbols]
             symbols[place : place + 2] = ["".join(pairs[place])]
         return []
+
+    def _words_in(self, text: str) -> list[str]:
+        """Splits what begins as a word further, where the tokenizer does: at punctuation, for example."""
+        if self._backend.decoder is None or self._backend.pre_tokenizer is None:
+            return [text]
+        words = [
+            word for word, _ in self._backend.pre_tokenizer.pre_tokenize_str(self._backend.decoder.decode([text]))
+        ]
+        return words if "".join(words) == text else [text]
 
     def _is_basic(self, token: int) -> bool:
         characters, is_byte = self.characters(token), BYTE.fullmatch(self.names[token]) is not None

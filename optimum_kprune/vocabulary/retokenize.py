@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..calibration.spec import Batch, main_input, real_entries
+from ..calibration.spec import Batch, main_input, token_mask
 from .pieces import Pieces
 
 
@@ -56,8 +56,8 @@ class Retokenizer:
                 "With `vocabulary`, the calibration data must leave positions to the model, since words get other "
                 "numbers of tokens. Got `position_ids`. Leave that input out."
             )
-        ids, masks = main_input(batch), _rows(real_entries(batch))
-        rows = [self.row(row[mask].tolist()) for row, mask in zip(_rows(ids), masks, strict=True)]
+        ids, masks = main_input(batch), token_mask(batch)
+        rows = [self.row(row[mask].tolist()) for row, mask in zip(ids.flatten(0, -2), masks, strict=True)]
         lengths = torch.tensor([len(row.ids) for row in rows])
         places = torch.arange(int(lengths.max())).expand(len(rows), -1)
         real = (places if masks[:, 0].all() else places.flip(1)) < lengths[:, None]
@@ -108,11 +108,6 @@ class Retokenizer:
             cut = slice(max(start + 1, end - (len(row.ids) - self._limit)), end)
             del row.ids[cut], row.origins[cut]
         return row
-
-
-def _rows(values: Tensor) -> Tensor:
-    """Returns (rows, tokens) of (samples, tokens) or (samples, choices, tokens)."""
-    return values.reshape(-1, values.shape[-1])
 
 
 def _placed(values: Tensor, real: Tensor, padding: int = 0) -> Tensor:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..algorithm.divergence import Prediction
 from ..calibration.prepare import CalibrationBatches
-from ..calibration.spec import Batch, InputSpec, main_input, real_entries
+from ..calibration.spec import Batch, InputSpec, main_input, token_mask
 from ..encoder.custom_modules import with_encoder
 from ..encoder.file_size import megabytes_of, parameters_of
 from ..encoder.hooks import recorded_output
@@ -128,8 +129,12 @@ def _floor(dense: Encoder, pieces: Pieces) -> set[int]:
 
 def _counts(batches: Sequence[Batch], size: int) -> NDArray[np.int64]:
     """Returns how often every token occurs in batches, (tokens,)."""
-    counts = [torch.bincount(main_input(batch)[real_entries(batch)], minlength=size) for batch in batches]
-    return torch.stack(counts).sum(dim=0).numpy()
+    return torch.bincount(_tokens(batches), minlength=size).numpy()
+
+
+def _tokens(batches: Sequence[Batch]) -> Tensor:
+    """Returns the real tokens of batches, one after the other."""
+    return torch.cat([main_input(batch).flatten(0, -2)[token_mask(batch)] for batch in batches])
 
 
 def _result(
@@ -137,7 +142,7 @@ def _result(
 ) -> VocabularyResult:
     """Measures on the held-out text, or on all if none is held out, what became of its tokens."""
     old, new = before.heldout or before.batches, after.heldout or after.batches
-    tokens = [torch.cat([main_input(batch)[real_entries(batch)] for batch in batches]) for batches in (old, new)]
+    tokens = [_tokens(batches) for batches in (old, new)]
     fell_back = ~torch.isin(tokens[0], torch.tensor(own.kept))
     texts = sum(main_input(batch)[..., 0].numel() for batch in old)
     return VocabularyResult(

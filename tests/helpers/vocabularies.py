@@ -4,11 +4,16 @@ import json
 import random
 from functools import cache
 
+import numpy as np
 import torch
 from tiny import HIDDEN, LAYERS, NEURONS, randomize
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, BertTokenizer, RobertaTokenizer, XLMRobertaTokenizer
 from transformers.models.auto import modeling_auto
+
+from optimum_kprune.vocabulary.choice import choose_tokens
+from optimum_kprune.vocabulary.pieces import Pieces
+from optimum_kprune.vocabulary.tokenizer import rewritten
 
 SYLLABLES = ["ba", "ke", "li", "no", "su", "тра", "ви", "по", "κα", "λο", "山川", "मे", "ing", "ed", "é"]
 # By kind, the model type that reads such tokens.
@@ -58,6 +63,14 @@ def tokenizer(kind):
         merges = [tuple(merge) for merge in model["merges"]]
         return RobertaTokenizer(vocab=model["vocab"], merges=merges, model_max_length=40)
     return XLMRobertaTokenizer(vocab=[tuple(entry) for entry in model["vocab"]], model_max_length=40)
+
+
+def trimmed(own, extra=20):
+    """The tokenizer with the floor and the most frequent tokens of some text; and the ids of those."""
+    pieces = Pieces(own)
+    counts = np.bincount(np.concatenate(own(texts(50))["input_ids"]), minlength=len(own))
+    kept = choose_tokens(counts, pieces.floor(), pieces.parts, len(pieces.floor()) + extra)
+    return rewritten(own, kept), kept
 
 
 def model(kind, head="ForSequenceClassification", **options):
