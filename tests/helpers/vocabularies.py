@@ -78,9 +78,8 @@ def model(kind, head="ForSequenceClassification", **options):
     own = tokenizer(kind)
     ids = {f"{name}_token_id": getattr(own, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     sizes = dict(hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=4, intermediate_size=NEURONS)
-    config = AutoConfig.for_model(
-        FAMILIES[kind], vocab_size=len(own), max_position_embeddings=48, **sizes, **ids, **options
-    )
+    sizes |= dict(vocab_size=len(own), max_position_embeddings=48)
+    config = AutoConfig.for_model(FAMILIES[kind], **{**sizes, **ids, **options})
     torch.manual_seed(0)
     made = getattr(modeling_auto, f"AutoModel{head}").from_config(config)
     randomize(made)
