@@ -1,10 +1,10 @@
 """Measures what a smaller vocabulary costs and saves, with and without removing heads and neurons.
 
-python examples/vocabulary.py --model path/to/sst2 --dataset path/to/data/sst2 --sizes 4000 8000 16000 0.99 --rates 0 0.6
+python examples/vocabulary.py --model path/to/sst2 --dataset path/to/data/sst2 --sizes all 8000 16000 0.99
 
-A size with a point is the share of the tokens of the calibration text to keep; `all` keeps every token. The dense model
-reads its own tokens, also where both are compared. The table is printed, and every row is appended to a file of JSON
-lines if `--output` names one.
+A size with a point is the share of the tokens of the calibration text to keep; `all` keeps every token. The dense
+model reads its own tokens, also where both are compared. The table is printed, and every row is appended to a file of
+JSON lines if `--output` names one.
 """
 
 import argparse

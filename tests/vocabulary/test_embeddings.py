@@ -93,7 +93,7 @@ class Odd(BertForSequenceClassification):
 
 def test_a_model_in_which_more_depends_on_the_number_of_tokens_is_refused():
     model = Odd(BertConfig(**tiny_model().config.to_dict()))
-    with pytest.raises(ValueError, match="row for every token.*Got other.weight, other.bias"):
+    with pytest.raises(ValueError, match=r"row for every token.*Got other\.weight, other\.bias"):
         tables_of(model, KEPT)
 
 
@@ -109,5 +109,5 @@ def test_a_model_that_is_cut_has_all_tokens_again():
 def test_restoring_takes_the_map_of_the_model():
     model = tiny_model()
     fewer = with_tokens(model, KEPT)
-    with pytest.raises(ValueError, match="`kept` must have the ids in `dense`.* Got 3 ids up to 2"):
+    with pytest.raises(ValueError, match=r"`kept` must have the ids in `dense`.* Got 3 ids up to 2"):
         restore_vocabulary(fewer, model, [0, 1, 2])
