@@ -1,3 +1,5 @@
+"""Which tokens stay: sizes and shares that are met, parts that stay together."""
+
 import numpy as np
 import pytest
 

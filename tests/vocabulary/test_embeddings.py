@@ -1,3 +1,5 @@
+"""Models with fewer tokens compute the same with those that stayed."""
+
 import copy
 
 import pytest

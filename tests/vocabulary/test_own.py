@@ -1,3 +1,5 @@
+"""Where the vocabulary of a model is noted, written and read."""
+
 import json
 
 import pytest

@@ -1,3 +1,5 @@
+"""What tokenizers say of their tokens: characters, words, and what is merged."""
+
 import pytest
 from vocabularies import FAMILIES, texts, tokenizer
 

@@ -1,3 +1,5 @@
+"""Batches in fewer tokens are those that the smaller tokenizer makes of the texts."""
+
 import pytest
 import torch
 from vocabularies import FAMILIES, texts, tokenizer, trimmed

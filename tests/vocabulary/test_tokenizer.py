@@ -1,3 +1,5 @@
+"""Tokenizers with fewer tokens read as before what stayed, and nothing becomes unknown."""
+
 import pytest
 from tiny import tiny_tokenizer
 from transformers import AutoTokenizer

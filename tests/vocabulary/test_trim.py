@@ -1,3 +1,5 @@
+"""Model, tokenizer and text with fewer tokens belong together, and what is told of them is true."""
+
 from dataclasses import replace
 
 import pytest
