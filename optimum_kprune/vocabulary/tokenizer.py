@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +65,9 @@ def rewritten(tokenizer: PreTrainedTokenizerBase, kept: Sequence[int]) -> PreTra
 
     names = {index: token for token, index in tokenizer.get_vocab().items()}
     wanted = {names[token]: index for index, token in enumerate(kept)}
-    whole = TokenizerModel.from_tokenizer(tokenizer.backend_tokenizer)
-    fewer = whole.remove_tokens_from_vocabulary([token for token in whole.vocabulary if token not in wanted])
+    with _quiet():
+        whole = TokenizerModel.from_tokenizer(tokenizer.backend_tokenizer)
+        fewer = whole.remove_tokens_from_vocabulary([token for token in whole.vocabulary if token not in wanted])
     # Unigram refers to its unknown token by number, which the library leaves as it was.
     fewer.model.unk_token = whole.unk_token
     with tempfile.TemporaryDirectory() as folder:
@@ -84,3 +87,15 @@ def rewritten(tokenizer: PreTrainedTokenizerBase, kept: Sequence[int]) -> PreTra
             "loaded. Leave `vocabulary` out."
         )
     return made
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leaves out what the library warns of: that it adds to its own table what a tokenizer keeps in another."""
+    library = logging.getLogger(LIBRARY)
+    level = library.level
+    library.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        library.setLevel(level)

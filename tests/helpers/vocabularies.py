@@ -6,6 +6,7 @@ from functools import cache
 
 import numpy as np
 import torch
+import transformers
 from tiny import HIDDEN, LAYERS, NEURONS, randomize
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, BertTokenizer, RobertaTokenizer, XLMRobertaTokenizer
@@ -16,6 +17,7 @@ from optimum_kprune.vocabulary.pieces import Pieces
 from optimum_kprune.vocabulary.tokenizer import rewritten
 
 SYLLABLES = ["ba", "ke", "li", "no", "su", "тра", "ви", "по", "κα", "λο", "山川", "मे", "ing", "ed", "é"]
+SPECIAL = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<s>", "<pad>", "</s>", "<unk>"}
 # By kind, the model type that reads such tokens.
 FAMILIES = {"WordPiece": "bert", "BPE": "roberta", "Unigram": "xlm-roberta"}
 
@@ -63,6 +65,31 @@ def tokenizer(kind):
         merges = [tuple(merge) for merge in model["merges"]]
         return RobertaTokenizer(vocab=model["vocab"], merges=merges, model_max_length=40)
     return XLMRobertaTokenizer(vocab=[tuple(entry) for entry in model["vocab"]], model_max_length=40)
+
+
+# By the class of other tokenizers: the kind, and the special tokens, in the order of their ids.
+CLASSES = {
+    "AlbertTokenizer": ("Unigram", ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]),
+    "CamembertTokenizer": ("Unigram", ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>"]),
+    "DebertaTokenizer": ("BPE", ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]),
+    "DebertaV2Tokenizer": ("Unigram", ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]),
+    "MPNetTokenizer": ("WordPiece", ["<s>", "<pad>", "</s>", "<unk>", "[UNK]"]),
+    "T5Tokenizer": ("Unigram", ["<pad>", "</s>", "<unk>"]),
+    "XLNetTokenizer": ("Unigram", ["<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "<eod>", "<eop>"]),
+}
+
+
+def tokenizer_of_class(name):
+    """A tokenizer of another class, with the same pieces."""
+    kind, special = CLASSES[name]
+    model = json.loads(_trained(kind).to_str())["model"]
+    if kind == "Unigram":
+        pieces = [tuple(entry) for entry in model["vocab"] if entry[0] not in SPECIAL]
+        return getattr(transformers, name)(vocab=[*((token, 0.0) for token in special), *pieces])
+    pieces = [token for token in model["vocab"] if token not in SPECIAL]
+    vocabulary = {token: index for index, token in enumerate([*special, *pieces])}
+    merges = {"merges": [tuple(merge) for merge in model["merges"]]} if kind == "BPE" else {}
+    return getattr(transformers, name)(vocab=vocabulary, **merges)
 
 
 def trimmed(own, extra=20):

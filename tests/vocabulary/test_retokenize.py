@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import vocabularies
 from vocabularies import FAMILIES, texts, tokenizer, trimmed
 
 from optimum_kprune.vocabulary.pieces import Pieces
@@ -25,6 +26,20 @@ def test_rows_are_written_as_the_smaller_tokenizer_reads_them(both):
         assert write.row(own(text)["input_ids"]).ids == fewer(text)["input_ids"]
         pair = own(text, "ba ke. 山川")["input_ids"]
         assert write.row(pair).ids == fewer(text, "ba ke. 山川")["input_ids"]
+
+
+@pytest.mark.parametrize("name", vocabularies.CLASSES)
+def test_tokenizers_of_other_classes_are_trimmed_saved_and_loaded(name, tmp_path):
+    own = vocabularies.tokenizer_of_class(name)
+    fewer, kept = trimmed(own)
+    write = retokenizer(own, fewer, kept)
+    fewer.save_pretrained(tmp_path)
+    loaded = type(own).from_pretrained(tmp_path)
+    assert loaded.get_vocab() == fewer.get_vocab()
+    for text in texts(50, seed=9):
+        ids = fewer(text)["input_ids"]
+        assert write.row(own(text)["input_ids"]).ids == ids == loaded(text)["input_ids"]
+        assert fewer.unk_token_id not in ids
 
 
 def test_a_token_comes_from_that_of_its_first_character(both):
