@@ -25,9 +25,28 @@ test-fast: .venv/installed
 mutants: .venv/installed
 	$(BIN)/python tests/mutants/run.py $(MUTANTS)
 
-# Pruned folders under other versions of transformers, each in an environment without this package.
-compatibility: .venv/installed $(patsubst %,.compatibility/%/installed,4.57.6 5.0.0 newest)
-	$(BIN)/python -m pytest tests/end_to_end/test_compatibility.py
+# Pruned folders under other versions of transformers, and served folders in programs that load them, each in an
+# environment without this package.
+SERVING := onnxruntime openvino optimum-onnx transformers.js
+compatibility: .venv/installed $(patsubst %,.compatibility/%/installed,4.57.6 5.0.0 newest $(SERVING))
+	$(BIN)/python -m pytest tests/end_to_end/test_compatibility.py tests/end_to_end/test_served_folders.py
+
+.compatibility/onnxruntime/installed .compatibility/openvino/installed: .compatibility/%/installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet $* tokenizers numpy
+	touch $@
+
+.compatibility/optimum-onnx/installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet $$(grep ^torch= constraints.txt) numpy
+	$(@D)/bin/python -m pip install --quiet 'optimum-onnx[onnxruntime]==0.1.0' sentence-transformers
+	touch $@
+
+# Without scripts: that of onnxruntime-node loads libraries for GPUs.
+.compatibility/transformers.js/installed:
+	mkdir -p $(@D)
+	npm install --prefix $(@D) --ignore-scripts @huggingface/transformers
+	touch $@
 
 .compatibility/%/installed:
 	$(PYTHON) -m venv $(@D)

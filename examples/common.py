@@ -152,18 +152,6 @@ def answer_scores(answer: str, references: Sequence[str]) -> tuple[bool, float]:
     return normalise_answer(answer) in map(normalise_answer, references), best
 
 
-def find_entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """Returns (kind, start, end) of every entity in tags such as B-PER, I-PER, O."""
-    entities, start, kind = set(), 0, ""
-    for place, tag in enumerate([*tags, "O"]):
-        prefix, _, next_kind = tag.rpartition("-") if tag != "O" else ("", "", "")
-        if next_kind != kind or prefix == "B":
-            if kind:
-                entities.add((kind, start, place))
-            start, kind = place, next_kind
-    return entities
-
-
 # ---------------------------------------------------------------------------------------------------- measurements
 
 

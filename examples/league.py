@@ -9,6 +9,7 @@ tokens; and, when all runs are done, how fast the models are. Let nothing else r
 finds no run missing does nothing but this. league.md has the table.
 """
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,12 +17,13 @@ from typing import Any
 
 import ablation
 import ablation_report
-import deploy
 import league_table
 import league_times
 from ablation_config import Experiment, Run, task_label
 from ablation_report import Methods, Row
 from static_embedding import make_static
+
+from optimum_kprune.evaluation.runtimes import require_packages
 
 ROOT = Path(__file__).parent
 # Forms of models besides the pruned one itself: functions of a model and its tokenizer.
@@ -93,7 +95,10 @@ def write_report(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Checks, runs what is missing, and reports."""
-    deploy.require_packages()
+    try:
+        require_packages("onnxruntime")
+    except ValueError as error:
+        sys.exit(str(error))
     ablation.main(arguments, __doc__, LeagueBench, measure_times, write_report)
 
 

@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from optimum_kprune import KPruner
-from optimum_kprune.evaluation.labels import classes_of, numbered
+from optimum_kprune.evaluation.labels import classes_of, numbers_of
 
 
 def predict_classes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[list]) -> np.ndarray:
@@ -36,7 +36,7 @@ def read_labels(
     """
     known, names = numbers_by_name(model, classes), names_in(rows, column)
     labels = [names[label] for label in rows[column]] if set(names) <= known.keys() and names else rows[column]
-    return np.array(numbered([label.lower() if isinstance(label, str) else label for label in labels], known))
+    return np.array(numbers_of(None, known, [label.lower() if isinstance(label, str) else label for label in labels]))
 
 
 def require_same_classes(rows: Dataset, column: str, model: PreTrainedModel, classes: Sequence[str] | None) -> None:

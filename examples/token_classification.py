@@ -12,6 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from optimum_kprune import KPruner
+from optimum_kprune.evaluation.entities import entity_scores
 
 Tags = list[list[str]]
 
@@ -38,16 +39,10 @@ def read_tags(rows: Dataset, column: str, model: PreTrainedModel) -> Tags:
 
 def score_tags(predicted: Tags, gold: Tags) -> np.ndarray:
     """Returns accuracy over words and F1 over entities, in percent."""
-    correct = words = 0
-    found, wanted = set(), set()
-    for row, (ours, theirs) in enumerate(zip(predicted, gold, strict=True)):
-        theirs = theirs[: len(ours)]
-        correct += sum(our == their for our, their in zip(ours, theirs, strict=True))
-        words += len(ours)
-        found |= {(row, *entity) for entity in common.find_entities(ours)}
-        wanted |= {(row, *entity) for entity in common.find_entities(theirs)}
-    f1 = 2 * len(found & wanted) / max(1, len(found) + len(wanted))
-    return 100 * np.array([correct / words, f1])
+    # Words that were cut off are not counted.
+    gold = [theirs[: len(ours)] for ours, theirs in zip(predicted, gold, strict=True)]
+    right = [our == their for row in zip(predicted, gold, strict=True) for our, their in zip(*row, strict=True)]
+    return 100 * np.array([np.mean(right), entity_scores(predicted, gold)["f1"]])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

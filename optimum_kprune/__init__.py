@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # Type checkers do not see what `__getattr__` imports.
     from .encoder.custom_modules import load_into as load_into
     from .encoder.registration import register_adapter as register_adapter
     from .encoder.suggestion import suggest_adapter as suggest_adapter
+    from .export.pipeline import served_pipeline as served_pipeline
     from .frontier import Frontier as Frontier
     from .latency_table import LatencyTable as LatencyTable
     from .pruner import KPruner as KPruner
@@ -51,6 +52,7 @@ _PUBLIC = {
     "read_vocabulary": "vocabulary.own",
     "register_adapter": "encoder.registration",
     "restore_vocabulary": "vocabulary.embeddings",
+    "served_pipeline": "export.pipeline",
     "suggest_adapter": "encoder.suggestion",
     "supported_model_types": "encoder.adapters",
 }

@@ -46,13 +46,21 @@ class Budget(NamedTuple):
     def __str__(self) -> str:
         if self.is_share:
             return f"{100 * self.amount:.12g}% {self.unit}"
-        return f"{self.amount:.12g} {'ms' if self.unit == 'latency' else self.unit}"
+        return f"{self.amount:.12g} {'ms' if self.unit == 'latency' else _counted(self.unit, self.amount)}"
 
 
 def amount_in_words(unit: str, amount: float) -> str:
     """Returns an amount of a unit in words, such as "90.9 MB"."""
-    name = unit.removesuffix("s") if amount == 1 else unit
-    return WRITTEN.get(unit, f"{{:,.0f}} {name}").format(amount)
+    return WRITTEN.get(unit, f"{{:,.0f}} {_counted(unit, amount)}").format(amount)
+
+
+def unit_called(name: str) -> str | None:
+    """Returns the unit of a name, such as "megabytes" of "MB"; None if there is none."""
+    return next((unit for unit, names in NAMES.items() if name.lower() in names), None)
+
+
+def _counted(unit: str, amount: float) -> str:
+    return unit.removesuffix("s") if amount == 1 else unit
 
 
 def parse_budget(text: str) -> Budget:
@@ -68,7 +76,7 @@ def parse_budget(text: str) -> Budget:
     found = _WRITTEN.fullmatch(text.strip())
     if found:
         number, suffix = float(re.sub("[_,]", "", found[1])), found[2].lower()
-        unit = next(unit for unit, names in NAMES.items() if found[3].lower() in names)
+        unit = str(unit_called(found[3]))
         is_share = suffix == "%"
         # Divided, because 70 x 0.01 is not 0.7.
         amount = number / 100 if is_share else number * FACTORS[suffix]

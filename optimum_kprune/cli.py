@@ -17,9 +17,11 @@ from torch.distributed import DistError
 from tqdm.auto import tqdm
 
 from .cli_arguments import (
+    EXPORT_OPTIONS,
     config_of,
     data_of,
     evaluation_for,
+    export_of,
     given_facts,
     given_options,
     in_options,
@@ -29,6 +31,7 @@ from .cli_arguments import (
     metrics_of,
     settle_evaluation,
     settle_output,
+    told_in,
 )
 from .configuration import KPruneConfig
 from .distributed import in_main, is_main, leave, together
@@ -105,14 +108,14 @@ def _is_mendable(error: Exception) -> bool:
 def _run(arguments: Namespace) -> None:
     settle_output(arguments)
     settle_evaluation(arguments)
-    facts = given_facts(arguments)
+    facts, export = given_facts(arguments), export_of(arguments)
     if arguments.update_card:
         _update_card(arguments, facts)
     else:
-        _prune(arguments, facts)
+        _prune(arguments, facts, export)
 
 
-def _prune(arguments: Namespace, facts: CardFacts) -> None:
+def _prune(arguments: Namespace, facts: CardFacts, export: dict[str, Any]) -> None:
     """Loads, calibrates, prunes, saves, evaluates and uploads. What can fail is checked before the prune."""
     config, overwrite = config_of(arguments), arguments.overwrite_output_dir
     require_recovery(config, arguments.recovery_dataset or arguments.recovery_config or arguments.recovery_split)
@@ -127,8 +130,13 @@ def _prune(arguments: Namespace, facts: CardFacts) -> None:
     if config.vocabulary is not None:
         require_trimmable(dense, pruner.processing_class, config.vocabulary)
     evaluate = evaluation_for(pruner, arguments)
+    data = data_of(pruner, arguments, config)
+    if export:
+        export["calibration_dataset"] = data["calibration_dataset"]
+        with told_in(EXPORT_OPTIONS):
+            pruner.require_exportable(**export)
     if is_search(arguments):
-        facts = facts.with_evaluation(_search(pruner, arguments, config, evaluate))
+        facts = facts.with_evaluation(_search(pruner, arguments, config, data, evaluate))
         evaluate = None
     else:
         # Evaluated first: a mistake in the labelled data shows before the prune, not after it.
@@ -136,7 +144,7 @@ def _prune(arguments: Namespace, facts: CardFacts) -> None:
         options = given_options(arguments, "batch_size", "checkpoint_dir") | latency_table_of(
             pruner, arguments, config
         )
-        pruner.prune(config, **data_of(pruner, arguments, config), **options)
+        pruner.prune(config, **data, **options)
     _tell(str(pruner.result))
     card: dict[str, Any] = {"facts": facts, "measure_latency": arguments.measure_latency, "plots": arguments.plot}
     pruner.save_pretrained(arguments.output_dir, overwrite=overwrite, **card)
@@ -146,19 +154,25 @@ def _prune(arguments: Namespace, facts: CardFacts) -> None:
         card["facts"] = facts.with_evaluation(_measured(figures, evaluate(pruner.model), arguments))
         in_main(add_figures)(arguments.output_dir, card["facts"])
         _tell(_figures(card["facts"]))
+    if export:
+        pruner.export(**export)
     if arguments.push_to_hub is not None:
         _upload(pruner, arguments, card)
 
 
 def _search(
-    pruner: KPruner, arguments: Namespace, config: KPruneConfig, evaluate: Callable[[Any], Figures] | None
+    pruner: KPruner,
+    arguments: Namespace,
+    config: KPruneConfig,
+    data: dict[str, Any],
+    evaluate: Callable[[Any], Figures] | None,
 ) -> CardFacts:
     """Searches the smallest model that is allowed; returns the figures of the dense and the chosen one."""
     frontier = pruner.search(
         evaluate=evaluate,
         config=config,
         metric=next(iter(metrics_of(arguments)), None),
-        **data_of(pruner, arguments, config),
+        **data,
         **given_options(arguments, "max_drop", "min_quality", "minimise", "batch_size", "checkpoint_dir"),
         **latency_table_of(pruner, arguments, config),
     )

@@ -15,8 +15,8 @@ from transformers import AutoConfig
 from .calibration.source import default_split, read_split
 from .configuration import KPruneConfig
 from .distributed import own_device, world_size
-from .encoder.loading import is_pipeline, load_processing_class
-from .encoder.tasks import main_input_of
+from .encoder.loading import is_pipeline, is_reranker, load_processing_class
+from .encoder.tasks import RANKING, main_input_of
 from .evaluation.evaluate import Figures
 from .names import hub_name, looks_like_path
 from .prune.costs import unit_of
@@ -74,6 +74,9 @@ LATENCY_OPTIONS = {
     "runtime": "--latency_runtime",
 }
 
+# The same for an export.
+EXPORT_OPTIONS = {"format": "--export", "quantize": "--int8", "folder": "--export_dir"}
+
 
 def in_options(message: str, options: Mapping[str, str] = OPTIONS) -> str:
     """Returns a message of the library with options of the command instead of arguments of Python."""
@@ -130,6 +133,34 @@ def is_search(arguments: Namespace) -> bool:
     return bool(target)
 
 
+def export_of(arguments: Namespace) -> dict[str, Any]:
+    """Returns the folder, the format and the like of an export, as arguments; nothing without one.
+
+    Raises:
+        ValueError: if there are options of an export alone, or its folder is one with that of the pruned model.
+    """
+    given = [f"`--{name}`" for name in ("int8", "export_dir") if getattr(arguments, name)]
+    if arguments.export is None:
+        if given:
+            raise ValueError(f"{' and '.join(given)} can be given with `--export onnx` alone. Got none.")
+        return {}
+    if arguments.update_card:
+        raise ValueError("`--update_card` prunes nothing, and exports nothing. Leave `--export` out.")
+    folder = arguments.export_dir or f"{Path(arguments.output_dir)}-{arguments.export}"
+    pruned, served = Path(arguments.output_dir).resolve(), Path(folder).resolve()
+    if served == pruned or served in pruned.parents or pruned in served.parents:
+        raise ValueError(
+            f"`--export_dir` must not hold OUTPUT_DIR, nor lie in it: both are written as a whole. Got {folder!r} and "
+            f"{arguments.output_dir!r}."
+        )
+    return {
+        "folder": folder,
+        "format": arguments.export,
+        "quantize": "int8" if arguments.int8 else None,
+        "overwrite": arguments.overwrite_output_dir,
+    }
+
+
 def latency_table_of(pruner: KPruner, arguments: Namespace, config: KPruneConfig) -> dict[str, Any]:
     """Returns the latency table that the options ask for, as an argument; nothing without them."""
     given = {name: getattr(arguments, option.removeprefix("--")) for name, option in LATENCY_OPTIONS.items()}
@@ -172,14 +203,13 @@ def _recovery_source(arguments: Namespace) -> list[Any]:
 
 
 def load(arguments: Namespace) -> KPruner:
-    """Loads the model, or a pipeline of sentence-transformers, whose embeddings are preserved as a whole."""
+    """Loads the model, or a pipeline of sentence-transformers, whose embeddings or rankings are preserved."""
     options = given_options(arguments, "revision", "dtype")
-    # Of a path that does not exist, the error should come from loading the model, not from a look-up on the Hub.
-    is_there = Path(arguments.model).is_dir() or not looks_like_path(arguments.model)
-    if arguments.task is None and is_there and is_pipeline(arguments.model, **given_options(arguments, "revision")):
+    from_pipeline = _from_pipeline(arguments)
+    if from_pipeline is not None:
         if arguments.tokenizer is not None:
             raise ValueError("`--tokenizer` is for models: a pipeline of sentence-transformers has its own.")
-        pruner = KPruner.from_sentence_transformer(_pipeline(arguments.model, **options))
+        pruner = from_pipeline(arguments.model, **options)
     else:
         processing_class = None if arguments.tokenizer is None else _processing_class(arguments)
         pruner = KPruner.from_pretrained(arguments.model, arguments.task, processing_class, **options)
@@ -195,11 +225,27 @@ def _processing_class(arguments: Namespace) -> Any:
     return load_processing_class(arguments.tokenizer, main_input_of(type(config)))
 
 
-def _pipeline(name: str, revision: str | None = None, dtype: str | None = None) -> Any:
-    from .sentence_transformers import SentenceTransformer
+def _from_pipeline(arguments: Namespace) -> Callable[..., KPruner] | None:
+    """Returns what loads a pipeline of sentence-transformers, if `--model` is one; None for other models."""
+    # Of a path that does not exist, the error should come from loading the model, not from a look-up on the Hub.
+    is_there = Path(arguments.model).is_dir() or not looks_like_path(arguments.model)
+    is_asked, source = arguments.task is None and is_there, given_options(arguments, "revision")
+    if arguments.task == RANKING.name or (is_asked and is_reranker(arguments.model, **source)):
+        return partial(_from_loaded, "CrossEncoder", KPruner.from_cross_encoder)
+    if is_asked and is_pipeline(arguments.model, **source):
+        return partial(_from_loaded, "SentenceTransformer", KPruner.from_sentence_transformer)
+    return None
+
+
+def _from_loaded(
+    kind: str, take: Callable[[Any], KPruner], name: str, revision: str | None = None, dtype: str | None = None
+) -> KPruner:
+    """Loads a pipeline by the name of its class, and returns the pruner that takes it."""
+    from . import sentence_transformers
 
     # On the CPU, as models are loaded: the library would take an accelerator that nobody asked for.
-    return SentenceTransformer(name, revision=revision, device="cpu", model_kwargs={"dtype": dtype} if dtype else None)
+    options: dict[str, Any] = {"device": "cpu", "model_kwargs": {"dtype": dtype} if dtype else None}
+    return take(getattr(sentence_transformers, kind)(name, revision=revision, **options))
 
 
 def evaluation_for(pruner: KPruner, arguments: Namespace) -> Callable[[Any], Figures] | None:

@@ -130,6 +130,8 @@ class Frontier:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             dense, *points = (_point_from(**point) for point in (data.pop("dense"), *data.pop("points")))
             found = cls(dense, points, **data)
+            if found.chosen is not None and found.chosen not in range(len(points)):
+                raise ValueError(f"no point {found.chosen}")
             # Every figure is written in the table: one that is no number fails here.
             str(found)
         except (ValueError, TypeError, LookupError, AttributeError) as error:

@@ -27,6 +27,7 @@ from .encoder.registration import register_type_of
 from .encoder.sublayers import Encoder
 from .evaluation.latency_mixin import LatencyMixin
 from .evaluation.mixin import EvaluationMixin
+from .export.mixin import ExportMixin
 from .frontier import Frontier
 from .latency_table import LatencyTable
 from .names import UNKNOWN, hub_name, publishable
@@ -43,10 +44,10 @@ from .vocabulary.own import tokenizer_of
 from .vocabulary.trim import trim
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import CrossEncoder, SentenceTransformer
 
 
-class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPruner):
+class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, ExportMixin, SavingMixin, OptimumPruner):
     """Prunes a fine-tuned encoder without retraining and without labels (Park, Choi and Kang, ICLR 2024).
 
     Where a launcher has started several processes, all must call `prune`, `sweep`, `save_pretrained` and
@@ -96,14 +97,14 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
         self.model: Any = model
         self.adapter: EncoderAdapter = adapter_of(self._dense)
         register_type_of(self._dense.config)
-        running = self._encoder(model).running
+        running = Encoder(model, self.adapter, self._encoder_name).running
         self.task = choose_task(running, task, prediction)
         if running is not model and prediction is None:
             self.task = task_of_tower(self.task)
         require_prunable(self._encoder(model))
         self.processing_class = processing_class
         self.trainer: Trainer | None = None
-        self._pipeline: SentenceTransformer | None = None
+        self._pipeline: SentenceTransformer | CrossEncoder | None = None
         self.config: KPruneConfig | None = None
         self.result: KPruneResult | None = None
         self.frontier: Frontier | None = None
@@ -219,6 +220,29 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
         pruner.task = embedding_task(sentence_transformer)
         pruner._pipeline = sentence_transformer
         pruner._arguments = {"KPruner.from_sentence_transformer": {"sentence_transformer": UNKNOWN}}
+        return pruner
+
+    @classmethod
+    def from_cross_encoder(cls, cross_encoder: "CrossEncoder") -> "KPruner":
+        """Takes model and tokenizer of a `CrossEncoder`, a reranker; the ranking of a query's candidates is preserved.
+
+        That is the softmax over their scores and 0, before the activation function (docs/rerankers.md). Calibration
+        data are queries with one or several texts; the texts of equal queries are put together. They get no prompts.
+
+        Args:
+            cross_encoder: the reranker. It is never changed. A copy of it with the pruned model is the attribute
+                `cross_encoder` after a prune.
+
+        Raises:
+            ImportError: if sentence-transformers is not installed.
+            ValueError: if the model is not supported, or gives several labels.
+        """
+        from .sentence_transformers import ranking_task, scorer_of
+
+        pruner = cls(scorer_of(cross_encoder), cross_encoder.tokenizer)
+        pruner.task = ranking_task(cross_encoder)
+        pruner._pipeline = cross_encoder
+        pruner._arguments = {"KPruner.from_cross_encoder": {"cross_encoder": UNKNOWN}}
         return pruner
 
     def get_calibration_dataset(
@@ -410,7 +434,7 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
         if config.vocabulary is not None:
             trimmed = trim(dense, self.task, spec, calibration, config.vocabulary)
             dense, calibration = trimmed.encoder, trimmed.calibration
-            text = text and text.rewritten(trimmed.retokenizer.batch)
+            text = text and text.rewritten(trimmed.own.retokenizer.batch)
         if is_timed and table is None:
             table = self._table_measured(calibration, folders)
         with self._sweep_over(dense, calibration, config) as sweep:
@@ -424,7 +448,7 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, SavingMixin, OptimumPr
 
     def _encoder(self, model: nn.Module) -> Encoder:
         """Returns a model (teacher or pruned) as an `Encoder`."""
-        return Encoder(model, self.adapter, self._encoder_name)
+        return Encoder(model, self.adapter, self._encoder_name, by_rows=self.task.by_rows)
 
     def _keep(
         self, model: nn.Module, result: KPruneResult, config: KPruneConfig, arguments: dict[str, dict[str, Any]]

@@ -62,8 +62,10 @@ class HeldoutQuality:
 
     Attributes:
         measure: what `closeness` measures. `"agreement"`: the share of predictions (samples, tokens, or starts and
-            ends of spans) that have the same likeliest class in both models. `"correlation"`: Pearson's correlation of
-            the outputs of a regression. `"cosine"`: the mean cosine between vectors, such as embeddings.
+            ends of spans) that have the same likeliest class in both models. `"order agreement"`: the share of pairs,
+            among the scores of a query's candidates and 0, that are in the same order in both. `"correlation"`:
+            Pearson's correlation of the outputs of a regression. `"cosine"`: the mean cosine between vectors, such as
+            embeddings.
         closeness: how close both models are; 1 if nothing was lost.
         closeness_error: standard error of `closeness`. For an agreement, it counts one more sample that agrees and one
             that does not, so that it is never 0.

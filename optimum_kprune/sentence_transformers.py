@@ -1,4 +1,4 @@
-"""What a pruner takes from a `SentenceTransformer`, and how a pruned model gets back into its pipeline."""
+"""What a pruner takes from a `SentenceTransformer` or a `CrossEncoder`, and how a pruned model gets back into it."""
 
 import copy
 import logging
@@ -12,7 +12,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from .algorithm.divergence import Prediction, at_least_float32
 from .encoder.hooks import evaluating
-from .encoder.tasks import Task, get_task, one_position
+from .encoder.tasks import RANKING, Task, get_task, one_position
 from .vocabulary.own import own_vocabulary
 
 try:
@@ -20,8 +20,8 @@ try:
     from sentence_transformers.sentence_transformer import modules
 except ImportError as error:
     raise ImportError(
-        "A SentenceTransformer is pruned with the library sentence-transformers, which is not installed. Install it: "
-        "pip install sentence-transformers"
+        "A SentenceTransformer or CrossEncoder is pruned with the library sentence-transformers, which is not "
+        "installed. Install it: pip install sentence-transformers"
     ) from error
 
 logger = logging.getLogger(__name__)
@@ -38,8 +38,8 @@ def encoder_of(pipeline: Any) -> PreTrainedModel:
     """
     if isinstance(pipeline, CrossEncoder):
         raise ValueError(
-            "A CrossEncoder is a text classifier, not a SentenceTransformer. Prune the model inside: "
-            "`KPruner(cross_encoder.model, cross_encoder.tokenizer)`."
+            "`sentence_transformer` must be a loaded SentenceTransformer. Got a CrossEncoder: use "
+            "`KPruner.from_cross_encoder(...)`."
         )
     if not isinstance(pipeline, SentenceTransformer):
         raise ValueError(
@@ -57,12 +57,45 @@ def encoder_of(pipeline: Any) -> PreTrainedModel:
             f"Got {given} instead. A transformers model that it holds can be pruned by itself, `KPruner(model, ...)`, "
             "and put back in its place."
         )
+    model = _model_of_transformers(first)
+    _require_loaded_by_auto_class(model)
+    return model
+
+
+def scorer_of(cross_encoder: Any) -> PreTrainedModel:
+    """Returns the transformers model of a reranker.
+
+    Raises:
+        ValueError: if this is anything but a text classifier with one label.
+    """
+    if not isinstance(cross_encoder, CrossEncoder):
+        raise ValueError(
+            f"`cross_encoder` must be a loaded CrossEncoder. Got {type(cross_encoder).__name__} instead. To load one, "
+            "use `CrossEncoder(...)`."
+        )
+    if len(cross_encoder) > 1 or cross_encoder[0].module_output_name != "scores":
+        given = ", ".join(type(module).__name__ for module in cross_encoder)
+        raise ValueError(
+            "The CrossEncoder must be one Transformer that gives the scores, a text classifier. Got the modules "
+            f"{given} instead. The model that it holds can be pruned by itself, if it is an encoder: "
+            "`KPruner(cross_encoder.model, cross_encoder.tokenizer)`."
+        )
+    if cross_encoder.num_labels != 1:
+        raise ValueError(
+            f"A reranker must give one score. Got a CrossEncoder with {cross_encoder.num_labels} labels, which is a "
+            "text classifier: prune it with `KPruner(cross_encoder.model, cross_encoder.tokenizer)`, or in the "
+            "command with `--task text-classification`."
+        )
+    return _model_of_transformers(cross_encoder[0])
+
+
+def _model_of_transformers(first: Any) -> PreTrainedModel:
+    """Returns the model in the first module of a pipeline; raises a ValueError if transformers does not have it."""
     if not isinstance(first.auto_model, PreTrainedModel):
         raise ValueError(
             f"The Transformer must hold a transformers model. Got {type(first.auto_model).__name__} instead. Load the "
             'pipeline with backend="torch"; merge adapters of PEFT with `merge_and_unload()`.'
         )
-    _require_loaded_by_auto_class(first.auto_model)
     return first.auto_model
 
 
@@ -83,18 +116,28 @@ def embedding_task(pipeline: SentenceTransformer) -> Task:
 
     They are compared as its similarity function compares them: at unit length if that is the cosine.
     """
-    prompt = pipeline.prompts.get(pipeline.default_prompt_name or "")
-    if prompt:
-        logger.warning(
-            f"The pipeline begins every text with its default prompt, {prompt!r}, but calibration texts get none. Put "
-            "it before them."
-        )
+    _warn_of_prompt(pipeline)
     # A copy without gradients: a prune must not change the mode or the weights of what was given.
     head = copy.deepcopy(nn.Sequential(*list(pipeline)[1:])).eval().requires_grad_(False)
     # A copy is asked: a pipeline that names no similarity function is given one by the question.
     unit_length = copy.copy(pipeline).similarity_fn_name == "cosine"
     predict = partial(_embedding, head, pipeline.truncate_dim, unit_length)
     return replace(get_task("feature-extraction"), predict=predict, library="sentence-transformers")
+
+
+def ranking_task(cross_encoder: CrossEncoder) -> Task:
+    """Returns the task that preserves the order and the scores that a reranker gives to the candidates of a query."""
+    _warn_of_prompt(cross_encoder)
+    return RANKING
+
+
+def _warn_of_prompt(pipeline: SentenceTransformer | CrossEncoder) -> None:
+    prompt = pipeline.prompts.get(pipeline.default_prompt_name or "")
+    if prompt:
+        logger.warning(
+            f"The pipeline begins every text with its default prompt, {prompt!r}, but calibration texts get none. Put "
+            "it before them."
+        )
 
 
 def _embedding(
@@ -106,7 +149,7 @@ def _embedding(
     return one_position(nn.functional.normalize(embedding, dim=-1) if unit_length else embedding, "gaussian")
 
 
-def evaluation_by(pipeline: SentenceTransformer, evaluator: Any) -> Callable[[PreTrainedModel], Any]:
+def evaluation_by(pipeline: SentenceTransformer | CrossEncoder, evaluator: Any) -> Callable[[PreTrainedModel], Any]:
     """Returns a function that evaluates a model by an evaluator of the library, in a copy of a pipeline."""
 
     def evaluate(model: PreTrainedModel) -> Any:
@@ -118,14 +161,14 @@ def evaluation_by(pipeline: SentenceTransformer, evaluator: Any) -> Callable[[Pr
     return evaluate
 
 
-def pipeline_with(pipeline: SentenceTransformer, model: PreTrainedModel, card: str) -> SentenceTransformer:
+def pipeline_with(pipeline: Any, model: PreTrainedModel, card: str) -> Any:
     """Returns a copy of a pipeline with another transformers model, which itself is not copied, and another card."""
     # New card data: the old describes the old model, and refers to its trainer with all data.
     card_data = type(pipeline.model_card_data)()
-    copied = copy.deepcopy(pipeline, {id(encoder_of(pipeline)): model, id(pipeline.model_card_data): card_data})
+    copied = copy.deepcopy(pipeline, {id(pipeline[0].auto_model): model, id(pipeline.model_card_data): card_data})
     own = own_vocabulary(model)
     if own is not None:
-        copied[0].processor = own.tokenizer  # type: ignore[assignment]
+        copied[0].processor = own.tokenizer
     card_data.register_model(copied)
     # The library writes this card when the pipeline is saved, unless it has been trained further.
     copied._model_card_text = card  # type: ignore[assignment]

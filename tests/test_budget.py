@@ -2,7 +2,7 @@
 
 import pytest
 
-from optimum_kprune.budget import Budget, amount_in_words, parse_budget
+from optimum_kprune.budget import Budget, amount_in_words, parse_budget, unit_called
 
 READ = {
     "100 MB": ("megabytes", 100, False),
@@ -60,3 +60,18 @@ def test_amounts_are_told_in_words():
         "4 layers",
         "12,000,000 parameters",
     )
+    assert [str(parse_budget(text)) for text in ("1 layers", "100% layer", "2k ms")] == [
+        "1 layer",
+        "100% layers",
+        "2000 ms",
+    ]
+
+
+def test_units_have_several_names():
+    assert [unit_called(name) for name in ("MB", "ms", "layer", "flops", "m")] == [
+        "megabytes",
+        "latency",
+        "layers",
+        "flops",
+        None,
+    ]

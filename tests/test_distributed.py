@@ -64,8 +64,8 @@ def test_every_process_has_its_share_of_the_batches(both):
     first, second = both
     assert first["shares"] == [[], [0], [0, 2, 4]] and second["shares"] == [[], [], [1, 3]]
     # In the order of the jobs; of the first, part of the batches are measured.
-    assert first["batches"][1:] == [(4, 4), (1, 1), (4, 4), (4, 4), (1, 1)]
-    assert second["batches"][1:] == [(4, 4), (0, 0), (4, 4), (4, 4), (1, 1)]
+    assert first["batches"][1:] == [(4, 4), (1, 1), (4, 4), (4, 4), (1, 1), (3, 3)]
+    assert second["batches"][1:] == [(4, 4), (0, 0), (4, 4), (4, 4), (1, 1), (2, 2)]
     (one, measured_by_one), (other, measured_by_other) = first["batches"][0], second["batches"][0]
     assert one + other >= 10 and one - other in (0, 1)
     assert 0 < measured_by_one + measured_by_other < one + other and measured_by_one - measured_by_other in (0, 1)

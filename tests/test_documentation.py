@@ -34,6 +34,9 @@ TEXTS = texts_of(ragged_samples(60))
 # What stands in, in the working folder of a page, for models and data that it names.
 CLASSIFIERS = ("textattack/bert-base-uncased-SST-2", "my-classifier", "bert-sst2-k60")
 ENCODERS = ("my-encoder", "sentence-transformers/all-MiniLM-L6-v2")
+RERANKERS = ("my-reranker",)
+HEADS = dict.fromkeys(ENCODERS, "base model") | dict.fromkeys(RERANKERS, "regression")
+HEADS |= {"my-tagger": "token classification"}
 # A model of a type without an adapter.
 UNKNOWN = {"my-data2vec": "data2vec-text"}
 STAND_INS = {
@@ -80,9 +83,9 @@ def folder(tmp_path, monkeypatch):
 
 def save_models(folder, code):
     """Saves what the code loads and has not saved itself."""
-    for name in (*CLASSIFIERS, *ENCODERS):
+    for name in (*CLASSIFIERS, *HEADS):
         if f'"{name}"' in code and f'save_pretrained("{name}")' not in code:
-            save_tiny(folder / name, tiny_model(head="base model" if name in ENCODERS else "single label"))
+            save_tiny(folder / name, tiny_model(head=HEADS.get(name, "single label")))
     for name, family in UNKNOWN.items():
         save_tiny(folder / name, tiny_model(family))
     if '"my-multilingual-classifier"' in code:

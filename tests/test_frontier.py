@@ -97,7 +97,10 @@ def test_a_figure_that_is_not_finite_is_not_saved(tmp_path):
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "{}", "{", '{"dense": 1, "points": [], "measure": "f1"}']
-    + [json.dumps(frontier().to_dict() | change) for change in ({"points": 1}, {"more": 1}, {"chosen": 2})]
+    + [
+        json.dumps(frontier().to_dict() | change)
+        for change in ({"points": 1}, {"more": 1}, {"chosen": 2}, {"chosen": -1})
+    ]
     + [json.dumps(frontier().to_dict()).replace("0.85", '"0.85"')],
 )
 def test_another_file_is_refused(text, tmp_path):

@@ -228,12 +228,9 @@ def test_other_pipelines_are_refused(encoder, make, given):
         KPruner.from_sentence_transformer(make(encoder))
 
 
-def test_a_cross_encoder_is_a_classifier(tmp_path):
-    """The advice that the error gives works."""
+def test_the_model_of_a_cross_encoder_can_be_pruned_by_itself(tmp_path):
     folder = save_tiny(tmp_path / "model", tiny_model(num_labels=1))
     cross_encoder = CrossEncoder(str(folder), device="cpu")
-    with pytest.raises(ValueError, match=r"`KPruner\(cross_encoder.model, cross_encoder.tokenizer\)`"):
-        KPruner.from_sentence_transformer(cross_encoder)
     pruner = KPruner(cross_encoder.model, cross_encoder.tokenizer)
     pruner.prune(CONFIG, list(zip(TEXTS[:12], TEXTS[12:], strict=True)), save_directory=tmp_path / "pruned")
     scores = CrossEncoder(str(tmp_path / "pruned"), device="cpu").predict([(TEXTS[0], TEXTS[1])])

@@ -18,18 +18,20 @@ class Prediction:
     Attributes:
         values: (samples, positions, classes): logits of categorical distributions, or plain values.
         weights: (samples, positions): weight of every position; 0 leaves a position out.
-        family: `"categorical"` compares softmax distributions, `"gaussian"` the values themselves.
+        family: `"categorical"` compares softmax distributions, `"ranking"` too, of which the order of the classes
+            counts; `"gaussian"` compares the values themselves.
     """
 
     values: Tensor
     weights: Tensor
-    family: Literal["categorical", "gaussian"]
+    family: Literal["categorical", "ranking", "gaussian"]
 
 
 def divergence(teacher: Prediction, student: Prediction, temperature: float) -> Tensor:
     """Returns the predictive knowledge lost, per sample (docs/method.md, section 2).
 
         categorical:  K_pred(x) = gamma^2 * sum_positions w * KL(softmax(t / gamma) || softmax(s / gamma))
+        ranking:      the same
         gaussian:     K_pred(x) = sum_positions w * || t - s ||^2
 
     Args:
@@ -57,6 +59,7 @@ def agreement(teacher: Prediction, student: Prediction) -> Tensor:
     Not in the paper.
 
         categorical:  sum_positions w * [argmax t = argmax s] / sum_positions w
+        ranking:      sum_positions w * mean_pairs [sign(t_i - t_j) = sign(s_i - s_j)] / sum_positions w
         gaussian:     sum_positions w * cos(t, s) / sum_positions w
 
     Args:
@@ -69,10 +72,19 @@ def agreement(teacher: Prediction, student: Prediction) -> Tensor:
     teacher_values, student_values = at_least_float32(teacher.values), at_least_float32(student.values)
     if teacher.family == "gaussian":
         alike = torch.cosine_similarity(teacher_values, student_values, dim=-1)
+    elif teacher.family == "ranking":
+        alike = (_order(teacher_values) == _order(student_values)).to(teacher_values.dtype).mean(dim=-1)
     else:
         alike = (teacher_values.argmax(dim=-1) == student_values.argmax(dim=-1)).to(teacher_values.dtype)
     weights = teacher.weights.to(alike.dtype)
     return (weights * alike).sum(dim=-1) / weights.sum(dim=-1)
+
+
+def _order(values: Tensor) -> Tensor:
+    """Returns the order of every pair of classes, (samples, positions, pairs): 1, -1, or 0 for equal values."""
+    classes = values.shape[-1]
+    first, second = torch.triu_indices(classes, classes, offset=1, device=values.device)
+    return (values[..., first] - values[..., second]).sign()
 
 
 def curvature_probe(teacher: Prediction, student: Prediction, temperature: float, signs: Tensor) -> Tensor:

@@ -19,6 +19,9 @@ MOST_PADDING = 0.25
 
 DataCollator = Callable[[list[Sample]], Mapping[str, Any]]
 
+# What the rows of a sample are called, of the tasks in which it has several.
+NESTED = {"multiple-choice": "choices", "text-ranking": "candidates"}
+
 # Inputs that have one number per token, so that their shape begins as that of `input_ids`.
 LIKE_IDS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -48,8 +51,8 @@ def make_batches(
 def _grouped(samples: list[Sample], spec: InputSpec, batch_size: int, full: float) -> Iterator[list[Sample]]:
     """Yields groups of samples, in the order given. A group ends before the sample that would overfill it.
 
-    It also ends before a sample that would make too much of a large group padding, and before one of another shape, if
-    padding could not be told from the samples.
+    It also ends before a sample that would make too much of a large group padding, before one with another number of
+    rows, and before one of another shape, if padding could not be told from the samples.
     """
     group: list[Sample] = []
     real = 0
@@ -58,7 +61,7 @@ def _grouped(samples: list[Sample], spec: InputSpec, batch_size: int, full: floa
         size = width_of(sample, spec) * (len(rows_of(sample["input_ids"])) if spec.is_text else 1)
         padded = size * (len(group) + 1)
         is_wasteful = full < math.inf and padded > LARGE_BATCH and real + size < (1 - MOST_PADDING) * padded
-        fits = spec.pads or not group or _shape_of(sample, spec) == _shape_of(group[0], spec)
+        fits = not group or _kind_of(sample, spec) == _kind_of(group[0], spec)
         if group and (len(group) == batch_size or padded > full or is_wasteful or not fits):
             yield group
             group, real = [], 0
@@ -69,7 +72,7 @@ def _grouped(samples: list[Sample], spec: InputSpec, batch_size: int, full: floa
 
 
 def rows_of(values: list) -> list[list]:
-    """Returns the rows of one input of a sample: a single row, or one per choice."""
+    """Returns the rows of one input of a sample: a single row, or one per choice or candidate."""
     return values if values and isinstance(values[0], list) else [values]
 
 
@@ -80,8 +83,11 @@ def _row_lengths(sample: Sample) -> list[int]:
     return [len(row) for row in rows_of(sample["input_ids"])]
 
 
-def _shape_of(sample: Sample, spec: InputSpec) -> tuple[int, ...]:
-    return np.shape(sample[spec.main_input])
+def _kind_of(sample: Sample, spec: InputSpec) -> Any:
+    """Returns what is equal for samples that can share a batch: the number of rows, or the shape without padding."""
+    if spec.is_text:
+        return len(rows_of(sample["input_ids"]))
+    return None if spec.pads else np.shape(sample[spec.main_input])
 
 
 def width_of(sample: Sample, spec: InputSpec) -> int:
@@ -104,7 +110,7 @@ def batch_tokens(batch: Batch, spec: InputSpec) -> int:
 def order_of(sample: Sample, spec: InputSpec) -> tuple[Any, ...]:
     """Returns what samples are sorted by: their lengths, and what they hold, so that no order of data matters."""
     if spec.is_text:
-        return width_of(sample, spec), sample["input_ids"]
+        return len(rows_of(sample["input_ids"])), width_of(sample, spec), sample["input_ids"]
     values = np.asarray(sample[spec.main_input])
     return width_of(sample, spec), values.shape, content_of(values)
 
@@ -139,21 +145,15 @@ def _stack(samples: list[Sample]) -> dict[str, Tensor]:
 
 
 def _pad(samples: list[Sample], spec: InputSpec) -> dict[str, Tensor]:
-    """Pads samples to the longest row of the batch: (batch, tokens), or (batch, choices, tokens) for nested ones."""
+    """Pads samples to the longest row of the batch: (batch, tokens), or (batch, rows, tokens) for nested ones."""
     nested = isinstance(samples[0]["input_ids"][0], list)
     if not nested:
         return _padded(samples, spec)
-    counts = {len(sample["input_ids"]) for sample in samples}
-    if len(counts) > 1:
-        raise ValueError(
-            "All samples of a multiple-choice model must have the same number of choices. Got "
-            f"{' and '.join(map(str, sorted(counts)))} choices. Fill up or leave out rows, or pass ready batches."
-        )
-    # Tokenizers pad flat rows only, so that the choices are taken apart and put together again.
+    # Tokenizers pad flat rows only, so that the rows are taken apart and put together again.
     rows = [
-        {name: values[choice] for name, values in sample.items()}
+        {name: values[row] for name, values in sample.items()}
         for sample in samples
-        for choice in range(len(sample["input_ids"]))
+        for row in range(len(sample["input_ids"]))
     ]
     return {name: tensor.unflatten(0, (len(samples), -1)) for name, tensor in _padded(rows, spec).items()}
 
@@ -232,7 +232,7 @@ def _check_main(values: Tensor, spec: InputSpec) -> None:
                 f"instead. Pass what the {spec.modality.attribute} returns."
             )
         return
-    shape = "(batch, choices, tokens)" if spec.task == "multiple-choice" else "(batch, tokens)"
+    shape = f"(batch, {NESTED[spec.task]}, tokens)" if spec.task in NESTED else "(batch, tokens)"
     if values.dim() != shape.count(",") + 1 or not values.numel():
         raise ValueError(
             f"`{spec.main_input}` of a calibration batch for {spec.task} must have the shape {shape}, all 1 or above. "

@@ -27,6 +27,7 @@ TEXT_COLUMNS = {
     "token-classification": TextColumns(range(1, 2), "one column of texts or of lists of words"),
     "fill-mask": _ONE_OR_PAIR,
     # 1000 stands for any number.
+    "text-ranking": TextColumns(range(2, 1000), "the text column of the query and those of its candidates"),
     "multiple-choice": TextColumns(range(3, 1000), "the text column of the prompt and those of two or more choices"),
     "feature-extraction": TextColumns(range(1, 1000), "one or more text columns"),
 }
@@ -49,6 +50,11 @@ PAIRS = (
     ("anchor", "positive"),
 )
 PREFERRED = ("text", "sentence")
+# Names of the columns of queries and of their candidates, each of which holds a text or a list of texts.
+QUERIES = ("query", "question", "anchor")
+CANDIDATES = ("candidates", "documents", "passages", "positive", "negative", "positives", "negatives")
+# The tasks of which a column may hold lists of texts.
+READS_LISTS = ("token-classification", "text-ranking")
 WORDS = ("tokens", "words")
 # The one known data set of multiple choice whose columns can be told; see `tokenize._encode` for `sent2`.
 SWAG = ("sent1", "sent2", "ending0", "ending1", "ending2", "ending3")
@@ -97,7 +103,7 @@ def _checked(features: Features, task: str, names: tuple[str, ...]) -> tuple[str
         given = _quoted(names) or "none"
         raise ValueError(f"`text_columns` for {task} must be {TEXT_COLUMNS[task].allowed}. Got {given} instead.")
     for name in names:
-        if not holds_text(features[name]) and not (task == "token-classification" and _holds_words(features[name])):
+        if not holds_text(features[name]) and not (task in READS_LISTS and _holds_texts(features[name])):
             texts = _quoted(name for name, feature in features.items() if holds_text(feature))
             raise ValueError(
                 f"`text_columns` must hold strings. Got the column {name!r} of type {features[name]} instead. "
@@ -110,8 +116,10 @@ def _guessed(features: Features, task: str) -> tuple[str, ...] | None:
     """Returns the text columns by their names and types; None if several choices are possible, or none."""
     if task == "multiple-choice":
         return SWAG if set(SWAG) <= set(features) else None
+    if task == "text-ranking" and (ranked := _ranked(features)):
+        return ranked
     counts, candidates = TEXT_COLUMNS[task].counts, _candidates(features)
-    words = [name for name in WORDS if name in features and _holds_words(features[name])]
+    words = [name for name in WORDS if name in features and _holds_texts(features[name])]
     if task == "token-classification" and len(words) == 1:
         return tuple(words)
     # Pairs are looked for first, because each of their columns could also be a single text.
@@ -122,6 +130,13 @@ def _guessed(features: Features, task: str) -> tuple[str, ...] | None:
         return None
     preferred = [name for name in PREFERRED if name in candidates]
     return next((tuple(names) for names in (candidates, preferred) if len(names) == 1), None)
+
+
+def _ranked(features: Features) -> tuple[str, ...] | None:
+    """Returns the columns of a query and of its candidates by their names; None if either are not clear."""
+    queries = [name for name in QUERIES if holds_text(features.get(name))]
+    candidates = [name for name in CANDIDATES if holds_text(features.get(name)) or _holds_texts(features.get(name))]
+    return (queries[0], *candidates) if len(queries) == 1 and candidates else None
 
 
 def _candidates(features: Features) -> list[str]:
@@ -135,7 +150,7 @@ def holds_text(feature: Any) -> bool:
     return getattr(feature, "dtype", None) in ("string", "large_string", "string_view")
 
 
-def _holds_words(feature: Any) -> bool:
+def _holds_texts(feature: Any) -> bool:
     """Returns whether a feature is a list of strings."""
     # Versions of `datasets` write it as a list with one feature, or as a `Sequence` or `List` that holds it.
     return holds_text(feature[0] if isinstance(feature, list) else getattr(feature, "feature", None))

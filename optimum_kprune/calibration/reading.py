@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Audio, Dataset, Image
 
 from .columns import find_text_columns, holds_text
+from .groups import grouped
 from .media import content_of, encode_media, find_media_column, undecoded
 from .spec import LABEL_NAMES, InputSpec, Sample
 from .tokenize import encode_texts, rows_with_content
@@ -73,6 +74,10 @@ def reading_of(table: Dataset, spec: InputSpec, with_labels: bool = False) -> Re
         return Reading(table.column_names, raw or sorted(table.column_names), partial(_preprocess, spec))
     if spec.is_text:
         names = find_text_columns(table.features, spec.task, spec.text_columns)
+        if spec.task == "text-ranking":
+            read = names[:2]
+            opened = partial(grouped, names=names, seed=spec.seed)
+            return Reading(list(read), list(read), partial(encode_texts, spec, read), names, opened)
         return Reading(list(names), list(names), partial(encode_texts, spec, names), names)
     name = find_media_column(table.features, spec)
     return Reading([name], [name], partial(encode_media, spec, name), (name,), partial(_given, name))

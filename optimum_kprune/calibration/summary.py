@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .batches import batch_tokens, rows_of
+from .batches import NESTED, batch_tokens, rows_of
 from .draw import Draw
 from .spec import Batch, InputSpec, Sample, main_input, samples_in
 
@@ -27,6 +27,8 @@ class CalibrationSummary:
         draw: how the samples were chosen, in words.
         samples_are: what the samples are called.
         tokens_are: what `tokens` counts.
+        rows: number of rows of the samples that are not held out.
+        rows_are: what the rows of a sample are called; "" if it has one.
     """
 
     columns: tuple[str, ...] | None
@@ -39,16 +41,19 @@ class CalibrationSummary:
     draw: str
     samples_are: str = "samples"
     tokens_are: str = "tokens"
+    rows: int = 0
+    rows_are: str = ""
 
     def __str__(self) -> str:
         """Returns the summary as two lines of text."""
         sample, position = self.samples_are, self.tokens_are
-        of_each = "sequence" if sample == "samples" else sample.removesuffix("s")
+        of_each = "sequence" if position == "tokens" else sample.removesuffix("s")
+        rows = f" with {self.rows / self.samples:.1f} {self.rows_are} on average" if self.rows_are else ""
         held_out = f"; {self.heldout_samples:,} {sample}, {self.heldout_tokens:,} {position} are held out"
         columns = f"Columns: {', '.join(self.columns)}. " if self.columns else ""
         return (
-            f"Calibration data: {self.samples:,} {sample}, {self.tokens:,} {position} ({self.mean_length:.1f} per "
-            f"{of_each}){held_out if self.heldout_samples else ''}; {self.draw}.\n"
+            f"Calibration data: {self.samples:,} {sample}{rows}, {self.tokens:,} {position} ({self.mean_length:.1f} "
+            f"per {of_each}){held_out if self.heldout_samples else ''}; {self.draw}.\n"
             f"{columns}First sample: {self.first_sample or 'unknown without a tokenizer'}"
         )
 
@@ -66,7 +71,7 @@ def summary_of(
         spec: what the model reads; its tokenizer decodes the first sample.
     """
     tokens, heldout_tokens = (sum(batch_tokens(batch, spec) for batch in part) for part in (batches, heldout))
-    rows = (main_input(batch).flatten(0, -2) if spec.is_text else main_input(batch) for batch in batches)
+    rows = sum(len(main_input(batch).flatten(0, -2) if spec.is_text else main_input(batch)) for batch in batches)
     return CalibrationSummary(
         columns=draw.columns,
         first_sample=_text_of(first, spec),
@@ -74,10 +79,12 @@ def summary_of(
         tokens=tokens,
         heldout_samples=sum(map(samples_in, heldout)),
         heldout_tokens=heldout_tokens,
-        mean_length=tokens / sum(map(len, rows)),
+        mean_length=tokens / rows,
         draw=draw.how,
-        samples_are=f"{spec.modality.sample}s",
+        samples_are="queries" if spec.task == "text-ranking" else f"{spec.modality.sample}s",
         tokens_are=f"{spec.modality.position}s",
+        rows=rows,
+        rows_are=NESTED.get(spec.task, ""),
     )
 
 

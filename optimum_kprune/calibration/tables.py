@@ -169,7 +169,7 @@ def dataset_from_texts(items: Sequence[Any], task: str) -> Dataset:
     """
     are_texts = isinstance(items[0], str)
     for item in items:
-        is_sequence = isinstance(item, list | tuple) and all(isinstance(text, str) for text in item)
+        is_sequence = isinstance(item, list | tuple) and all(_is_part(text, task) for text in item)
         if not (isinstance(item, str) if are_texts else is_sequence):
             raise ValueError(
                 "A list of calibration data must hold texts only, or tuples of texts only (batches must be mappings "
@@ -185,6 +185,12 @@ def dataset_from_texts(items: Sequence[Any], task: str) -> Dataset:
             f"or a tuple of texts, all of one length. Got items of {' and '.join(map(str, sorted(counts)))} texts."
         )
     return _from_columns({f"text_{index}": list(texts) for index, texts in enumerate(zip(*rows, strict=True))})
+
+
+def _is_part(part: Any, task: str) -> bool:
+    """Returns whether an item may have a part: a text or, of a ranking, the list of the candidates of a query."""
+    is_list = task == "text-ranking" and isinstance(part, list | tuple)
+    return isinstance(part, str) or (is_list and all(isinstance(text, str) for text in part))
 
 
 def _described(item: Any) -> str:

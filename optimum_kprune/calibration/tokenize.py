@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from itertools import compress
+from itertools import chain, compress, islice
 from typing import Any
 
 from .columns import SWAG
@@ -70,10 +70,14 @@ def _encode_questions(spec: InputSpec, questions: list[str], contexts: list[str]
 
 def _encode_choices(spec: InputSpec, prompts: list[str], *choices: list[str]) -> list[Sample]:
     """Tokenizes each choice as a pair with its prompt. Samples are nested: (choices, tokens)."""
-    count = len(choices)
-    repeated = [prompt for prompt in prompts for _ in range(count)]
-    pairs = _tokenize(spec, repeated, [choice for row in zip(*choices, strict=True) for choice in row])
-    groups = [pairs[start : start + count] for start in range(0, len(pairs), count)]
+    return _encode_candidates(spec, prompts, [list(row) for row in zip(*choices, strict=True)])
+
+
+def _encode_candidates(spec: InputSpec, queries: list[str], candidates: list[list[str]]) -> list[Sample]:
+    """Tokenizes each candidate as a pair with its query. Samples are nested: (candidates, tokens)."""
+    repeated = [query for query, texts in zip(queries, candidates, strict=True) for _ in texts]
+    pairs = iter(_tokenize(spec, repeated, list(chain(*candidates))))
+    groups = [list(islice(pairs, len(texts))) for texts in candidates]
     return [{name: [pair[name] for pair in group] for name in group[0]} for group in groups]
 
 
@@ -107,6 +111,7 @@ _ENCODERS: dict[str, Callable[..., list[Sample]]] = {
     "question-answering": _encode_questions,
     "token-classification": _encode_words,
     "fill-mask": _encode_masked,
+    "text-ranking": _encode_candidates,
     "multiple-choice": _encode_choices,
     "feature-extraction": _encode_singly,
 }

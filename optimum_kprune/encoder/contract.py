@@ -101,7 +101,7 @@ def require_contract(dense: Encoder, batch: Batch) -> None:
     """Raises a ValueError if the adapter does not describe a model; see `check_adapter`."""
     if dense.pretrained.dtype in (torch.bfloat16, torch.float16) and not is_placed(dense.model):
         # What is wrong by a few percent would be taken for rounding.
-        dense = Encoder(sharing_copy(dense.model).float(), dense.adapter, dense.name)
+        dense = dense.of(sharing_copy(dense.model).float())
         batch = {name: values.float() if values.is_floating_point() else values for name, values in batch.items()}
     encoder = private_copy(dense)
     batch = encoder.to_device({name: values[:ROWS] for name, values in batch.items()})
@@ -213,7 +213,7 @@ def _require_same_outputs(dense: Encoder, encoder: Encoder, batch: Batch) -> Non
     """Checks that blocks with weights of their own give what the model gives."""
     if not (dense.adapter.handed_on or dense.adapter.repeated):
         return
-    plain = Encoder(sharing_copy(dense.model), dense.adapter, dense.name)
+    plain = dense.of(sharing_copy(dense.model))
     # The last of several passes through a block that repeats.
     with recorded_output(plain.blocks[-1]) as outputs:
         run(plain, batch)
@@ -332,7 +332,8 @@ def _shrunk(trial: _Trial, kept: Kept) -> Encoder:
         target = copied.sublayer(place)
         with own_weights(target.block):
             shrink_sublayer(target.block, target.adapter.to_dict(), units, target.units)
-    return Encoder(copied.model, copied.adapter, copied.name, trial.encoder.entries)
+    copied.entries = trial.encoder.entries
+    return copied
 
 
 @contextmanager
@@ -363,7 +364,7 @@ def _require_saved_is_shrunk(trial: _Trial, kept: Kept) -> None:
     kprune = kprune_field(dense.pretrained, dense.adapter, results)
     built = with_encoder(dense.model, dense.name, pruned_model_of(shrunk.pretrained, kprune))
     try:
-        found = _last_states(Encoder(built, dense.adapter, dense.name), batch)
+        found = _last_states(dense.of(built), batch)
     except torch.OutOfMemoryError:
         raise
     # Whatever fails is the model's own code, which was built in another way than the model that is loaded.

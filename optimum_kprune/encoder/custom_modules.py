@@ -83,7 +83,8 @@ def _require_module(model: Any) -> None:
     if _is_from(model, "sentence_transformers"):
         raise ValueError(
             f"`model` must be a loaded transformers model. Got {type(model).__name__} instead. Use "
-            "`KPruner.from_sentence_transformer(...)`, which takes pipelines of sentence-transformers."
+            "`KPruner.from_sentence_transformer(...)` or `KPruner.from_cross_encoder(...)`, which take pipelines of "
+            "sentence-transformers."
         )
     if any(_is_from(module, "peft") for module in model.modules()):
         raise ValueError(

@@ -1,5 +1,6 @@
 """Loads the model to prune, with the head of its task, and what prepares its input, such as its tokenizer."""
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,8 @@ from pickle import UnpicklingError
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, AutoProcessor, PreTrainedModel
-from transformers.utils import has_file
+from transformers import AutoConfig, AutoProcessor, PreTrainedConfig, PreTrainedModel
+from transformers.utils import cached_file, has_file
 
 from ..calibration.modality import MODALITIES, TEXT, Modality, ProcessingClass
 from ..modeling_kprune import auto_classes, weights_of_encoder
@@ -35,6 +36,8 @@ FINE_TUNED_HEADS = (
 # them as well as the model.
 PLACE_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 SOURCE_ARGUMENTS = (*PLACE_ARGUMENTS, "trust_remote_code")
+# What sentence-transformers has written into the config of the model in a CrossEncoder.
+RERANKER_MARKS = {"sentence_transformers", "sbert_ce_default_activation_function"}
 
 
 def load_model(path: str | PathLike, task: str | None, **model_kwargs: Any) -> PreTrainedModel:
@@ -180,6 +183,22 @@ def _has_file(path: str | PathLike, name: str, source: dict[str, Any]) -> bool:
 def is_pipeline(path: str | PathLike, **source: Any) -> bool:
     """Returns whether a folder or a repository holds a pipeline of sentence-transformers."""
     return _has_file(path, "modules.json", source)
+
+
+def is_reranker(path: str | PathLike, **source: Any) -> bool:
+    """Returns whether a folder or a repository holds a `CrossEncoder` of sentence-transformers, as it says itself.
+
+    Before it wrote `modules.json`, the library left a mark in the config of the model. One with that mark and several
+    labels is a text classifier.
+    """
+    name = "config_sentence_transformers.json" if is_pipeline(path, **source) else "config.json"
+    if not _has_file(path, name, source):
+        return False
+    with _loading_errors_explained(f"No model could be loaded from {str(path)!r}."):
+        config = json.loads(Path(str(cached_file(path, name, **source))).read_text(encoding="utf-8"))
+        if name == "config.json":
+            return bool(RERANKER_MARKS & config.keys()) and PreTrainedConfig.from_dict(config).num_labels == 1
+        return config.get("model_type") == "CrossEncoder"
 
 
 def _warn_of_pipeline(path: str | PathLike, source: dict[str, Any]) -> None:

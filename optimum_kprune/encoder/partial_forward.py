@@ -82,7 +82,7 @@ def find_entries(encoder: Encoder, batch: dict[str, Tensor]) -> Entries:
     other = encoder.blocks[0].register_forward_pre_hook(_entering(-bottom[0].flip(-1)), with_kwargs=True)
     with hooks(other), recorded_output(encoder.blocks[-1], stop=True):
         run(encoder, batch)
-    tried = Encoder(encoder.model, encoder.adapter, encoder.name, found)
+    tried = encoder.of(encoder.model, found)
     failed: list[Place] = []
     end, expected = len(encoder.blocks), top[0]
     # From the top, because a run from below leaves right states for the places above it.

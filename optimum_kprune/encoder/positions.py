@@ -58,7 +58,7 @@ class Positions:
     @functools.cached_property
     def _encoder(self) -> Encoder:
         """A copy that shares the weights, in evaluation mode."""
-        return Encoder(sharing_copy(self._given.model), self._given.adapter, self._given.name)
+        return self._given.of(sharing_copy(self._given.model))
 
     @torch.no_grad()
     def _seen(self, batch: Batch) -> tuple[int, int] | None:

@@ -14,6 +14,7 @@ from ..kprune_map import blocks_of, head_dimension, heads_per_unit, tensor_in
 from ..modeling_kprune import is_of_transformers
 from .adapters import EncoderAdapter, SublayerAdapter
 from .offloading import execution_device
+from .rows import RowByRow, rows_in
 
 
 class Place(NamedTuple):
@@ -171,11 +172,13 @@ class Encoder:
         adapter: where its sublayers are.
         name: name of the submodule that is the transformers model with the blocks; "" for the model itself.
         entries: see `entries`.
+        by_rows: whether samples have several rows, such as the candidates of a query, of a model that reads one.
 
     Attributes:
         model: the model, with its head.
         pretrained: the transformers model in it, or the model itself.
-        running: what is run on the inputs: the model; or, of several towers in a model of transformers, the one alone.
+        running: what is run on the inputs: the model, row by row if asked for; or, of several towers in a model of
+            transformers, the one alone.
         options: arguments of its forward besides the inputs.
         blocks: its blocks, bottom to top.
         entries: the places at which it can be entered; see `partial_forward.find_entries`.
@@ -184,7 +187,12 @@ class Encoder:
     """
 
     def __init__(
-        self, model: nn.Module, adapter: EncoderAdapter, name: str = "", entries: Entries | None = None
+        self,
+        model: nn.Module,
+        adapter: EncoderAdapter,
+        name: str = "",
+        entries: Entries | None = None,
+        by_rows: bool = False,
     ) -> None:
         self.model = model
         pretrained: Any = model.get_submodule(name)
@@ -196,8 +204,21 @@ class Encoder:
         # The whole would need the inputs of its other towers, and compares samples with one another.
         self.running: nn.Module = pretrained if name and is_of_transformers(type(model)) else model
         self.options = {"return_dict": True} if _takes_return_dict(self.running) else {}
+        self._by_rows = by_rows
+        if by_rows:
+            self.running = RowByRow(self.running)
         self.device = execution_device(pretrained)
         self.blocks = blocks_of(pretrained, adapter.blocks)
+
+    def of(self, model: nn.Module, entries: Entries | None = None) -> "Encoder":
+        """Returns a model like this one's, such as a copy, as an encoder that reads as this one does."""
+        return Encoder(model, self.adapter, self.name, entries, self._by_rows)
+
+    def reading_rows(self, batch: dict[str, Tensor]) -> tuple["Encoder", dict[str, Tensor]]:
+        """Returns the encoder without samples of several rows, and a batch of samples as a batch of their rows."""
+        if not self._by_rows:
+            return self, batch
+        return Encoder(self.model, self.adapter, self.name), rows_in(batch)
 
     @property
     def config(self) -> Any:

@@ -32,6 +32,7 @@ class Task:
         reads: the main inputs that its models can have.
         library: name of the library that loads its pruned models.
         reference: maps the teacher's prediction to the one that the student's is compared with.
+        by_rows: whether a sample has several rows, of which its models read one at a time.
     """
 
     name: str
@@ -41,9 +42,10 @@ class Task:
     reads: tuple[str, ...] = ("input_ids",)
     library: str = "transformers"
     reference: Callable[[Prediction], Prediction] = same_prediction
+    by_rows: bool = False
 
 
-def one_position(values: Tensor, family: Literal["categorical", "gaussian"]) -> Prediction:
+def one_position(values: Tensor, family: Literal["categorical", "ranking", "gaussian"]) -> Prediction:
     """Returns the prediction of one distribution, or of plain values, per sample, from values (samples, classes)."""
     return Prediction(values[:, None, :], values.new_ones(values.shape[0], 1), family)
 
@@ -78,6 +80,16 @@ def from_logits(logits: Tensor, config: Any, mask: Tensor) -> Prediction:
 
 def _choices(outputs: Any, config: Any, mask: Tensor) -> Prediction:
     return one_position(outputs.logits, "categorical")
+
+
+def _ranking(outputs: Any, config: Any, mask: Tensor) -> Prediction:
+    """Returns the ranking of the candidates of a query, and of 0 among them, by logits (samples, candidates, 1).
+
+    The softmax over the scores and 0 holds their differences, which are the order and its margins, and by the 0 the
+    scores themselves: for a single candidate, it is the sigmoid of the score.
+    """
+    scores = outputs.logits[..., 0]
+    return one_position(torch.cat([scores, torch.zeros_like(scores[:, :1])], dim=1), "ranking")
 
 
 def _span(outputs: Any, config: Any, mask: Tensor) -> Prediction:
@@ -175,6 +187,16 @@ TASKS = {
     )
 }
 
+# What a reranker does. Its models are those of text classification, from which no class tells it.
+RANKING = Task(
+    "text-ranking",
+    "AutoModelForSequenceClassification",
+    ("ForSequenceClassification",),
+    _ranking,
+    library="sentence-transformers",
+    by_rows=True,
+)
+
 
 def with_published_targets(task: Task) -> Task:
     """Returns the task as the authors' program reads it; see `KPruneConfig.published_targets`."""
@@ -216,7 +238,8 @@ def get_task(name: str, main_input: str | None = None) -> Task:
     if known is None:
         reads = "" if main_input is None else f" for a model that reads `{main_input}`"
         names = ", ".join(task.name for task in able)
-        raise ValueError(f"`task` must be one of {names}{reads}. Got {name!r} instead.")
+        advice = " For a reranker, use `KPruner.from_cross_encoder(CrossEncoder(...))`." * (name == RANKING.name)
+        raise ValueError(f"`task` must be one of {names}{reads}. Got {name!r} instead.{advice}")
     return known
 
 

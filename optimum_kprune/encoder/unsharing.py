@@ -22,9 +22,9 @@ def private_copy(dense: Encoder) -> Encoder:
     # The blocks of a pruned model have been copied by its class.
     if getattr(pretrained.config, "kprune", None) is None:
         _repeat_blocks(pretrained, dense.adapter)
-        blocks = Encoder(model, dense.adapter, dense.name).blocks
+        blocks = dense.of(model).blocks
         give_each_block_its_own(blocks, dense.adapter.handed_on)
-    return Encoder(model, dense.adapter, dense.name)
+    return dense.of(model)
 
 
 def _repeat_blocks(pretrained: Any, adapter: EncoderAdapter) -> None:

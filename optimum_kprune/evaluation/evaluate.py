@@ -6,6 +6,7 @@ Only this room reads labels. A prune never sees them.
 import copy
 import logging
 import random
+import reprlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ from ..encoder.offloading import is_placed
 from ..progress import bars_are_off
 from ..vocabulary.own import OwnVocabulary, own_vocabulary
 from .answers import encode_answers
-from .labels import as_loss_takes, classes_of, label_column_of, numbered
+from .labels import as_loss_takes, classes_of, label_column_of, numbers_of
 from .media import batch_of_media, prepared_media
 from .metrics import CLASSIFICATION, IGNORED, ComputeMetrics, metric_named, usual_metrics
 
@@ -179,13 +180,17 @@ def _texts(
 ) -> tuple[Sequence[str], Callable[[Dataset], Dataset]]:
     """Returns the columns of the texts, and a function that tokenizes rows."""
     names, encode = find_text_columns(dataset.features, spec.task, spec.text_columns), _ENCODERS[spec.task]
+    feature = dataset.features[column]
 
     def encoded(known: Dataset) -> Dataset:
         # Renamed, because `map` keeps the type of a column that keeps its name: names of classes stay strings.
         known = known.rename_column(column, f"given {column}")
         return known.map(
             lambda rows, indices: encode(
-                spec, [rows[name] for name in names], numbered(rows[f"given {column}"], classes), indices
+                spec,
+                [rows[name] for name in names],
+                numbers_of(feature, classes, rows[f"given {column}"]),
+                indices,
             ),
             batched=True,
             with_indices=True,
@@ -293,6 +298,12 @@ def _encode_words(
 ) -> dict[str, Any]:
     """Tokenizes lists of words, and gives the tag of each word to its first token."""
     (words,) = columns
+    for text, given in zip(words, labels, strict=True):
+        if not isinstance(text, list) or not isinstance(given, list) or len(text) != len(given):
+            raise ValueError(
+                "For token classification, every row must have a list of words and a list of as many labels, their "
+                f"tags. Got {reprlib.repr(text)} and {reprlib.repr(given)} instead."
+            )
     tokens = spec.tokenizer(words, is_split_into_words=True, truncation=True, max_length=spec.cut_length)
     tags = []
     for row, tags_of_words in enumerate(labels):

@@ -1,6 +1,6 @@
 """Labels in data sets: finds their column, and turns names of classes into the numbers that the model has for them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -26,15 +26,28 @@ def classes_of(model_config: Any) -> dict[str, int]:
     return {name: index for index, name in (getattr(model_config, "id2label", None) or {}).items()}
 
 
-def numbered(labels: list[Any], classes: Mapping[str, int]) -> list[Any]:
-    """Replaces names of classes by their numbers."""
-    return [_number(label, classes) for label in labels]
+def numbers_of(feature: Any, classes: Mapping[str, int], labels: list[Any]) -> list[Any]:
+    """Returns the numbers that a model has for labels, by their names if the data set has names of the model.
+
+    Args:
+        feature: type of the column, which may name classes: those of the labels, or of the parts of lists. None names
+            none.
+        classes: the classes of the model.
+        labels: names or numbers of classes, or lists of them.
+
+    Raises:
+        ValueError: if the model lacks a class.
+    """
+    names = getattr(getattr(feature, "feature", feature), "names", None) or []
+    return [_number(label, names if set(names) & set(classes) else [], classes) for label in labels]
 
 
-def _number(label: Any, classes: Mapping[str, int]) -> Any:
-    """Returns the number of one class, or of each class in a list; raises a ValueError if the model lacks it."""
+def _number(label: Any, names: Sequence[str], classes: Mapping[str, int]) -> Any:
+    """Returns the number of one class, or of each class in a list."""
     if isinstance(label, list):
-        return [_number(part, classes) for part in label]
+        return [_number(part, names, classes) for part in label]
+    if label in range(len(names)):
+        label = names[label]
     if classes and type(label) is int and label != IGNORED and not 0 <= label < len(classes):
         raise ValueError(f"The labels must be numbers of classes, 0 or above and below {len(classes)}. Got {label}.")
     if not isinstance(label, str):
@@ -42,12 +55,6 @@ def _number(label: Any, classes: Mapping[str, int]) -> Any:
     if label not in classes:
         raise ValueError(f"The labels must be those of the model: {', '.join(map(repr, classes))}. Got {label!r}.")
     return classes[label]
-
-
-def numbers_of(feature: Any, classes: Mapping[str, int], labels: list[Any]) -> list[Any]:
-    """Returns the numbers that a model has for labels, by their names if the data set has the same names."""
-    names = getattr(feature, "names", None) or []
-    return numbered([names[label] for label in labels] if set(names) & set(classes) else labels, classes)
 
 
 def as_loss_takes(labels: list[Any]) -> list[Any]:

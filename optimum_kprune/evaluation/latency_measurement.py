@@ -137,7 +137,7 @@ class _Race:
     def _cut(self, widths: Sequence[int]) -> PreTrainedModel:
         """Returns a copy of the model whose sublayers have so many units."""
         model = sharing_copy(self._private.model)
-        copied = Encoder(model, self._private.adapter, self._private.name)
+        copied = self._private.of(model)
         for sublayer, units in zip(copied.sublayers(), widths, strict=True):
             shrink_sublayer(sublayer.block, sublayer.adapter.to_dict(), list(range(units)), sublayer.units)
         return copied.pretrained

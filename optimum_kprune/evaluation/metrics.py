@@ -1,6 +1,6 @@
 """Figures of quality: the usual ones of each task, which need no network, and metrics of `evaluate` by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import EvalPrediction
 
 from .answers import answer_scores
+from .entities import are_entities, entity_scores
 
 # The label that losses of torch skip.
 IGNORED = -100
@@ -45,6 +46,8 @@ def usual_metrics(task: str, config: Any, rows: Dataset) -> Usual:
     """
     if task in CLASSIFICATION and config.num_labels == 1:
         return Usual(("pearson", "spearman"), _correlations)
+    if task == "token-classification" and are_entities(config.id2label.values()):
+        return Usual(("accuracy", "precision", "recall", "f1"), partial(_of_entities, config.id2label))
     if task in (*CLASSIFICATION, "token-classification", "multiple-choice"):
         return Usual(("accuracy",), _accuracy)
     if task == "question-answering":
@@ -115,6 +118,16 @@ def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
     """Computes the share of labels that are predicted. Several labels of a sample count one by one."""
     predicted, labels = _predicted(prediction, is_regression=False)
     return {"accuracy": float((predicted == labels).mean())}
+
+
+def _of_entities(names: Mapping[int, str], prediction: EvalPrediction) -> dict[str, float]:
+    """Computes the accuracy of tags, and precision, recall and F1 of entities."""
+    predicted, labels = _logits(prediction).argmax(axis=-1), np.asarray(prediction.label_ids)
+    tags = (
+        [[names[tag] for tag in row[own != IGNORED]] for row, own in zip(rows, labels, strict=True)]
+        for rows in (predicted, labels)
+    )
+    return _accuracy(prediction) | entity_scores(*tags)
 
 
 def _correlations(prediction: EvalPrediction) -> dict[str, float]:

@@ -32,6 +32,7 @@ class EvaluationMixin:
     trainer: Trainer | None
     _encoder: Callable[[nn.Module], Encoder]
     _encoder_name: str
+    _pipeline: Any
     # Fields of `CardFacts` with the last evaluation, for the model card.
     _figures: dict[str, Any]
 
@@ -46,7 +47,8 @@ class EvaluationMixin:
 
         Args:
             dataset: labelled data, as in `evaluation_on`; or a function that takes a model and returns figures by
-                name. None evaluates as the trainer of `from_trainer` does.
+                name, or an evaluator of sentence-transformers, which is given the pipeline. None evaluates as the
+                trainer of `from_trainer` does.
             metric: see `evaluation_on`.
             compute_metrics: see `evaluation_on`.
             reading: the other arguments of `evaluation_on`, which say how the data is read.
@@ -71,7 +73,7 @@ class EvaluationMixin:
             trainer = self._need_trainer("`evaluate` needs evaluation data and metrics")
             measure: Any = partial(evaluate_like, trainer)
         elif callable(dataset):
-            measure = dataset
+            measure = self._function_of(dataset)
         else:
             measure = self.evaluation_on(dataset, metric, compute_metrics, **reading)
         dense, pruned = figures_of_each(measure, self.teacher, self.model)
@@ -97,8 +99,9 @@ class EvaluationMixin:
             dataset: rows with texts, images or audio, and labels, or processed rows with labels, in a data set, a data
                 frame or a dictionary of columns; or the name, folder or file of such rows, as in
                 `get_calibration_dataset`.
-            metric: name of one of the usual figures of the task (accuracy; pearson, spearman; exact_match, f1), or a
-                metric of the library `evaluate` by name or path; None computes all usual ones.
+            metric: name of one of the usual figures of the task (accuracy; pearson, spearman; exact_match, f1;
+                precision, recall and f1 of entities), or a metric of the library `evaluate` by name or path; None
+                computes all usual ones.
             compute_metrics: function that computes the figures instead, as a Trainer takes it.
             dataset_config_name: configuration of a data set that is given by name.
             dataset_split: split of that data set. None takes "validation", or all rows of files.
@@ -121,6 +124,20 @@ class EvaluationMixin:
 
         evaluation = prepared(spec)
         return evaluation if spec.main_input in rows.column_names else replace(evaluation, anew=prepared)
+
+    def _function_of(self, evaluate: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Returns a function of a model: the one that was given, or an evaluator of sentence-transformers as one."""
+        if not hasattr(evaluate, "primary_metric"):
+            return evaluate
+        if self._pipeline is None:
+            raise ValueError(
+                f"A {type(evaluate).__name__} evaluates pipelines of sentence-transformers. Use "
+                "`KPruner.from_sentence_transformer(...)` or `KPruner.from_cross_encoder(...)`, or pass a function of "
+                "a model as `evaluate`."
+            )
+        from ..sentence_transformers import evaluation_by
+
+        return evaluation_by(self._pipeline, evaluate)
 
     def _need_trainer(self, reason: str) -> Trainer:
         if self.trainer is None:

@@ -1,16 +1,17 @@
 """How close a pruned model is to the dense one, on calibration data that the prune did not see: no labels needed."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..algorithm.divergence import Prediction, agreement, divergence
 from ..calibration.prepare import CalibrationBatches
-from ..calibration.spec import Batch, samples_in
+from ..calibration.spec import Batch, samples_in, token_mask
 from ..distributed import gather, share
 from ..encoder.partial_forward import run
 from ..encoder.sublayers import Encoder
@@ -28,8 +29,63 @@ def heldout_quality(
     return Heldout(dense, calibration, task).quality(pruned) if calibration.heldout else None
 
 
-class Heldout:
-    """The batches that were held out, and what the dense model predicts for them. It predicts once.
+class Comparison:
+    """What a model predicts for batches of data, to compare other models with. It predicts once.
+
+    Args:
+        model: a model or a session that is called like one, in evaluation mode, with `config` and `device`.
+        batches: batches of its inputs.
+        task: what the models predict.
+        mask: maps a batch to the mask of the real positions of its hidden states, (rows, positions) boolean.
+
+    Attributes:
+        model: the same.
+        batches: the batches with their masks.
+    """
+
+    def __init__(
+        self, model: Any, batches: Sequence[Batch], task: Task, mask: Callable[[Batch], Tensor] = token_mask
+    ) -> None:
+        self.model, self._task, self._mask = model, task, mask
+        self.batches = [(batch, mask(batch)) for batch in batches]
+        self._predicted: dict[int, Prediction] = {}
+
+    def quality(self, other: Any) -> HeldoutQuality:
+        """Measures how close another model is, which must be in evaluation mode too."""
+        return _quality_of(self._compare(other))
+
+    def thinned(self, samples: int) -> "Comparison":
+        """Returns a comparison on every n-th sample of all batches, so that about so many are left."""
+        every = max(1, sum(map(samples_in, (batch for batch, _ in self.batches))) // samples)
+        batches = [{name: values[::every] for name, values in batch.items()} for batch, _ in self.batches]
+        return Comparison(self.model, batches, self._task, self._mask)
+
+    @torch.no_grad()
+    def _compare(self, other: Any) -> "list[_Compared]":
+        """Returns how close another model is on every batch."""
+        pairs = ((self._reference(index), self._prediction(other, *held)) for index, held in enumerate(self.batches))
+        return [_compared(*pair) for pair in pairs]
+
+    def _reference(self, index: int) -> Prediction:
+        """Returns what the first model predicts for a batch."""
+        predicted = self._predicted.get(index)
+        if predicted is None:
+            batch, mask = self.batches[index]
+            predicted = self._prediction(self.model, batch, mask)
+            # A prediction over a vocabulary would take more memory than all else; it is made again.
+            if predicted.values[0].numel() <= MOST_KEPT * mask[0].numel():
+                self._predicted[index] = predicted
+        return predicted
+
+    def _prediction(self, model: Any, batch: Batch, mask: Tensor) -> Prediction:
+        return self._task.predict(self._run(model, batch), model.config, mask.to(model.device))
+
+    def _run(self, model: Any, batch: Batch) -> Any:
+        return model(**{name: values.to(model.device) for name, values in batch.items()})
+
+
+class Heldout(Comparison):
+    """The batches that were held out, and what the dense model predicts for them.
 
     Args:
         dense: the model before the prune, in evaluation mode.
@@ -38,53 +94,31 @@ class Heldout:
     """
 
     def __init__(self, dense: Encoder, calibration: CalibrationBatches, task: Task) -> None:
-        self._dense, self._task = dense, task
-        self._batches = [(batch, calibration.mask(batch)) for batch in share(calibration.heldout)]
-        self._predicted: dict[int, Prediction] = dict(enumerate(share(_expected(calibration))))
+        super().__init__(dense, share(calibration.heldout), task, calibration.mask)
+        self._predicted = dict(enumerate(share(_expected(calibration))))
 
-    @torch.no_grad()
-    def quality(self, pruned: Encoder) -> HeldoutQuality:
+    def quality(self, other: Encoder) -> HeldoutQuality:
         """Measures how close a model is to the dense one. It must be in evaluation mode."""
         # Values of every sample are gathered, not sums: a correlation and a standard error need all of them at once.
-        measured = [
-            _compared(self._of_dense(index), _prediction(pruned, *held, self._task))
-            for index, held in enumerate(self._batches)
-        ]
-        found = [batch for batches in gather(measured) for batch in batches]
-        measure = found[0].measure
-        closeness, lost, outputs = (
-            torch.cat(values) for values in zip(*(batch.values for batch in found), strict=True)
-        )
-        if measure == "correlation":
-            correlation = _correlation(outputs)
-            # The standard error of Pearson's correlation in large samples.
-            similarity = correlation, (1 - correlation**2) / math.sqrt(len(outputs))
-        elif measure == "agreement":
-            similarity = _share_and_error(closeness)
-        else:
-            similarity = _mean_and_error(closeness)
-        return HeldoutQuality(measure, *similarity, *_mean_and_error(lost), samples=len(lost))
+        return _quality_of([batch for batches in gather(self._compare(other)) for batch in batches])
 
-    def _of_dense(self, index: int) -> Prediction:
-        """Returns what the dense model predicts for a batch."""
-        predicted = self._predicted.get(index)
-        if predicted is None:
-            batch, mask = self._batches[index]
-            predicted = _prediction(self._dense, batch, mask, self._task)
-            # A prediction over a vocabulary would take more memory than all else; it is made again.
-            if predicted.values[0].numel() <= MOST_KEPT * mask[0].numel():
-                self._predicted[index] = predicted
-        return predicted
+    def _run(self, model: Encoder, batch: Batch) -> Any:
+        return run(model, model.to_device(batch))
 
 
 def _expected(calibration: CalibrationBatches) -> list[Prediction]:
     """Returns what was predicted before for each held-out batch; nothing if it was not."""
-    whole = calibration.expected
-    if whole is None:
+    if calibration.expected is None:
         return []
     ends = accumulate(map(samples_in, calibration.heldout), initial=0)
-    parts = [slice(*each) for each in pairwise(ends)]
-    return [replace(whole, values=whole.values[part], weights=whole.weights[part]) for part in parts]
+    batches = [calibration.expected[start:end] for start, end in pairwise(ends)]
+    return [_joined(samples) for samples in batches]
+
+
+def _joined(samples: list[Prediction]) -> Prediction:
+    """Returns one prediction for several samples."""
+    values, weights = (torch.cat([getattr(each, name) for each in samples]) for name in ("values", "weights"))
+    return replace(samples[0], values=values, weights=weights)
 
 
 class _Compared(NamedTuple):
@@ -102,7 +136,7 @@ class _Compared(NamedTuple):
 
 def _compared(teacher: Prediction, student: Prediction) -> _Compared:
     """Compares the predictions of both models for a batch; the values are in float64 on the CPU, to be gathered."""
-    measure = "agreement"
+    measure = "order agreement" if teacher.family == "ranking" else "agreement"
     if teacher.family == "gaussian":
         # One number per sample: the cosine of two numbers would only tell whether their signs are equal.
         measure = "correlation" if teacher.values.shape[1:] == (1, 1) else "cosine"
@@ -113,8 +147,18 @@ def _compared(teacher: Prediction, student: Prediction) -> _Compared:
     return _Compared(measure, (closeness, lost.clamp_min(0), outputs))
 
 
-def _prediction(encoder: Encoder, batch: Batch, mask: Tensor, task: Task) -> Prediction:
-    return task.predict(run(encoder, encoder.to_device(batch)), encoder.config, mask.to(encoder.device))
+def _quality_of(found: "list[_Compared]") -> HeldoutQuality:
+    measure = found[0].measure
+    closeness, lost, outputs = (torch.cat(values) for values in zip(*(batch.values for batch in found), strict=True))
+    if measure == "correlation":
+        correlation = _correlation(outputs)
+        # The standard error of Pearson's correlation in large samples.
+        similarity = correlation, (1 - correlation**2) / math.sqrt(len(outputs))
+    elif measure == "agreement":
+        similarity = _share_and_error(closeness)
+    else:
+        similarity = _mean_and_error(closeness)
+    return HeldoutQuality(measure, *similarity, *_mean_and_error(lost), samples=len(lost))
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from . import hub
 from .card import NO_PLACE, PICTURES, CardFacts, Publication, model_card
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import CrossEncoder, SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +51,19 @@ class SavingMixin:
         Raises:
             ValueError: if the pruner has no pipeline, or nothing was pruned yet.
         """
-        if self._pipeline is None:
+        return self._pruned_pipeline("SentenceTransformer", "KPruner.from_sentence_transformer(...)")
+
+    @property
+    def cross_encoder(self) -> "CrossEncoder":
+        """The reranker of `from_cross_encoder` with the pruned model in it; see `sentence_transformer`."""
+        return self._pruned_pipeline("CrossEncoder", "KPruner.from_cross_encoder(...)")
+
+    def _pruned_pipeline(self, kind: str, way_in: str) -> Any:
+        """Returns a copy of the pipeline with the pruned model; raises a ValueError if it is none of that kind."""
+        if getattr(self._pipeline, "model_type", None) != kind:
             raise ValueError(
-                "This pruner has no pipeline of sentence-transformers to put the pruned model into. Use "
-                "`KPruner.from_sentence_transformer(...)`."
+                f"This pruner has no pipeline of sentence-transformers, a {kind}, to put the pruned model into. Use "
+                f"`{way_in}`."
             )
         from ..sentence_transformers import pipeline_with
 

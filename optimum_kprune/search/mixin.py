@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from datasets import Dataset
 
-from ..budget import NAMES
+from ..budget import NAMES, unit_called
 from ..configuration import KPruneConfig
 from ..distributed import together
 from ..frontier import Frontier
@@ -162,9 +162,9 @@ def _in_unit(config: KPruneConfig, unit: str) -> KPruneConfig:
             "A search finds the `budget`: leave it out of `config`, and name its unit, such as "
             f"`minimise='megabytes'`. Got {config.budget!r}."
         )
-    if unit not in NAMES:
+    if unit_called(unit) is None:
         raise ValueError(f"`minimise` must be one of {', '.join(map(repr, NAMES))}. Got {unit!r} instead.")
-    return config_at(f"100% {unit}", config)
+    return config_at(f"100% {unit_called(unit)}", config)
 
 
 def _asked(

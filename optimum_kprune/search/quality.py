@@ -137,7 +137,7 @@ def quality_of(
     elif evaluate is None and pruner.trainer is not None:
         evaluation, samples = partial(evaluate_like, pruner.trainer), _size_of(pruner.trainer.eval_dataset)
     elif hasattr(evaluate, "primary_metric"):
-        evaluation = _by_evaluator(pruner, evaluate)
+        evaluation = pruner._function_of(evaluate)
         greater_is_better = evaluate.greater_is_better if greater_is_better is None else greater_is_better
     samples = getattr(evaluation, "samples", samples)
     identity = {"metric": metric, "samples": samples, **_identity_of(evaluation, evaluate, pruner)}
@@ -169,17 +169,6 @@ def _by_name(found: Any, metric: str | None) -> dict[str, Any]:
     return {name: value for name, value in named.items() if name == metric or name not in NO_FIGURES} or {
         name: value for name, value in named.items() if name == "loss"
     }
-
-
-def _by_evaluator(pruner: "KPruner", evaluator: Any) -> Callable[[Any], Any]:
-    if pruner._pipeline is None:
-        raise ValueError(
-            f"A {type(evaluator).__name__} evaluates pipelines of sentence-transformers. Use "
-            "`KPruner.from_sentence_transformer(...)`, or pass a function of a model as `evaluate`."
-        )
-    from ..sentence_transformers import evaluation_by
-
-    return evaluation_by(pruner._pipeline, evaluator)
 
 
 def _identity_of(evaluation: Any, evaluate: Any, pruner: "KPruner") -> dict[str, Any]:

@@ -10,6 +10,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from ..calibration.spec import Batch
+from .retokenize import Retokenizer
+
 MAP_NAME = "kprune_vocabulary.json"
 # The attribute of a model that has one.
 ATTRIBUTE = "kprune_vocabulary"
@@ -22,11 +25,13 @@ class OwnVocabulary(NamedTuple):
         tokenizer: the tokenizer.
         kept: ids in the dense model of the tokens, in the order of their ids here.
         size_before: number of tokens of the dense tokenizer.
+        retokenizer: writes text in the tokens of the dense model in these.
     """
 
     tokenizer: PreTrainedTokenizerBase
     kept: Sequence[int]
     size_before: int
+    retokenizer: Retokenizer
 
     def belongs_to(self, model: nn.Module) -> None:
         """Notes that a model has this vocabulary."""
@@ -48,6 +53,12 @@ def tokenizer_of(model: nn.Module, otherwise: Any) -> Any:
     """Returns the tokenizer of a model that has one of its own, and otherwise another."""
     own = own_vocabulary(model)
     return otherwise if own is None else own.tokenizer
+
+
+def written_for(model: nn.Module, batches: list[Batch]) -> list[Batch]:
+    """Returns batches in the tokens of the dense model as a model reads them that may have a vocabulary of its own."""
+    own = own_vocabulary(model)
+    return batches if own is None else [own.retokenizer.batch(batch) for batch in batches]
 
 
 def read_vocabulary(folder: str | PathLike, **kwargs: Any) -> list[int]:

@@ -1,7 +1,6 @@
 """Text in the tokens of one vocabulary -> the same text in the tokens of a smaller one."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -43,7 +42,7 @@ class Retokenizer:
         self._new = {old: new for new, old in enumerate(kept)}
         self._named = {name: new for new, name in after.names.items()}
         # The same words come again and again.
-        self._word = lru_cache(maxsize=None)(self._written)
+        self._words: dict[tuple[int, ...], Row] = {}
 
     def batch(self, batch: Batch) -> Batch:
         """Writes a batch of texts anew. Other inputs of a token go with the tokens that are made of it.
@@ -81,6 +80,11 @@ class Retokenizer:
             found.ids.extend(new)
             found.origins.extend(start + origin for origin in origins)
         return self._cut(found)
+
+    def _word(self, ids: tuple[int, ...]) -> Row:
+        if ids not in self._words:
+            self._words[ids] = self._written(ids)
+        return self._words[ids]
 
     def _written(self, ids: tuple[int, ...]) -> Row:
         """Writes a word anew; origins are counted from its first token."""

@@ -41,14 +41,12 @@ class Trimmed:
         own: its tokenizer, and which tokens it has.
         calibration: the calibration data in its tokens.
         result: what was removed, and what that costs.
-        retokenizer: writes other text in its tokens.
     """
 
     encoder: Encoder
     own: OwnVocabulary
     calibration: CalibrationBatches
     result: VocabularyResult
-    retokenizer: Retokenizer
 
 
 def require_trimmable(dense: Encoder, processing_class: Any, wanted: float) -> None:
@@ -97,14 +95,13 @@ def trim(dense: Encoder, task: Task, spec: InputSpec, calibration: CalibrationBa
     pieces = Pieces(tokenizer)
     counts = _counts(calibration.batches, max(pieces.names) + 1)
     kept = choose_tokens(counts, _floor(dense, pieces), pieces.parts, wanted)
-    own = OwnVocabulary(rewritten(tokenizer, kept), kept, len(pieces.names))
-    trimmed = with_encoder(dense.model, dense.name, with_tokens(dense.pretrained, kept))
-    encoder = Encoder(trimmed, dense.adapter, dense.name)
+    fewer = rewritten(tokenizer, kept)
+    limit = max(spec.cut_length, *(main_input(batch).shape[-1] for batch in calibration.batches))
+    retokenizer = Retokenizer(pieces, Pieces(fewer), kept, fewer.pad_token_id or 0, limit)
+    own = OwnVocabulary(fewer, kept, len(pieces.names), retokenizer)
+    encoder = dense.of(with_encoder(dense.model, dense.name, with_tokens(dense.pretrained, kept)))
     teacher = _copied(dense)
     _require_same(teacher, _copied(encoder), calibration.batches[0], kept)
-    limit = max(spec.cut_length, *(main_input(batch).shape[-1] for batch in calibration.batches))
-    after = Pieces(own.tokenizer)
-    retokenizer = Retokenizer(pieces, after, kept, own.tokenizer.pad_token_id or 0, limit)
     written = replace(
         calibration,
         batches=[retokenizer.batch(batch) for batch in calibration.batches],
@@ -113,12 +110,12 @@ def trim(dense: Encoder, task: Task, spec: InputSpec, calibration: CalibrationBa
     )
     result = _result(own, dense, encoder, calibration, written)
     logger.info("%s", result)
-    return Trimmed(encoder, own, written, result, retokenizer)
+    return Trimmed(encoder, own, written, result)
 
 
 def _copied(encoder: Encoder) -> Encoder:
     """Returns a copy to run, on the same weights."""
-    return Encoder(sharing_copy(encoder.model), encoder.adapter, encoder.name)
+    return encoder.of(sharing_copy(encoder.model))
 
 
 def _floor(dense: Encoder, pieces: Pieces) -> set[int]:
@@ -181,8 +178,8 @@ def _require_same(dense: Encoder, trimmed: Encoder, batch: Batch, kept: Sequence
 
 
 @torch.no_grad()
-def _expected(dense: Encoder, task: Task, calibration: CalibrationBatches) -> Prediction | None:
-    """Returns what the dense model predicts for the held-out samples in its own tokens.
+def _expected(dense: Encoder, task: Task, calibration: CalibrationBatches) -> list[Prediction] | None:
+    """Returns what the dense model predicts for every held-out sample in its own tokens.
 
     None if there are none, or if it predicts something for every token, of which the trimmed model has others.
     """
@@ -202,6 +199,8 @@ def _expected(dense: Encoder, task: Task, calibration: CalibrationBatches) -> Pr
     if predicted(sample).values.shape != predicted(shorter).values.shape:
         return None
     found = [predicted(batch) for batch in calibration.heldout]
-    return Prediction(
-        torch.cat([each.values for each in found]), torch.cat([each.weights for each in found]), found[0].family
-    )
+    return [
+        replace(each, values=values[None], weights=weights[None])
+        for each in found
+        for values, weights in zip(each.values, each.weights, strict=True)
+    ]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from optimum_kprune.algorithm.divergence import Prediction, curvature_probe, divergence
+from optimum_kprune.algorithm.divergence import Prediction, agreement, curvature_probe, divergence
 from optimum_kprune.encoder.tasks import MASKED_LOGIT
 
 
@@ -166,3 +166,25 @@ def test_the_probe_gives_the_gauss_newton_diagonal_over_all_signs(shape, family,
         hessian = 2 * weight * torch.eye(classes) if family == "gaussian" else hessian_of(probabilities, weight)
         expected[sample] += (rows.T @ hessian.double() @ rows).diagonal()
     torch.testing.assert_close(mean, expected)
+
+
+def test_rankings_diverge_as_distributions_do_and_agree_in_the_order_of_pairs(generator):
+    teacher, student = predictions(generator, "ranking")
+    signs = torch.ones_like(teacher.values)
+    for function in (lambda *given: divergence(*given, 2.0), lambda *given: curvature_probe(*given, 2.0, signs)):
+        as_classes = [Prediction(each.values, each.weights, "categorical") for each in (teacher, student)]
+        torch.testing.assert_close(function(teacher, student), function(*as_classes))
+    expected = torch.zeros(5, dtype=torch.float64)
+    for sample, position in itertools.product(range(5), range(4)):
+        one, other = teacher.values[sample, position], student.values[sample, position]
+        pairs = list(itertools.combinations(range(3), 2))
+        alike = sum(bool(one[i] > one[j]) == bool(other[i] > other[j]) for i, j in pairs) / len(pairs)
+        expected[sample] += teacher.weights[sample, position] * alike
+    torch.testing.assert_close(agreement(teacher, student), expected / teacher.weights.sum(dim=1))
+
+
+def test_equal_values_are_an_order_of_their_own():
+    tied, apart = (
+        Prediction(torch.tensor([[values]]), torch.ones(1, 1), "ranking") for values in ([1.0, 1.0], [2.0, 1.0])
+    )
+    assert agreement(tied, apart).item() == 0 and agreement(tied, tied).item() == 1

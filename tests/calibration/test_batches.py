@@ -1,6 +1,7 @@
 """Batches: padding, collators, labels, and numbers that the model cannot look up."""
 
 import math
+from itertools import chain
 
 import pytest
 import torch
@@ -133,8 +134,17 @@ def test_multiple_choice_with_the_collator_of_training(tokenizer):
     expected = batches_of(data, spec, num_tokens=None)
     got = batches_of(data, spec, num_tokens=None, data_collator=DataCollatorForMultipleChoice(tokenizer))
     assert torch.equal(got[0]["input_ids"], expected[0]["input_ids"])
-    with pytest.raises(ValueError, match=r"same number of choices\. Got 1 and 2 choices"):
-        batches_of(Dataset.from_dict({"input_ids": [[[2]], [[2], [3]]]}), spec)
+
+
+def test_samples_of_unlike_numbers_of_rows_share_no_batch(tokenizer):
+    counts = [1, 3, 2, 3, 1, 2, 3]
+    nested = [[[CLS, *[5 + index] * (row + 1), SEP] for row in range(count)] for index, count in enumerate(counts)]
+    data = Dataset.from_dict({"input_ids": nested})
+    for task in ("multiple-choice", "text-ranking"):
+        batches = batches_of(data, InputSpec(task, tokenizer), num_tokens=None)
+        shapes = [tuple(batch["input_ids"].shape) for batch in batches]
+        assert shapes == [(2, 1, 3), (2, 2, 4), (3, 3, 5)]
+        assert sorted(real_samples(batches)) == sorted(list(chain(*sample)) for sample in nested)
 
 
 def test_texts_need_a_tokenizer_and_tokenized_data_something_to_pad_with():

@@ -18,8 +18,9 @@ from transformers import (
 from zoo import build
 
 from optimum_kprune import KPruner
+from optimum_kprune.algorithm.divergence import divergence
 from optimum_kprune.encoder.conversion import pruned_class
-from optimum_kprune.encoder.tasks import from_logits, get_task, task_of_class
+from optimum_kprune.encoder.tasks import RANKING, from_logits, get_task, task_of_class
 
 
 @pytest.mark.parametrize("head", sorted(HEADS))
@@ -100,3 +101,24 @@ def test_the_tokens_of_every_sample_count_as_one():
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]]).bool()
     weights = from_logits(torch.randn(2, 4, 3), SimpleNamespace(problem_type=None), mask).weights
     torch.testing.assert_close(weights, torch.tensor([[0.25, 0.25, 0.25, 0.25], [1.0, 0, 0, 0]]))
+
+
+def ranking(*scores):
+    """What a reranker predicts for the candidates of one query."""
+    return RANKING.predict(SimpleNamespace(logits=torch.tensor(scores)[None, :, None]), None, torch.ones(1, 1).bool())
+
+
+def test_the_ranking_of_one_candidate_is_the_sigmoid_of_its_score():
+    p, q = torch.sigmoid(torch.tensor([2.0, -0.5]))
+    expected = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    torch.testing.assert_close(divergence(ranking(2.0), ranking(-0.5), 1.0), expected[None])
+
+
+def test_the_ranking_of_several_is_the_softmax_over_their_scores_and_zero():
+    dense, pruned = torch.tensor([2.0, -1.0, 0.5, 0.0]), torch.tensor([1.0, -2.0, 0.0, 0.0])
+    expected = (dense.softmax(0) * (dense.log_softmax(0) - pruned.log_softmax(0))).sum()
+    torch.testing.assert_close(divergence(ranking(2.0, -1.0, 0.5), ranking(1.0, -2.0, 0.0), 1.0), expected[None])
+
+
+def test_scores_that_all_shift_keep_their_order_and_are_told_apart_by_zero():
+    assert divergence(ranking(2.0, 1.0), ranking(1.0, 0.0), 1.0).item() > 0.01

@@ -8,7 +8,7 @@ import pytest
 import torch
 from shrunk import HEADS, batch_for, dense_model, outputs, pruned_model
 from tiny import FAMILIES
-from transformers import BertTokenizer
+from transformers import BertTokenizer, pipeline
 
 from optimum_kprune.encoder.registration import register_auto_classes
 
@@ -57,10 +57,12 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
     assert tokenizer("a b")["input_ids"] == [2, 10, 11, 3], tokenizer("a b")
     assert type(tokenizer).__name__ == "BertTokenizer", type(tokenizer)
     if expected["task"]:
-        assert pipeline(expected["task"], model=str(folder), device="cpu", **trust)("a b [MASK]")
+        run = pipeline(expected["task"], model=str(folder), device="cpu", **expected["options"], **trust)
+        assert repr(run("a b [MASK]")) == expected["answer"]
 """
 TASKS = {"ForSequenceClassification": "text-classification", "ForMaskedLM": "fill-mask", "": "feature-extraction"}
 TASKS |= {"ForTokenClassification": "token-classification"}
+OPTIONS = {"ForTokenClassification": {"aggregation_strategy": "first"}}
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +71,21 @@ def saved_folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("saved")
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"01234", *"abcdefghijklmnopqrstuvwxyz"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = BertTokenizer(vocab=vocabulary, model_max_length=30)
     for index, (model_type, head) in enumerate(SAVED_CASES):
         folder = root / f"{index}-{model_type}{head}"
         dense = dense_model(model_type, head)
         model = pruned_model(dense)
         if index < 6:
             model.save_pretrained(folder)
-            BertTokenizer(vocab=vocabulary, model_max_length=30).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
         else:
             model.save_pretrained(folder)
             (folder / "vocab.txt").write_text("\n".join(tokens))
-        expected = {"auto_class": f"AutoModel{head}", "task": TASKS.get(head)}
+        expected = {"auto_class": f"AutoModel{head}", "task": TASKS.get(head), "options": OPTIONS.get(head, {})}
+        if expected["task"]:
+            run = pipeline(expected["task"], model=model, tokenizer=tokenizer, device="cpu", **expected["options"])
+            expected["answer"] = repr(run("a b [MASK]"))
         torch.save(expected | {"batch": batch_for(model), "output": outputs(model)[0]}, folder / "expected.pt")
     return root
 

@@ -5,11 +5,12 @@ import subprocess
 import sys
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import vocabularies
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer, models
+from sentence_transformers import CrossEncoder, SentenceTransformer, models
 from tiny import HIDDEN, same_state
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
 
@@ -236,3 +237,30 @@ def test_what_is_missing_is_told_before_the_prune(monkeypatch):
     monkeypatch.setattr("optimum_kprune.vocabulary.tokenizer.LIBRARY", "no_such_library")
     with pytest.raises(ValueError, match=r"no_such_library, which cannot be imported. Install 'optimum-kprune"):
         pruned()
+
+
+def test_a_reranker_gets_the_tokenizer(tmp_path):
+    vocabularies.model("WordPiece", num_labels=1).save_pretrained(tmp_path / "dense")
+    vocabularies.tokenizer("WordPiece").save_pretrained(tmp_path / "dense")
+    pruner = KPruner.from_cross_encoder(CrossEncoder(str(tmp_path / "dense"), device="cpu"))
+    # Queries with different numbers of candidates.
+    data = {"query": TEXTS[:40], "candidates": [TEXTS[number : number + 2 + number % 3] for number in range(40)]}
+    pruner.prune(KPruneConfig(vocabulary=120, compression_rate=0.2, heldout_share=0.2), Dataset.from_dict(data))
+    pruner.save_pretrained(tmp_path / "pruned")
+    loaded = CrossEncoder(str(tmp_path / "pruned"), device="cpu")
+    pairs = [(TEXTS[0], text) for text in TEXTS[1:5]]
+    assert len(loaded.tokenizer) == 120 and pruner.result.heldout.measure == "order agreement"
+    np.testing.assert_allclose(loaded.predict(pairs), pruner.cross_encoder.predict(pairs), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_folder_that_serves_has_the_tokenizer(tmp_path):
+    pruner = pruned()
+    drawn = pruner.get_calibration_dataset(Dataset.from_dict({"text": TEXTS}), num_tokens=300)
+    pruner.export(tmp_path / "served", quantize="int8", calibration_dataset=drawn)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "served")
+    assert len(tokenizer) == 80
+    session = onnxruntime.InferenceSession(tmp_path / "served" / "onnx" / "model.onnx")
+    batch = tokenizer(TEXTS[:6], padding=True, truncation=True, return_tensors="np")
+    (logits,) = session.run(["logits"], {given.name: batch[given.name] for given in session.get_inputs()})
+    np.testing.assert_allclose(logits, read_by(pruner.model, tokenizer)[1].numpy(), rtol=1e-3, atol=1e-4)

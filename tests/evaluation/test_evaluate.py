@@ -57,6 +57,17 @@ def test_names_of_classes_are_labels_too_and_rows_without_a_label_are_left_out(c
         ("single label", {"text": ["w1"], "label": ["blue"]}, r"must be those of the model: 'LABEL_0'.*Got 'blue'"),
         ("single label", {"text": ["w1"], "label": [3]}, r"must be numbers of classes, .* below 3. Got 3"),
         ("single label", {"text": ["w1"], "label": [-2]}, r"must be numbers of classes, .* below 3. Got -2"),
+        (
+            "token classification",
+            {"tokens": [["w1", "w2"]], "tags": [[0]]},
+            r"as many .* Got \['w1', 'w2'\] and \[0\]",
+        ),
+        ("token classification", {"tokens": [["w1"]], "tags": [0]}, r"list of as many labels.* Got \['w1'\] and 0"),
+        (
+            "token classification",
+            {"text": ["w1 w2"], "tags": [[0, 1]]},
+            r"a list of words .* Got 'w1 w2' and \[0, 1\]",
+        ),
         ("masked language model", {"text": ["w1"]}, r"cannot be evaluated on for fill-mask.*compute_metrics"),
         ("base model", {"text": ["w1"], "label": [0]}, r"for feature-extraction.*function that takes a model"),
     ],

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-from datasets import ClassLabel, Dataset, Value
+from datasets import ClassLabel, Dataset, List, Value
 
 from optimum_kprune.evaluation.labels import as_loss_takes, classes_of, label_column_of, numbers_of
 
@@ -14,6 +14,14 @@ def test_classes_are_told_by_name_where_the_names_are_the_same():
     assert CLASSES == {"dog": 0, "cat": 1}
     assert numbers_of(ClassLabel(names=["cat", "dog"]), CLASSES, [0, 1, 1]) == [1, 0, 0]
     assert numbers_of(Value("string"), CLASSES, ["cat", "dog"]) == [1, 0]
+
+
+def test_tags_of_words_are_told_by_name_too_and_some_words_have_none():
+    tags = List(ClassLabel(names=["cat", "dog"]))
+    assert numbers_of(tags, CLASSES, [[0, 1, -100], [1]]) == [[1, 0, -100], [0]]
+    assert numbers_of(List(Value("int64")), CLASSES, [[0, 1, -100]]) == [[0, 1, -100]]
+    with pytest.raises(ValueError, match=r"below 2\. Got -1"):
+        numbers_of(tags, CLASSES, [[0, -1]])
 
 
 def test_numbers_stay_where_the_names_are_others():

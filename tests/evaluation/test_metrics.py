@@ -7,6 +7,8 @@ from datasets import Dataset
 from evaluated import SAMPLES, TEXTS, both, outputs_of, pruned
 from scipy.stats import pearsonr, spearmanr
 
+from optimum_kprune.evaluation.entities import entity_scores
+
 pytestmark = pytest.mark.slow
 
 
@@ -48,6 +50,22 @@ def test_the_tag_of_a_word_is_that_of_its_first_token():
         one_tag == other for row in zip(predicted, tags, strict=True) for one_tag, other in zip(*row, strict=True)
     ]
     assert found["pruned"]["accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_entities_are_counted_and_words_without_a_tag_are_none():
+    one = pruned("token classification", id2label={0: "O", 1: "B-PER", 2: "I-PER"})
+    words = [text.split() for text in TEXTS]
+    tags = [[len(word) % 3 if place else -100 for place, word in enumerate(row)] for row in words]
+    found = one.evaluate({"tokens": words, "ner_tags": tags})
+    for name, model in both(one).items():
+        numbers = [output.logits[0, 2:-1].argmax(dim=1).tolist() for output in outputs_of(model, TEXTS)]
+        rows = [
+            [[model.config.id2label[tag] for tag in row] for row in part]
+            for part in (numbers, [row[1:] for row in tags])
+        ]
+        assert {"accuracy", "f1"} < found[name].keys()
+        assert found[name] == pytest.approx({"accuracy": found[name]["accuracy"], **entity_scores(*rows)})
+    assert one.evaluate({"tokens": words, "ner_tags": tags}, metric="f1")["pruned"] == {"f1": found["pruned"]["f1"]}
 
 
 def test_choices_are_counted():

@@ -109,19 +109,6 @@ def test_answer_scores(answer, references, exact, f1):
     assert common.answer_scores(answer, references) == (exact, pytest.approx(f1))
 
 
-@pytest.mark.parametrize(
-    ("tags", "entities"),
-    [
-        ("B-PER I-PER O B-LOC", {("PER", 0, 2), ("LOC", 3, 4)}),
-        ("B-PER B-PER", {("PER", 0, 1), ("PER", 1, 2)}),
-        ("I-PER I-LOC O", {("PER", 0, 1), ("LOC", 1, 2)}),
-        ("O O", set()),
-    ],
-)
-def test_entities(tags, entities):
-    assert common.find_entities(tags.split()) == entities
-
-
 def test_tag_scores():
     gold = [["B-PER", "I-PER", "O", "O"], ["O", "B-LOC", "O"]]
     predicted = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "O"]]  # the last word of the second sentence was cut off

@@ -4,7 +4,6 @@ import json
 
 import ablation_report
 import common
-import deploy
 import league
 import league_table
 import league_times
@@ -17,6 +16,7 @@ from static_embedding import make_static
 from tiny import batches_of, ragged_samples, save_tiny, tiny_model, tiny_tokenizer
 
 from optimum_kprune import KPruneConfig, KPruner
+from optimum_kprune.export.graph import Session
 
 pytestmark = pytest.mark.slow
 
@@ -82,12 +82,7 @@ def start(tmp_path):
 def quick_export(monkeypatch):
     """Exports take long: one test makes them."""
 
-    def export(model, tokenizer, folder, threads):
-        folder.with_name(f"{folder.name}-int8").mkdir()
-        folder.with_name(f"{folder.name}-int8").joinpath("model.onnx").write_bytes(bytes(1000))
-        return {f"{folder.name}-int8": model}
-
-    monkeypatch.setattr(deploy, "export", export)
+    monkeypatch.setattr(league_times, "quantised", lambda model, tokenizer: (model, 0.001))
 
 
 def test_processes_share_a_league_whose_table_has_all(start, quick_export):
@@ -137,14 +132,12 @@ def test_int8_is_measured_as_it_is_deployed(tmp_path, monkeypatch):
     (tmp_path / "config.toml").write_text(TOP + TASKS + METHODS)
     task = {"task": "text-classification", "model": str(tmp_path / "model"), "dataset": str(tmp_path / "data")}
     bench = league.LeagueBench(task, read_experiment(tmp_path / "config.toml"))
-    exported, export = {}, deploy.export
-    monkeypatch.setattr(
-        deploy, "export", lambda *args, **options: exported.update(export(*args, **options)) or exported
-    )
+    made, quantised = [], league_times.quantised
+    monkeypatch.setattr(league_times, "quantised", lambda *args: made.append(quantised(*args)) or made[0])
     row = bench.measure_int8(bench.pruner.teacher, 1.0)
-    _, evaluate, _ = bench.metric
-    assert row["metric"] == evaluate(exported["model-int8"], bench.pruner.processing_class, bench.validation)
-    assert isinstance(exported["model-int8"], deploy.Deployed) and row["megabytes"] > 0
+    (session, megabytes), (_, evaluate, _) = made[0], bench.metric
+    assert row["metric"] == evaluate(session, bench.pruner.processing_class, bench.validation)
+    assert isinstance(session, Session) and 0 < row["megabytes"] == megabytes
     assert row["seconds"] > 1
 
 

@@ -13,8 +13,10 @@ from tiny import save_tiny, tiny_model
 pytestmark = pytest.mark.slow
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-NAMES = ("quickstart", "frontier", "vocabulary")
-SMALL = {"ROWS_PER_AREA": 12, "EPOCHS": 1}
+NAMES = ("quickstart", "frontier", "reranker", "vocabulary")
+DOCSTRINGS = {"ROWS_PER_AREA": 12, "EPOCHS": 1}
+TOKENS = {"SIZES": [60, 120], "TEXTS": 60, "MEASURE_TOKENS": 100}
+SMALL = {"quickstart": DOCSTRINGS, "frontier": DOCSTRINGS, "reranker": {"QUERIES": 60}, "vocabulary": TOKENS}
 MACHINE = re.compile(r"/tmp/|/home/|/root/|/Users/|/work/|site-packages|file://|localhost|index-url")
 
 
@@ -41,14 +43,9 @@ def shows_bars(outputs):
 def run(name, folder, **parameters):
     """Executes a notebook in a folder, with a tiny encoder; returns it."""
     encoder = save_tiny(folder / "encoder", tiny_model(head="base model", max_position_embeddings=128))
-    return executed(name, folder, **{**SMALL, "ENCODER": str(encoder), **parameters})
-
-
-def executed(name, folder, **parameters):
-    """Executes a notebook in a folder with other parameters; returns it."""
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    for parameter, value in parameters.items():
+    for parameter, value in {**SMALL[name], "ENCODER": str(encoder), **parameters}.items():
         cell.source, count = re.subn(rf"^{parameter} = .*$", f"{parameter} = {value!r}", cell.source, flags=re.M)
         assert count == 1, f"{name} has no parameter {parameter}"
     return NotebookClient(
@@ -82,13 +79,20 @@ def test_the_frontier_notebook_runs_and_keeps_what_its_rates_say(tmp_path):
 
 
 def test_the_vocabulary_notebook_runs_and_its_map_leads_back(tmp_path):
-    vocabularies.model("WordPiece", "", max_position_embeddings=128).save_pretrained(tmp_path / "encoder")
-    vocabularies.tokenizer("WordPiece").save_pretrained(tmp_path / "encoder")
-    small = {"SIZES": [60, 120], "TEXTS": 60, "MEASURE_TOKENS": 100}
-    notebook = executed("vocabulary", tmp_path, ENCODER=str(tmp_path / "encoder"), **small)
+    vocabularies.model("WordPiece", "", max_position_embeddings=128).save_pretrained(tmp_path / "own")
+    vocabularies.tokenizer("WordPiece").save_pretrained(tmp_path / "own")
+    notebook = run("vocabulary", tmp_path, ENCODER=str(tmp_path / "own"))
     text = text_of(output for cell in code_cells(notebook) for output in cell.outputs)
     assert "Vocabulary: 60 of 249 tokens" in text and "Vocabulary: 120 of 249 tokens" in text
     assert "bit for bit: True" in text and "120 tokens; restored: 249, the dense embeddings: True" in text
+
+
+def test_the_reranker_notebook_runs_and_its_reranker_loads(tmp_path):
+    notebook = run("reranker", tmp_path, RATE=0.5)
+    text = text_of(output for cell in code_cells(notebook) for output in cell.outputs)
+    assert "40 queries to train and calibrate on, 20 to evaluate on" in text
+    assert "The same ranking from the folder: True" in text
+    assert "order agreement with the model before" in text and "ndcg@10" in text
 
 
 @pytest.mark.parametrize("name", NAMES)

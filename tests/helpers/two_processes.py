@@ -17,6 +17,7 @@ from optimum.commands.register.register_kprune import KPruneCommand
 from optimum_kprune import KPruneCallback, KPruneConfig, KPruner, progress
 from optimum_kprune import cli as command
 from optimum_kprune.distributed import is_main, share
+from optimum_kprune.encoder.tasks import RANKING
 from optimum_kprune.prune import rate, spending, statistics
 from optimum_kprune.prune import sweep as sweeping
 from optimum_kprune.publish import hub
@@ -57,6 +58,17 @@ def prune_on_one_batch(folder):
     """The second process has none."""
     one = KPruner(tiny_model("electra", "token classification"))
     one.prune(settings(), [pad(SAMPLES)])
+    return told(one)
+
+
+def prune_a_reranker(folder):
+    """On queries with one to three candidates."""
+    texts = texts_of(SAMPLES)
+    groups = [(query, texts[start : start + 1 + start % 3]) for start, query in enumerate(texts[:20])]
+    one = KPruner(tiny_model(num_labels=1), tiny_tokenizer())
+    # As `from_cross_encoder` has it, whose pipeline would be loaded from a folder that the main process alone writes.
+    one.task = RANKING
+    one.prune(settings(heldout_share=0.3), groups)
     return told(one)
 
 
@@ -121,6 +133,7 @@ def recover_texts(folder):
 
 
 PRUNES = [prune_texts, prune_with_gradients_of_batches, prune_on_one_batch, prune_to_whole_layers, sweep, train]
+PRUNES += [prune_a_reranker]
 
 
 def error_of(job, *args, **kwargs):

@@ -1,7 +1,9 @@
 """What a prune lost, on held-out data: against plain forward passes of the dense and the pruned model."""
 
 import copy
+import itertools
 import logging
+import statistics
 
 import pytest
 import torch
@@ -22,7 +24,9 @@ from torch.nn import functional
 from optimum_kprune import KPruneConfig, KPruner, order
 from optimum_kprune.algorithm.divergence import Prediction, agreement
 from optimum_kprune.calibration.prepare import CalibrationBatches
-from optimum_kprune.encoder.tasks import task_of
+from optimum_kprune.encoder.config_field import adapter_of
+from optimum_kprune.encoder.sublayers import Encoder
+from optimum_kprune.encoder.tasks import RANKING, task_of
 from optimum_kprune.prune import heldout as module
 from optimum_kprune.prune import sweep
 from optimum_kprune.prune.heldout import Heldout, heldout_quality
@@ -64,6 +68,25 @@ def test_batches_and_padding_do_not_matter(head):
     )
     assert second_figures == pytest.approx(first_figures, rel=1e-4) and first.measure == second.measure
     assert first.divergence > 1e-4
+
+
+def test_rankings_are_alike_where_pairs_are_in_the_same_order():
+    """Of queries with two and three candidates, beside which 0 is one."""
+    one, other = pair("regression")
+    groups = [ragged_samples(20, choices=2), ragged_samples(20, seed=1, choices=3)]
+    encoders = [Encoder(model, adapter_of(model), by_rows=True) for model in (one, other)]
+    batches = [pad(samples) for samples in groups]
+    quality = heldout_quality(*encoders, CalibrationBatches([], [0], batches), RANKING)
+    alike, lost = [], []
+    for sample in groups[0] + groups[1]:
+        dense, pruned = (torch.cat([logits_of(model, sample)[:, 0], torch.zeros(1)]) for model in (one, other))
+        pairs = list(itertools.combinations(range(len(dense)), 2))
+        alike.append(sum(bool(dense[i] > dense[j]) == bool(pruned[i] > pruned[j]) for i, j in pairs) / len(pairs))
+        lost.append((dense.softmax(0) * (dense.log_softmax(0) - pruned.log_softmax(0))).sum().item())
+    assert (quality.measure, quality.samples) == ("order agreement", 40)
+    assert quality.closeness == pytest.approx(statistics.mean(alike)) and quality.closeness < 1
+    assert quality.closeness_error == pytest.approx(statistics.stdev(alike) / 40**0.5)
+    assert quality.divergence == pytest.approx(statistics.mean(lost), rel=1e-4)
 
 
 @torch.no_grad()

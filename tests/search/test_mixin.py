@@ -13,6 +13,7 @@ from trainers import make_trainer
 from transformers import AutoModelForSequenceClassification
 
 from optimum_kprune import KPruneConfig, KPruner
+from optimum_kprune.budget import unit_called
 from optimum_kprune.evaluation import latency_mixin, runtimes
 
 TEXTS = texts_of(ragged_samples(160))
@@ -124,7 +125,7 @@ def test_if_no_model_holds_the_pruner_stays_as_it_is(tmp_path):
         ({"max_drop": 0.1, "confidence": 1}, "`confidence` must be"),
         ({"max_drop": 0.1, "config": 0.5}, "KPruneConfig"),
         ({"max_drop": 0.1, "config": KPruneConfig(budget="9 MB")}, "leave it out of `config`, and name its unit"),
-        ({"max_drop": 0.1, "minimise": "MB"}, "`minimise` must be one of 'flops', 'parameters', .* Got 'MB'"),
+        ({"max_drop": 0.1, "minimise": "M"}, "`minimise` must be one of 'flops', 'parameters', .* Got 'M'"),
         ({"max_drop": 0.1, "evaluate": 3}, "The evaluation data must be"),
         ({"max_drop": 0.1, "config": KPruneConfig(recovery_tokens=9, heldout_share=0)}, "recovery"),
     ],
@@ -156,7 +157,7 @@ def test_the_progress_of_another_search_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"ridge is 0\.5 here and was 0\.01"):
         search(ridge=0.5)
     with pytest.raises(ValueError, match="budget is '100% megabytes' here and was '100% flops'"):
-        search(minimise="megabytes")
+        search(minimise="MB")
     with pytest.raises(ValueError, match="the calibration data is another"):
         search(data=TEXTS[10:])
     with pytest.raises(ValueError, match="evaluation is 'rows' here and was 'held-out calibration data'"):
@@ -169,7 +170,7 @@ def test_a_model_is_made_small_in_any_unit(unit):
     frontier = pruner.search(
         TEXTS, parameters_of, "99%", config=CONFIG, metric="size", max_evaluations=2, minimise=unit, resolution=0.3
     )
-    assert [point.budget.split()[-1] for point in frontier.points] == [unit] * 2
+    assert {unit_called(point.budget.split()[-1]) for point in frontier.points} == {unit}
     assert pruner.result.budget == frontier.points[-1].budget and frontier.chosen == 1
     sizes = [getattr(point, unit, point.flops) for point in (frontier.dense, *frontier.points)]
     assert sizes == sorted(sizes, reverse=True)

@@ -11,7 +11,7 @@ from optimum_kprune.vocabulary.own import MAP_NAME, OwnVocabulary, own_vocabular
 
 
 def test_a_model_knows_its_own_vocabulary_wherever_it_is():
-    own, model = OwnVocabulary(tiny_tokenizer(), [0, 2], 9), tiny_model()
+    own, model = OwnVocabulary(tiny_tokenizer(), [0, 2], 9, None), tiny_model()
     assert own_vocabulary(model) is None and tokenizer_of(model, "given") == "given"
     host = Host(model)
     own.belongs_to(host.encoder)
@@ -20,7 +20,7 @@ def test_a_model_knows_its_own_vocabulary_wherever_it_is():
 
 
 def test_the_map_is_written_and_read(tmp_path):
-    OwnVocabulary(tiny_tokenizer(), [0, 2, 5], 9).save(tmp_path)
+    OwnVocabulary(tiny_tokenizer(), [0, 2, 5], 9, None).save(tmp_path)
     assert read_vocabulary(tmp_path) == [0, 2, 5]
     assert json.loads((tmp_path / MAP_NAME).read_text())["size_before"] == 9
 

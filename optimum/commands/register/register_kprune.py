@@ -21,6 +21,7 @@ EXAMPLES = """examples:
   optimum-cli kprune --model my-classifier --dataset texts.csv --max_drop 0.01 \\
       --eval_dataset labelled.csv --metric accuracy my-classifier-small
   optimum-cli kprune --model my-classifier --eval_dataset labelled.csv --update_card my-classifier-k50
+  optimum-cli kprune --model my-classifier --dataset texts.csv --export onnx --int8 my-classifier-k50
   optimum-cli kprune --list_models
 """
 
@@ -82,6 +83,7 @@ class KPruneCommand(BaseOptimumCLICommand):
         _add_latency(parser.add_argument_group("Latency, for a budget in milliseconds"))
         _add_recovery(parser.add_argument_group("Recovery"))
         _add_card(parser.add_argument_group("Evaluation and model card"))
+        _add_export(parser.add_argument_group("Export"))
 
     def run(self) -> None:
         """Runs the command with the arguments that were parsed."""
@@ -180,6 +182,13 @@ def _add_card(group: Any) -> None:
     update = "Prune nothing: write figures into the card of the pruned model that OUTPUT_DIR holds."
     group.add_argument("--update_card", action="store_true", help=update)
     group.add_argument("--push_to_hub", metavar="REPO_ID", help="Upload the pruned model to this repository.")
+
+
+def _add_export(group: Any) -> None:
+    export = "Also write a folder to serve the pruned model from, without this package and without PyTorch."
+    group.add_argument("--export", choices=["onnx"], help=export)
+    group.add_argument("--int8", action="store_true", help="With a second graph in int8, whose drift is measured.")
+    group.add_argument("--export_dir", metavar="DIR", help="That folder (default: OUTPUT_DIR-onnx).")
 
 
 @contextmanager
