@@ -125,7 +125,7 @@ def _prune(arguments: Namespace, facts: CardFacts, export: dict[str, Any]) -> No
         _require_plots()
     pruner = load(arguments)
     require_budget(config, Encoder(pruner.teacher, pruner.adapter))
-    evaluate = evaluation_for(pruner, arguments)
+    evaluate = evaluation = evaluation_for(pruner, arguments)
     data = data_of(pruner, arguments, config)
     if export:
         export["calibration_dataset"] = data["calibration_dataset"]
@@ -151,7 +151,7 @@ def _prune(arguments: Namespace, facts: CardFacts, export: dict[str, Any]) -> No
         in_main(add_figures)(arguments.output_dir, card["facts"])
         _tell(_figures(card["facts"]))
     if export:
-        pruner.export(**export)
+        _tell(str(pruner.export(**export, evaluate=evaluation, plots=arguments.plot)))
     if arguments.push_to_hub is not None:
         _upload(pruner, arguments, card)
 

@@ -4,7 +4,7 @@ import onnx
 import pytest
 import torch
 from shrunk import pruned_model
-from tiny import outputs_of, pad, ragged_samples, samples_for, tiny_model
+from tiny import outputs_of, pad, samples_for, tiny_model
 
 from optimum_kprune.export.graph import Session, export_graph
 
@@ -32,15 +32,6 @@ def test_without_types_all_tokens_are_of_the_first(tmp_path):
     batch.pop("token_type_ids", None)
     assert "token_type_ids" in session.inputs
     torch.testing.assert_close(session(**batch).logits, session(**batch, token_type_ids=types).logits)
-
-
-def test_samples_of_several_rows_are_run_row_by_row(tmp_path):
-    model = pruned_model(tiny_model("bert", "regression"))
-    export_graph(model, pad(samples_for(model, 2), 0), tmp_path / "model.onnx")
-    batch = pad(ragged_samples(4, seed=2, choices=3))
-    logits = Session(tmp_path / "model.onnx", model.config)(**batch).logits
-    rows = outputs_of(model, {name: values.flatten(0, 1) for name, values in batch.items()})[0]
-    torch.testing.assert_close(logits, rows.unflatten(0, (4, 3)), rtol=1e-4, atol=1e-5)
 
 
 class ForOneLength(type(tiny_model())):
