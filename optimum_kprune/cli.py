@@ -129,7 +129,7 @@ def _prune(arguments: Namespace, facts: CardFacts, export: dict[str, Any]) -> No
     require_budget(config, dense)
     if config.vocabulary is not None:
         require_trimmable(dense, pruner.processing_class, config.vocabulary)
-    evaluate = evaluation_for(pruner, arguments)
+    evaluate = evaluation = evaluation_for(pruner, arguments)
     data = data_of(pruner, arguments, config)
     if export:
         export["calibration_dataset"] = data["calibration_dataset"]
@@ -155,7 +155,7 @@ def _prune(arguments: Namespace, facts: CardFacts, export: dict[str, Any]) -> No
         in_main(add_figures)(arguments.output_dir, card["facts"])
         _tell(_figures(card["facts"]))
     if export:
-        pruner.export(**export)
+        _tell(str(pruner.export(**export, evaluate=evaluation, plots=arguments.plot)))
     if arguments.push_to_hub is not None:
         _upload(pruner, arguments, card)
 

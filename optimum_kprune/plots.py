@@ -3,7 +3,7 @@
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from textwrap import fill
@@ -79,6 +79,11 @@ def plot_frontier(frontier: Frontier, path: str | PathLike, against: str | Seque
 def plot_kept(result: KPruneResult, path: str | PathLike) -> None:
     """Draws what is left of every layer into a file; see `KPruneResult.plot`."""
     _write(path, lambda: draw_kept(result))
+
+
+def plot_deployment(report: Mapping[str, Any], path: str | PathLike) -> None:
+    """Draws the report of an export into a file; see `ExportReport.plot`."""
+    _write(path, lambda: draw_deployment(report))
 
 
 def _write(path: str | PathLike, draw: Callable[[], Figure]) -> None:
@@ -211,3 +216,37 @@ def _draw_kind(axes: Axes, entries: Sequence[SublayerResult]) -> None:
                 fontsize=6,
                 color=BLACK if kept else ORANGE,
             )
+
+
+# ------------------------------------------------------------------------------------------------- report of an export
+
+
+def draw_deployment(report: Mapping[str, Any]) -> Figure:
+    """Returns the picture of a report, as `ExportReport.to_dict` gives it: a panel for every size of a batch."""
+    rows = report["rows"]
+    if not rows or not (rows[0]["figures"] or rows[0]["closeness"]):
+        raise ValueError(
+            "A report is drawn with the quality of the models, or how close they are to the first. It has neither: "
+            "export with `evaluate` or with a `calibration_dataset`."
+        )
+    sizes = list(rows[0]["milliseconds"])
+    figure = Figure(figsize=(PANEL[0] * len(sizes), PANEL[1] + 0.5), layout="constrained")
+    panels = figure.subplots(1, len(sizes), squeeze=False, sharey=True)[0]
+    for size, axes in zip(sizes, panels, strict=True):
+        for number, row in enumerate(rows):
+            look = {"marker": "osDv^<>PX*"[number % 10], "color": (ORANGE, BLUE)["ONNX" in row["runtime"]]}
+            label = f"{row['model']} ({row['runtime']}): {row['megabytes']:.1f} MB"
+            axes.plot(row["milliseconds"][size], _deployed_quality(row)[1], linestyle="", label=label, **look)
+        axes.set_xlabel(f"ms for a batch of {size}")
+        axes.set_xlim(left=0)
+    panels[0].set_ylabel(_deployed_quality(rows[0])[0])
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    return figure
+
+
+def _deployed_quality(row: Mapping[str, Any]) -> tuple[str, float]:
+    """Returns the name and the value of the figure that a row is drawn at: the first of an evaluation."""
+    if row["figures"]:
+        return next(iter(row["figures"].items()))
+    return f"{row['closeness']['measure']} with the first", row["closeness"]["closeness"]

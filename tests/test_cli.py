@@ -40,11 +40,11 @@ def test_the_result_goes_to_standard_output_and_the_log_to_that_of_errors(place,
     assert "layer 0 attention" in caplog.text and "First sample: " in caplog.text
 
 
-def test_logging_is_afterwards_as_it_was_for_who_calls_it(place, command, monkeypatch):
-    logger, own = logging.getLogger("optimum_kprune"), logging.NullHandler()
-    for handlers in ([], [own]):
-        monkeypatch.setattr(logger, "handlers", list(handlers))
-        logger.setLevel(logging.WARNING)
+@pytest.mark.parametrize("handlers", [[], [logging.NullHandler()]], ids=["none", "own"])
+def test_logging_is_afterwards_as_it_was_for_who_calls_it(handlers, place, command, monkeypatch, caplog):
+    logger = logging.getLogger("optimum_kprune")
+    monkeypatch.setattr(logger, "handlers", list(handlers))
+    with caplog.at_level(logging.WARNING, logger.name):
         assert "no such" in command(*arguments_of(place, place / "out", dataset="no such"))
         assert (logger.handlers, logger.level) == (handlers, logging.WARNING)
 

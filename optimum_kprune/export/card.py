@@ -22,7 +22,6 @@ def served_card(
     inputs: Sequence[str],
     pipeline: Any = None,
     result: KPruneResult | None = None,
-    report: str = "",
 ) -> ModelCard:
     """Returns the card of a served folder; its text is in `card_template.md`.
 
@@ -33,7 +32,6 @@ def served_card(
         inputs: names of what they read.
         pipeline: the pipeline of sentence-transformers that the model is a part of, or None.
         result: what a prune kept, or None.
-        report: the report of the export, in Markdown.
     """
     source, head = model.config._name_or_path, task.auto_class
     head = "AutoModelForFeatureExtraction" if head == "AutoModel" else head
@@ -51,5 +49,4 @@ def served_card(
         ort_class=f"ORT{head.removeprefix('Auto')}",
         pipeline=getattr(pipeline, "model_type", None),
         result=result,
-        report=report,
     )

@@ -12,7 +12,7 @@ from ..encoder.conversion import dense_class_of
 
 # Where Transformers.js, sentence-transformers and Optimum look for graphs, by these names.
 GRAPHS = "onnx"
-GRAPH, QUANTIZED = "model.onnx", "model_quantized.onnx"
+GRAPH, QUANTIZED, HALF = "model.onnx", "model_quantized.onnx", "model_fp16.onnx"
 # Where all versions of sentence-transformers find the modules of pipelines, and where they lie since version 6.
 MODULES, MOVED = (
     "sentence_transformers.models.",

@@ -12,8 +12,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..calibration.spec import Batch, main_input
-from ..encoder.rows import RowByRow
+from ..calibration.spec import Batch
 from ..evaluation.runtimes import quiet_export, require_packages
 
 # Bytes of weights in one file. ONNX cannot write more than 2 GB into one; beyond that, weights lie beside the graph.
@@ -147,13 +146,7 @@ class Session:
         self.device = torch.device("cpu")
 
     def __call__(self, **inputs: Any) -> ModelOutput:
-        """Runs the graph on what it reads of the inputs; without types, all tokens are of the first, as in PyTorch.
-
-        Samples of several rows, such as the candidates of a query, are run row by row where the graph reads one.
-        """
-        if main_input(inputs).dim() > len(self._shapes[self.inputs[0]]):
-            row_by_row: Any = RowByRow
-            return row_by_row(self)(**inputs)
+        """Runs the graph on what it reads of the inputs; without types, all tokens are of the first, as in PyTorch."""
         if "token_type_ids" in self.inputs and "token_type_ids" not in inputs:
             inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
         feeds = {name: numpy.asarray(inputs[name]) for name in self.inputs}

@@ -3,6 +3,8 @@
 import logging
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,25 +16,23 @@ from transformers import PreTrainedModel
 from ..calibration.modality import ProcessingClass
 from ..calibration.prepare import prepare_batches
 from ..calibration.spec import Batch, InputSpec
+from ..defaults import BATCH_SIZE
 from ..distributed import in_main
 from ..encoder.sublayers import Encoder
 from ..encoder.tasks import Task
 from ..evaluation.runtimes import require_packages
 from ..folder import require_free, written_whole
-from ..prune.heldout import Comparison
 from ..publish.hub import CARD_NAME
+from ..publish.save import require_plots
 from ..result import KPruneResult
-from ..vocabulary.own import written_for
 from .card import served_card
-from .check import require_same_outputs
-from .folder import GRAPH, GRAPHS, QUANTIZED, write_surroundings
-from .graph import Session, export_graph, float_copy
-from .inputs import inputs_of
-from .quantize import quantize_int8
+from .folder import GRAPH, GRAPHS, write_surroundings
+from .report import ExportReport
+from .writer import QUANTIZATIONS, GraphWriter, Written
 
 logger = logging.getLogger(__name__)
 
-FORMATS, QUANTIZATIONS = ("onnx",), ("int8",)
+FORMATS = ("onnx",)
 # Tokens of the calibration data on which the drift of int8 is measured.
 MEASURED = 10_000
 
@@ -60,7 +60,10 @@ class ExportMixin:
         calibration_dataset: Any = None,
         max_drift: float | None = None,
         overwrite: bool = False,
-    ) -> dict[str, Path]:
+        evaluate: Any = None,
+        report: bool = True,
+        plots: bool = False,
+    ) -> ExportReport:
         """Writes the model into a folder from which it can be served without this package, and without PyTorch.
 
         The folder holds `onnx/model.onnx`, which was checked against PyTorch on inputs of several shapes, what
@@ -71,41 +74,59 @@ class ExportMixin:
         Args:
             folder: a new or empty folder; it appears whole or not at all.
             format: `"onnx"`.
-            quantize: `"int8"` also writes `onnx/model_quantized.onnx`.
-            calibration_dataset: data without labels, as in `prune`. `quantize` needs it.
-            max_drift: largest divergence of the quantized graph from the other on this data; None allows any.
+            quantize: `"int8"` also writes `onnx/model_quantized.onnx`; `"int8-embeddings"` writes it with nothing but
+                the embeddings in int8; `"float16"` writes `onnx/model_fp16.onnx`.
+            calibration_dataset: data without labels, as in `prune`. int8 needs it.
+            max_drift: largest divergence of the graph in int8 from the other on this data; None allows any.
             overwrite: whether to replace a folder that an earlier export wrote.
+            evaluate: how the models are evaluated for the report, as in `search`. None compares their predictions with
+                those of the dense model, if there is calibration data.
+            report: whether to measure all models, dense and pruned, in PyTorch and as graphs. It takes as long as
+                another export, half a minute for a small model, and an evaluation of each.
+            plots: whether to draw the report, as `deployment.png`. It needs matplotlib.
 
         Returns:
-            the graphs, by the names of their files.
+            the report, which prints as a table; without one, it has no rows.
 
         Raises:
+            ImportError: if a picture is asked for, and matplotlib is not installed.
             ValueError: if an argument cannot be used, a package is missing, the exporter lacks an operator that the
                 model needs, or the graph gives anything else than PyTorch.
             FileExistsError: if the folder is not empty.
             OSError: if the folder cannot be written.
         """
+        if plots:
+            require_plots()
         self._check_export(folder, format, quantize, calibration_dataset, overwrite)
         spec = self._input_spec(0)
-        batches = written_for(self.model, _measured_batches(calibration_dataset, spec))
+        batches = _measured_batches(calibration_dataset, spec)
+        writer = GraphWriter(self.task, spec, batches, self._sample, quantize, max_drift)
         model = self._exported(self.model)
-        inputs = inputs_of(model, spec, batches[0] if batches else self._sample)
         with written_whole(folder, overwrite) as draft:
-            graphs = draft / GRAPHS
-            graphs.mkdir()
-            export_graph(model, inputs.traced(), graphs / GRAPH)
-            session = Session(graphs / GRAPH, model.config)
-            checked = inputs.checked(lengths_vary=session.is_free(model.main_input_name, 1))
-            require_same_outputs(session, float_copy(model), checked)
-            if quantize:
-                comparison = Comparison(session, batches, self.task, spec.mask)
-                logger.info("%s", quantize_int8(graphs / GRAPH, graphs / QUANTIZED, comparison, max_drift))
+            written = writer.write(model, draft / GRAPHS)
             write_surroundings(draft, model, self.processing_class, self._pipeline)
-            names = sorted(path.name for path in graphs.glob("*.onnx"))
-            dense = self._exported(self.teacher)
-            served_card(dense, self.task, names, session.inputs, self._pipeline, self.result).save(draft / CARD_NAME)
+            made = self._report(writer, written, evaluate) if report else ExportReport()
+            dense, names = self._exported(self.teacher), [path.name for path in written.files]
+            card = served_card(dense, self.task, names, written.inputs, self._pipeline, self.result)
+            card.save(draft / CARD_NAME)
+            if report:
+                made.write(draft, plots)
         logger.info("Exported to %s", folder)
-        return {name: Path(folder, GRAPHS, name) for name in names}
+        return replace(made, files={path.name: Path(folder, GRAPHS, path.name) for path in written.files})
+
+    def _report(self, writer: GraphWriter, written: Written, evaluate: Any) -> ExportReport:
+        """Measures what was exported beside the dense model, whose graphs are written into a temporary folder."""
+        figures_of = None
+        if evaluate is not None:
+            # Not at the top: searches come later in the order of rooms.
+            from ..search.quality import quality_of
+
+            figures_of = partial(quality_of(self, evaluate, None, None, None).figures, heldout=None)  # type: ignore[arg-type]
+        with tempfile.TemporaryDirectory() as temporary:
+            models = {"pruned" if "kprune" in written.model.config.to_dict() else "dense": written}
+            if self.model is not self.teacher:
+                models = {"dense": writer.write(self._exported(self.teacher), Path(temporary, GRAPHS)), **models}
+            return writer.report(models, figures_of)
 
     @in_main
     @torch.inference_mode(False)
@@ -125,8 +146,7 @@ class ExportMixin:
         spec, model = self._input_spec(0), self._exported(self.teacher)
         batches = _measured_batches(calibration_dataset, spec)
         with tempfile.TemporaryDirectory() as temporary:
-            inputs = inputs_of(model, spec, batches[0] if batches else self._sample)
-            export_graph(model, inputs.traced(), Path(temporary, GRAPH))
+            GraphWriter(self.task, spec, batches, self._sample).trace(model, Path(temporary, GRAPH))
 
     def _check_export(
         self,
@@ -139,9 +159,9 @@ class ExportMixin:
         """Raises the errors of `export` that need no work, such as a package that is missing."""
         _require_one_of("format", format, FORMATS)
         if quantize is not None:
-            _require_one_of("quantize", quantize, QUANTIZATIONS)
-            if calibration_dataset is None:
-                raise ValueError("`quantize` needs a `calibration_dataset`, on which its drift is measured. Got None.")
+            _require_one_of("quantize", quantize, tuple(QUANTIZATIONS))
+            if calibration_dataset is None and quantize != "float16":
+                raise ValueError("int8 needs a `calibration_dataset`, on which its drift is measured. Got None.")
         require_packages("onnxruntime")
         self._exported(self.teacher)
         require_free(folder, overwrite)
@@ -166,5 +186,5 @@ def _measured_batches(calibration_dataset: Any, spec: InputSpec) -> list[Batch]:
     """Returns the batches of calibration data on which graphs are compared; none without data."""
     if calibration_dataset is None:
         return []
-    calibration = prepare_batches(calibration_dataset, spec, measure_tokens=MEASURED)
+    calibration = prepare_batches(calibration_dataset, spec, measure_tokens=MEASURED, batch_size=BATCH_SIZE)
     return calibration.batches[: calibration.measured[0]]

@@ -43,9 +43,16 @@ class Int8:
     in_float: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        left = f"; {len(self.by_token)} ranged by token" if self.by_token else ""
-        left += f"; in float: {', '.join(self.in_float)}" if self.in_float else ""
-        return f"int8: {self.matrices - len(self.in_float)} of {self.matrices} matrices{left}. {self.drift}"
+        drift, parts = self.drift, [f"{self.matrices - len(self.in_float)} of {self.matrices} matrices in int8"]
+        if self.by_token:
+            parts.append(f"{len(self.by_token)} of them with inputs ranged by token")
+        if self.in_float:
+            parts.append(f"in float: {', '.join(self.in_float)}")
+        close = f"{drift.measure} {drift.closeness:.1%} ± {drift.closeness_error:.1%}"
+        return (
+            f"{', '.join(parts)}. On {drift.samples:,} calibration samples, the divergence from the graph in float is "
+            f"{drift.divergence:.2g} ± {drift.divergence_error:.1g}, {close}"
+        )
 
 
 def quantize_int8(

@@ -14,13 +14,14 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..calibration.spec import LABEL_NAMES, Batch
+from ..calibration.spec import LABEL_NAMES, Batch, main_input
 from ..evaluation.latency import latencies_on, machine_of
 from ..prune.heldout import Comparison
+from ..publish.dense_checkpoint import CARD_NAME
 from ..result import HeldoutQuality
 from .graph import Session
 
-REPORT_NAME = "kprune_export.json"
+REPORT_NAME, PICTURE = "kprune_export.json", "deployment.png"
 # Samples in the batches that are timed.
 BATCHES = (1, 32)
 PYTORCH, ONNX = "PyTorch", "ONNX Runtime"
@@ -65,13 +66,17 @@ class ExportReport:
         rows: the models on their runtimes; the first is the one that the others are compared with.
         conditions: what the milliseconds were measured on, in words.
         notes: how graphs were quantised, in sentences.
+        files: the graphs, by the names of their files.
     """
 
-    rows: list[ExportRow]
-    conditions: str
+    rows: list[ExportRow] = field(default_factory=list)
+    conditions: str = ""
     notes: list[str] = field(default_factory=list)
+    files: dict[str, Path] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        if not self.rows:
+            return f"Exported, not measured: {', '.join(map(str, self.files.values()))}"
         table = self._table()
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
@@ -90,13 +95,19 @@ class ExportReport:
         return "\n".join([head, rule, *rows, "", *(f"{line}  " for line in (self.conditions, *self.notes))]).rstrip()
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the report as a dictionary that JSON can hold."""
-        return asdict(self)
+        """Returns the report as a dictionary that JSON can hold. Files are left out: the folder can be moved."""
+        return {name: value for name, value in asdict(self).items() if name != "files"}
 
-    def save(self, folder: str | PathLike) -> None:
-        """Writes the report into a folder, as `kprune_export.json`."""
-        text = json.dumps(self.to_dict(), indent=2)
-        Path(folder, REPORT_NAME).write_text(f"{text}\n", encoding="utf-8")
+    def write(self, folder: Path, plots: bool = False) -> None:
+        """Writes the report into a folder: as JSON, as a section of its card, and if asked for as a picture."""
+        (folder / REPORT_NAME).write_text(f"{json.dumps(self.to_dict(), indent=2)}\n", encoding="utf-8")
+        section = ["## Measured", self.markdown()]
+        if plots:
+            self.plot(folder / PICTURE)
+            section.append(f"![Quality against time, of all models and runtimes]({PICTURE})")
+        card = folder / CARD_NAME
+        above = [card.read_text(encoding="utf-8").rstrip()] if card.exists() else []
+        card.write_text("\n\n".join([*above, *section]) + "\n", encoding="utf-8")
 
     def plot(self, path: str | PathLike) -> None:
         """Draws quality, or closeness to the first row, against milliseconds, with the megabytes of every model.
@@ -173,8 +184,10 @@ def measured_report(
         )
         for number, each in enumerate(contestants)
     ]
-    sizes = " x ".join(str(size) for size in next(iter(next(iter(inputs.values())).values())).shape[1:])
-    conditions = f"Samples of {sizes}; {machine_of(contestants[0].model)}; median, in turns."
+    first = contestants[0].model
+    sizes = " x ".join(map(str, main_input(next(iter(inputs.values()))).shape[1:]))
+    what = f"{sizes} tokens" if first.main_input_name == "input_ids" else f"{first.main_input_name} of {sizes}"
+    conditions = f"Milliseconds for {what} in a sample, median, in turns; {machine_of(first)}."
     return ExportReport(rows, conditions, list(notes))
 
 

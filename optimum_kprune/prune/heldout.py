@@ -14,6 +14,7 @@ from ..calibration.prepare import CalibrationBatches
 from ..calibration.spec import Batch, samples_in, token_mask
 from ..distributed import gather, share
 from ..encoder.partial_forward import run
+from ..encoder.rows import RowByRow
 from ..encoder.sublayers import Encoder
 from ..encoder.tasks import Task
 from ..result import HeldoutQuality
@@ -81,7 +82,8 @@ class Comparison:
         return self._task.predict(self._run(model, batch), model.config, mask.to(model.device))
 
     def _run(self, model: Any, batch: Batch) -> Any:
-        return model(**{name: values.to(model.device) for name, values in batch.items()})
+        running = RowByRow(model) if self._task.by_rows else model
+        return running(**{name: values.to(model.device) for name, values in batch.items()})
 
 
 class Heldout(Comparison):

@@ -4,8 +4,12 @@ import pytest
 import torch
 from family_models import shrunk
 from torch.export import Dim
-from transformers.exporters import ExportedModel, OnnxConfig, OnnxExporter
 from zoo import TEXTS, batch_of, build
+
+from optimum_kprune import KPruner
+from optimum_kprune.export.check import require_same_outputs
+from optimum_kprune.export.graph import Session, export_graph
+from optimum_kprune.export.inputs import inputs_of
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +54,12 @@ def test_torch_export_gives_what_the_model_gives(name):
 
 @pytest.mark.parametrize("name", ONNX)
 def test_onnx_runtime_gives_what_pytorch_gives(name, tmp_path):
+    """Exported as `KPruner.export` does it, and checked in other shapes."""
     model = shrunk(build(name))
-    OnnxExporter().export(model, batch_of(name), OnnxConfig(dynamic=name in TEXTS)).save_pretrained(tmp_path)
-    assert_same_outputs(ExportedModel.from_pretrained(tmp_path), model, name)
+    inputs = inputs_of(model, KPruner(model)._input_spec(0), None)
+    export_graph(model, inputs.traced(), tmp_path / "model.onnx")
+    session = Session(tmp_path / "model.onnx", model.config)
+    lengths_vary = session.is_free(model.main_input_name, 1)
+    assert lengths_vary == (model.main_input_name != "pixel_values")
+    require_same_outputs(session, model, inputs.checked(lengths_vary))
+    assert_same_outputs(session, model, name)

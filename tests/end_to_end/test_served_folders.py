@@ -155,7 +155,7 @@ def served(tmp_path_factory):
         model, tokenizer = pruned_model(tiny_model("bert", head)).eval(), tiny_tokenizer()
         folder = root / head.replace(" ", "-")
         texts = [{name: [value] for name, value in tokenizer(text).items()} for text in TEXTS]
-        KPruner(model, tokenizer).export(folder, quantize="int8", calibration_dataset=texts)
+        KPruner(model, tokenizer).export(folder, quantize="int8", calibration_dataset=texts, report=False)
         write_expected(folder, model, tokenizer, name)
     return root
 
@@ -168,14 +168,15 @@ def served_pipelines(served, tmp_path_factory):
     pipeline = SentenceTransformer(modules=[*modules, Pooling(HIDDEN, "mean"), Normalize()], device="cpu")
     pruner = KPruner.from_sentence_transformer(pipeline)
     pruner.prune(KPruneConfig(compression_rate=0.6, num_tokens=None), TEXTS)
-    pruner.export(root / "embeddings", quantize="int8", calibration_dataset=TEXTS)
+    pruner.export(root / "embeddings", quantize="int8", calibration_dataset=TEXTS, report=False)
     expected = {"texts": TEXTS, "embeddings": pruner.sentence_transformer.encode(TEXTS).tolist()}
     (root / "embeddings" / "expected.json").write_text(json.dumps(expected))
     reranker = CrossEncoder(str(save_tiny(root / "scorer", tiny_model("bert", "regression"))), device="cpu")
     pruner = KPruner.from_cross_encoder(reranker)
     pairs = list(zip(TEXTS, TEXTS[::-1], strict=True))
     pruner.prune(KPruneConfig(compression_rate=0.6, num_tokens=None), pairs)
-    pruner.export(root / "reranker", quantize="int8", calibration_dataset=pairs)
+    report = pruner.export(root / "reranker", quantize="int8", calibration_dataset=pairs)
+    assert {row.closeness.measure for row in report.rows} == {"order agreement"}
     expected = {"texts": TEXTS, "scores": pruner.cross_encoder.predict(pairs).tolist()}
     (root / "reranker" / "expected.json").write_text(json.dumps(expected))
     return [root / "embeddings", root / "reranker", served / "regression"]

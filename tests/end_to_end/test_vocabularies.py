@@ -257,7 +257,13 @@ def test_a_reranker_gets_the_tokenizer(tmp_path):
 def test_the_folder_that_serves_has_the_tokenizer(tmp_path):
     pruner = pruned()
     drawn = pruner.get_calibration_dataset(Dataset.from_dict({"text": TEXTS}), num_tokens=300)
-    pruner.export(tmp_path / "served", quantize="int8", calibration_dataset=drawn)
+    made = pruner.export(tmp_path / "served", quantize="int8", calibration_dataset=drawn, evaluate=LABELLED)
+    figures = pruner.evaluate(LABELLED)
+    assert [made.rows[0].figures, made.rows[3].figures, made.rows[4].figures] == [
+        figures["dense"],
+        figures["pruned"],
+        figures["pruned"],
+    ]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "served")
     assert len(tokenizer) == 80
     session = onnxruntime.InferenceSession(tmp_path / "served" / "onnx" / "model.onnx")

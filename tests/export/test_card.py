@@ -33,13 +33,13 @@ def test_without_int8_the_plain_graph_is_loaded():
     assert 'file_name="model.onnx"' in card.text and 'dtype: "fp32"' in card.text and "quantized" not in card.text
 
 
-def test_a_card_tells_of_the_dense_model_the_prune_and_the_report():
+def test_a_card_tells_of_the_dense_model_and_the_prune():
     model = tiny_model()
     model.config._name_or_path = "some/model"
     result = SimpleNamespace(flops_removed=0.6)
-    card = served_card(model, get_task("text-classification"), GRAPHS, [], result=result, report="| a | table |")
+    card = served_card(model, get_task("text-classification"), GRAPHS, [], result=result)
     assert "[some/model](https://huggingface.co/some/model) for" in card.text and "removed 60.0% of" in card.text
-    assert card.data.base_model == "some/model" and "\n\n| a | table |\n\n" in card.text
+    assert card.data.base_model == "some/model"
 
 
 def test_a_pipeline_is_loaded_by_its_library():

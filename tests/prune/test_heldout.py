@@ -29,7 +29,7 @@ from optimum_kprune.encoder.sublayers import Encoder
 from optimum_kprune.encoder.tasks import RANKING, task_of
 from optimum_kprune.prune import heldout as module
 from optimum_kprune.prune import sweep
-from optimum_kprune.prune.heldout import Heldout, heldout_quality
+from optimum_kprune.prune.heldout import Comparison, Heldout, heldout_quality
 
 pytestmark = pytest.mark.slow
 
@@ -77,6 +77,8 @@ def test_rankings_are_alike_where_pairs_are_in_the_same_order():
     encoders = [Encoder(model, adapter_of(model), by_rows=True) for model in (one, other)]
     batches = [pad(samples) for samples in groups]
     quality = heldout_quality(*encoders, CalibrationBatches([], [0], batches), RANKING)
+    # Models alone, as an export compares them, read the rows of a sample as well.
+    assert Comparison(one, batches, RANKING).quality(other) == quality
     alike, lost = [], []
     for sample in groups[0] + groups[1]:
         dense, pruned = (torch.cat([logits_of(model, sample)[:, 0], torch.zeros(1)]) for model in (one, other))
