@@ -109,9 +109,9 @@ class GraphWriter:
     def _compared(self, running: Any, model: PreTrainedModel) -> Comparison:
         return Comparison(running, self._read_by(model), self.task, self.spec.mask)
 
-    def _read_by(self, model: PreTrainedModel) -> list[Batch]:
+    def _read_by(self, model: PreTrainedModel) -> Sequence[Batch]:
         """Returns the calibration data as a model reads it that may have a vocabulary of its own."""
-        return written_for(model, list(self.batches))
+        return written_for(model, self.batches)
 
     def _contestants(self, name: str, written: Written) -> list[Contestant]:
         names = [name, f"{name}, {QUANTIZATIONS.get(self.quantize or '')}"]

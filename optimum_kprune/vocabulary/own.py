@@ -58,7 +58,7 @@ def tokenizer_of(model: nn.Module, otherwise: Any) -> Any:
     return otherwise if own is None else own.tokenizer
 
 
-def written_for(model: nn.Module, batches: list[Batch]) -> list[Batch]:
+def written_for(model: nn.Module, batches: Sequence[Batch]) -> Sequence[Batch]:
     """Returns batches in the tokens of the dense model as a model reads them that may have a vocabulary of its own."""
     own = own_vocabulary(model)
     return batches if own is None else [own.retokenizer.batch(batch) for batch in batches]

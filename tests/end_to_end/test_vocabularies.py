@@ -257,7 +257,19 @@ def test_a_reranker_gets_the_tokenizer(tmp_path):
 def test_the_folder_that_serves_has_the_tokenizer(tmp_path):
     pruner = pruned()
     drawn = pruner.get_calibration_dataset(Dataset.from_dict({"text": TEXTS}), num_tokens=300)
-    pruner.export(tmp_path / "served", quantize="int8", calibration_dataset=drawn)
+    made = pruner.export(tmp_path / "served", quantize="int8", calibration_dataset=drawn, evaluate=LABELLED)
+    # Each reads its own tokens of the same texts.
+    given = pruner._given_processing_class
+    texts = [given.decode(ids, skip_special_tokens=True) for ids in drawn["input_ids"]]
+    dense = read_by(pruner.teacher, given, texts)[1].log_softmax(-1)
+    lost = dense.exp() * (dense - read_by(pruner.model, pruner.processing_class, texts)[1].log_softmax(-1))
+    assert made.rows[3].closeness.divergence == pytest.approx(lost.sum(-1).mean().item(), rel=1e-3)
+    figures = pruner.evaluate(LABELLED)
+    assert [made.rows[0].figures, made.rows[3].figures, made.rows[4].figures] == [
+        figures["dense"],
+        figures["pruned"],
+        figures["pruned"],
+    ]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "served")
     assert len(tokenizer) == 80
     session = onnxruntime.InferenceSession(tmp_path / "served" / "onnx" / "model.onnx")
