@@ -19,6 +19,7 @@ from ..evaluation.latency import latencies_on, machine_of
 from ..prune.heldout import Comparison
 from ..publish.dense_checkpoint import CARD_NAME
 from ..result import HeldoutQuality
+from ..vocabulary.own import own_vocabulary
 from .graph import Session
 
 REPORT_NAME, PICTURE = "kprune_export.json", "deployment.png"
@@ -179,7 +180,7 @@ def measured_report(
             PYTORCH if each.session is None else ONNX,
             each.megabytes,
             {size: taken[number] for size, taken in milliseconds.items()},
-            comparison.quality(each.running) if comparison else None,
+            _closeness(each, comparison) if comparison else None,
             dict(figures_of(each.evaluated)) if figures_of else {},
         )
         for number, each in enumerate(contestants)
@@ -189,6 +190,15 @@ def measured_report(
     what = f"{sizes} tokens" if first.main_input_name == "input_ids" else f"{first.main_input_name} of {sizes}"
     conditions = f"Milliseconds for {what} in a sample, median, in turns; {machine_of(first)}."
     return ExportReport(rows, conditions, list(notes))
+
+
+def _closeness(contestant: Contestant, comparison: Comparison) -> HeldoutQuality | None:
+    """Compares a model with the first one; None if its tokens are others, and each has a prediction of its own."""
+    own = own_vocabulary(contestant.model)
+    if own is None:
+        return comparison.quality(contestant.running)
+    batches = [own.retokenizer.batch(batch) for batch, _ in comparison.batches]
+    return comparison.quality(contestant.running, batches) if own.by_text else None
 
 
 def model_on(session: Session, model: PreTrainedModel) -> PreTrainedModel:
