@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 NAMES = ("quickstart", "frontier", "reranker", "deploy")
 DOCSTRINGS = {"ROWS_PER_AREA": 12, "EPOCHS": 1}
-SMALL = {"quickstart": DOCSTRINGS, "frontier": DOCSTRINGS, "reranker": {"QUERIES": 60}, "deploy": DOCSTRINGS}
+SMALL = {"quickstart": DOCSTRINGS, "frontier": DOCSTRINGS, "reranker": {"QUERIES": 60, "EPOCHS": 1}, "deploy": DOCSTRINGS}
 MACHINE = re.compile(r"/tmp/|/home/|/root/|/Users/|/work/|site-packages|file://|localhost|index-url")
 
 
