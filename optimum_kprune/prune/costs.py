@@ -37,7 +37,7 @@ def costs_of(
         dense: the model to prune, in which every block has weights of its own; see `private_copy`.
         sequence_length: tokens T at which FLOPs are counted.
         latency_table: milliseconds by width, which a budget of them needs.
-        untrimmed: the dense model with all tokens, of whose size a budget may be a share; None if `dense` has them all.
+        untrimmed: the dense model with all tokens, of whose size a budget may be a share; None if `dense` has them.
 
     Raises:
         ValueError: if no prune could meet the budget, or the model meets it as it is.

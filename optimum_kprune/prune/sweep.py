@@ -57,7 +57,7 @@ class Sweep:
         calibration: the calibration data.
         memory_budget: bytes that hidden states may take in memory; None is no limit.
         untrimmed: the dense model with all tokens, with whose size results and budgets compare; None if `encoder` has
-            them all.
+            them.
 
     Attributes:
         latency_table: milliseconds by width, to be set before a prune to a budget of them.
