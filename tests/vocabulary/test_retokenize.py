@@ -3,7 +3,7 @@
 import pytest
 import torch
 import vocabularies
-from vocabularies import FAMILIES, texts, tokenizer, trimmed
+from vocabularies import texts, tokenizer, trimmed
 
 from optimum_kprune.vocabulary.pieces import Pieces
 from optimum_kprune.vocabulary.retokenize import Retokenizer
@@ -11,12 +11,6 @@ from optimum_kprune.vocabulary.retokenize import Retokenizer
 
 def retokenizer(own, fewer, kept, limit=1000):
     return Retokenizer(Pieces(own), Pieces(fewer), kept, fewer.pad_token_id, limit)
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def both(request):
-    own = tokenizer(request.param)
-    return own, *trimmed(own)
 
 
 def test_rows_are_written_as_the_smaller_tokenizer_reads_them(both):
