@@ -16,7 +16,10 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 NAMES = ("quickstart", "frontier", "reranker", "vocabulary", "deploy")
 DOCSTRINGS = {"ROWS_PER_AREA": 12, "EPOCHS": 1}
 SMALL = {name: DOCSTRINGS for name in ("quickstart", "frontier", "deploy")}
-SMALL |= {"reranker": {"QUERIES": 60}, "vocabulary": {"SIZES": [60, 120], "TEXTS": 60, "MEASURE_TOKENS": 100}}
+SMALL |= {
+    "reranker": {"QUERIES": 60, "EPOCHS": 1},
+    "vocabulary": {"SIZES": [60, 120], "TEXTS": 60, "MEASURE_TOKENS": 100},
+}
 MACHINE = re.compile(r"/tmp/|/home/|/root/|/Users/|/work/|site-packages|file://|localhost|index-url")
 
 
