@@ -443,8 +443,8 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, ExportMixin, SavingMix
 
     def _sweep_over(self, dense: Encoder, calibration: CalibrationBatches, config: KPruneConfig) -> Sweep:
         """Returns what prunes copies of the dense model. A subclass may give it other scores."""
-        given = None if config.vocabulary is None else self._encoder(self.teacher)
-        return Sweep(dense, self.task, calibration, config.memory_budget, given)
+        untrimmed = None if config.vocabulary is None else self._encoder(self.teacher)
+        return Sweep(dense, self.task, calibration, config.memory_budget, untrimmed)
 
     def _encoder(self, model: nn.Module) -> Encoder:
         """Returns a model (teacher or pruned) as an `Encoder`."""

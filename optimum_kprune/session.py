@@ -70,7 +70,7 @@ class PruneSession:
                 result = self.pruner._with_latency(result, self.sweep.latency_table, model, sample)
             if self.trimmed is not None:
                 result = replace(result, vocabulary=self.trimmed.result)
-                self.trimmed.own.belongs_to(order.pruner._encoder(model).pretrained)
+                self.trimmed.own.give_to(order.pruner._encoder(model).pretrained)
             order.pruner._keep(model, result, order.config, self.arguments)
             order.pruner._sample = sample
             yield order, result

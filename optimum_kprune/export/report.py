@@ -66,7 +66,7 @@ class ExportReport:
     Attributes:
         rows: the models on their runtimes; the first is the one that the others are compared with.
         conditions: what the milliseconds were measured on, in words.
-        notes: how graphs were quantised, in sentences.
+        notes: how graphs were quantized, in sentences.
         files: the graphs, by the names of their files.
     """
 
@@ -80,11 +80,9 @@ class ExportReport:
             return f"Exported, not measured: {', '.join(map(str, self.files.values()))}"
         table = self._table()
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        # Two columns of names, and then numbers.
         lines = [
-            "  ".join(
-                cell.ljust(width) if number < 2 else cell.rjust(width)
-                for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
+            "  ".join([*map(str.ljust, row[:2], widths[:2]), *map(str.rjust, row[2:], widths[2:])]).rstrip()
             for row in table
         ]
         return "\n".join([*lines, self.conditions, *self.notes])

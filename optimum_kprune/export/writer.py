@@ -1,7 +1,7 @@
-"""Writes the graphs of a model into a folder: traced, checked against PyTorch, quantised; and measures them."""
+"""Writes the graphs of a model into a folder: traced, checked against PyTorch, quantized; and measures them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +33,16 @@ class Written:
     Attributes:
         model: the model as its graph has it, on the CPU and in float32.
         megabytes: size of the model's own file.
-        inputs: names of what they read.
-        files: the graphs: in float, and quantised if that was asked for.
-        int8: how the second was quantised; None if it was not measured.
+        inputs: names of what the graphs read.
+        files: the graphs: in float, and quantized if that was asked for.
+        int8: how the second was quantized; None if it is not in int8.
     """
 
     model: PreTrainedModel
     megabytes: float
     inputs: list[str]
-    files: list[Path] = field(default_factory=list)
-    int8: Int8 | None = None
+    files: list[Path]
+    int8: Int8 | None
 
 
 @dataclass(frozen=True)

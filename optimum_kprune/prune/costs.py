@@ -28,7 +28,7 @@ def costs_of(
     dense: Encoder,
     sequence_length: int,
     latency_table: "LatencyTable | None" = None,
-    given: Encoder | None = None,
+    untrimmed: Encoder | None = None,
 ) -> Costs:
     """Returns what units cost, with the budget of the settings.
 
@@ -37,7 +37,7 @@ def costs_of(
         dense: the model to prune, in which every block has weights of its own; see `private_copy`.
         sequence_length: tokens T at which FLOPs are counted.
         latency_table: milliseconds by width, which a budget of them needs.
-        given: the model of whose size a budget may be a share, where that is another: one with all tokens.
+        untrimmed: the dense model with all tokens, of whose size a budget may be a share; None if `dense` has them.
 
     Raises:
         ValueError: if no prune could meet the budget, or the model meets it as it is.
@@ -52,8 +52,8 @@ def costs_of(
             )
     else:
         unit, whole = unit_of(config), costs.dense
-        if given is not None and unit in SIZES:
-            whole = _size_of(given, unit)
+        if untrimmed is not None and unit in SIZES:
+            whole = _size_of(untrimmed, unit)
         amount = _amount_of(parse_budget(config.budget), whole)
         if not costs.least * (1 - ROUNDING) <= amount <= costs.dense * (1 + ROUNDING):
             raise ValueError(_out_of_range(config.budget, costs, dense))

@@ -1,4 +1,4 @@
-"""How close a pruned model is to the dense one, on calibration data that the prune did not see: no labels needed."""
+"""How close models are to one another without labels: on any batches, and after a prune on data that was held out."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -155,6 +155,7 @@ def _compared(teacher: Prediction, student: Prediction) -> _Compared:
 
 
 def _quality_of(found: "list[_Compared]") -> HeldoutQuality:
+    """Returns the figures of all batches together."""
     measure = found[0].measure
     closeness, lost, outputs = (torch.cat(values) for values in zip(*(batch.values for batch in found), strict=True))
     if measure == "correlation":

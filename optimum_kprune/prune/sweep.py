@@ -56,8 +56,8 @@ class Sweep:
         task: what must be preserved.
         calibration: the calibration data.
         memory_budget: bytes that hidden states may take in memory; None is no limit.
-        given: the model that is compared with in size, where it has more tokens than the dense model here; None for
-            the dense model.
+        untrimmed: the dense model with all tokens, with whose size results and budgets compare; None if `encoder` has
+            them.
 
     Attributes:
         latency_table: milliseconds by width, to be set before a prune to a budget of them.
@@ -72,14 +72,14 @@ class Sweep:
         task: Task,
         calibration: CalibrationBatches,
         memory_budget: int | None = None,
-        given: Encoder | None = None,
+        untrimmed: Encoder | None = None,
     ) -> None:
         require_same("weights of the model", encoder.model.parameters())
         batches = (*calibration.batches, *calibration.heldout)
         require_same("calibration data", (values for batch in batches for values in batch.values()))
-        self._dense, self._task, self._whole = encoder, task, given or encoder
+        self._dense, self._task, self._whole = encoder, task, untrimmed or encoder
         # In which every block has weights of its own, like the teacher.
-        self._untrimmed = None if given is None else private_copy(given)
+        self._untrimmed = None if untrimmed is None else private_copy(untrimmed)
         # Two names: what was given is what a checkpoint belongs to, while batches may be halved for the work.
         self._given = self._calibration = calibration
         # One store for both models and the predictions, which share the budget.

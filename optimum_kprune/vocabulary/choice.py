@@ -21,16 +21,16 @@ def with_parts(tokens: Iterable[int], parts: Parts) -> set[int]:
     return found
 
 
-def choose_tokens(counts: NDArray[np.int64], floor: set[int], parts: Parts, wanted: float) -> list[int]:
-    """Returns the ids of the tokens that stay, in rising order: the floor, and others by falling count.
+def choose_tokens(counts: NDArray[np.int64], basic: set[int], parts: Parts, wanted: float) -> list[int]:
+    """Returns the ids of the tokens that stay, in rising order: basic ones, and others by falling count.
 
     Args:
         counts: (tokens,) how often every token occurs in the text.
-        floor: ids that stay in any case, with their parts.
+        basic: ids that stay in any case, with their parts.
         parts: see `Parts`; a token stays together with them.
         wanted: number of tokens to keep, as an int; or the share of the tokens of the text, in (0, 1], as a float.
     """
-    kept, is_size = set(floor), isinstance(wanted, int)
+    kept, is_size = set(basic), isinstance(wanted, int)
     covered, needed = int(counts[sorted(kept)].sum()), wanted * counts.sum()
     # A stable sort: of equal counts, the lower id comes first, which tokenizers give to the more general token.
     for token in np.argsort(-counts, kind="stable").tolist():

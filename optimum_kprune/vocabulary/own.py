@@ -36,8 +36,8 @@ class OwnVocabulary(NamedTuple):
     retokenizer: Retokenizer
     by_text: bool
 
-    def belongs_to(self, model: nn.Module) -> None:
-        """Notes that a model has this vocabulary."""
+    def give_to(self, model: nn.Module) -> None:
+        """Notes on a model that it has this vocabulary."""
         setattr(model, ATTRIBUTE, self)
 
     def save(self, folder: Path) -> None:

@@ -63,8 +63,8 @@ class Pieces:
             names[-1:] = [f"{each}{self._suffix}" for each in names[-1:]]
         return names
 
-    def floor(self) -> set[int]:
-        """Returns the tokens that all text can fall back to: special ones, characters, bytes.
+    def basic(self) -> set[int]:
+        """Returns the basic tokens, which all text can fall back to: special ones, characters, bytes.
 
         A token with a character that has no token of its own stays, too.
         """

@@ -69,14 +69,14 @@ def require_trimmable(dense: Encoder, processing_class: Any, wanted: float) -> N
         )
     require_library()
     pieces = Pieces(require_rewritable(processing_class))
-    floor, size = _floor(dense, pieces), len(pieces.names)
-    if isinstance(wanted, int) and not len(floor) <= wanted < size:
+    basic, size = _basic(dense, pieces), len(pieces.names)
+    if isinstance(wanted, int) and not len(basic) <= wanted < size:
         raise ValueError(
-            f"`vocabulary` must be at least {len(floor):,} and below {size:,} for this model: it has {size:,} tokens, "
-            f"of which {len(floor):,} stay in any case, so that all text can be written: special tokens, single "
+            f"`vocabulary` must be at least {len(basic):,} and below {size:,} for this model: it has {size:,} tokens, "
+            f"of which {len(basic):,} stay in any case, so that all text can be written: special tokens, single "
             f"characters and bytes. Got {wanted:,}."
         )
-    tables_of(dense.pretrained, sorted(floor))
+    tables_of(dense.pretrained, sorted(basic))
 
 
 def trim(dense: Encoder, task: Task, spec: InputSpec, calibration: CalibrationBatches, wanted: float) -> Trimmed:
@@ -95,7 +95,7 @@ def trim(dense: Encoder, task: Task, spec: InputSpec, calibration: CalibrationBa
     tokenizer = require_rewritable(spec.processing_class)
     pieces = Pieces(tokenizer)
     counts = _counts(calibration.batches, max(pieces.names) + 1)
-    kept = choose_tokens(counts, _floor(dense, pieces), pieces.parts, wanted)
+    kept = choose_tokens(counts, _basic(dense, pieces), pieces.parts, wanted)
     fewer = rewritten(tokenizer, kept)
     limit = max(spec.cut_length, *(main_input(batch).shape[-1] for batch in calibration.batches))
     retokenizer = Retokenizer(pieces, Pieces(fewer), kept, fewer.pad_token_id or 0, limit)
@@ -121,10 +121,10 @@ def _copied(encoder: Encoder) -> Encoder:
     return encoder.of(sharing_copy(encoder.model))
 
 
-def _floor(dense: Encoder, pieces: Pieces) -> set[int]:
-    """Returns the tokens that stay in any case."""
+def _basic(dense: Encoder, pieces: Pieces) -> set[int]:
+    """Returns the tokens that stay in any case: the basic ones, those that the config names, and their parts."""
     named = special_ids(dense.config) & pieces.names.keys()
-    return with_parts(pieces.floor() | named, pieces.parts)
+    return with_parts(pieces.basic() | named, pieces.parts)
 
 
 def _counts(batches: Sequence[Batch], size: int) -> NDArray[np.int64]:

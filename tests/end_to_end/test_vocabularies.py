@@ -253,6 +253,7 @@ def test_a_reranker_gets_the_tokenizer(tmp_path):
     np.testing.assert_allclose(loaded.predict(pairs), pruner.cross_encoder.predict(pairs), rtol=1e-5)
 
 
+@pytest.mark.usefixtures("timed_once")
 @pytest.mark.slow
 def test_the_folder_that_serves_has_the_tokenizer(tmp_path):
     pruner = pruned()

@@ -93,10 +93,10 @@ def tokenizer_of_class(name):
 
 
 def trimmed(own, extra=20):
-    """The tokenizer with the floor and the most frequent tokens of some text; and the ids of those."""
+    """The tokenizer with the basic tokens and the most frequent ones of some text; and the ids of those."""
     pieces = Pieces(own)
     counts = np.bincount(np.concatenate(own(texts(50))["input_ids"]), minlength=len(own))
-    kept = choose_tokens(counts, pieces.floor(), pieces.parts, len(pieces.floor()) + extra)
+    kept = choose_tokens(counts, pieces.basic(), pieces.parts, len(pieces.basic()) + extra)
     return rewritten(own, kept), kept
 
 

@@ -17,7 +17,7 @@ def test_a_token_brings_its_parts_and_theirs():
     assert with_parts([3], parts) == {0, 1, 2, 3}
 
 
-def test_the_floor_stays_and_the_most_frequent_tokens_fill_the_size():
+def test_basic_tokens_stay_and_the_most_frequent_tokens_fill_the_size():
     assert choose_tokens(COUNTS, {4}, lambda token: [], 4) == [1, 3, 4, 5]
 
 
@@ -41,5 +41,5 @@ def test_a_share_is_covered_by_the_fewest_of_the_most_frequent_tokens(share):
     assert COUNTS[kept].sum() - COUNTS[rarest] < share * COUNTS.sum()
 
 
-def test_the_floor_covers_text_too():
+def test_basic_tokens_cover_text_too():
     assert choose_tokens(COUNTS, {1, 3}, lambda token: [], 0.7) == [1, 3]

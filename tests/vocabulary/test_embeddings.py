@@ -108,6 +108,16 @@ def test_a_model_that_is_cut_has_all_tokens_again():
     assert restored.config.to_dict() == {**model.config.to_dict(), "dtype": "float32"}
 
 
+def test_what_was_learned_with_fewer_tokens_is_restored():
+    model = tiny_model()
+    fewer = with_tokens(model, KEPT)
+    with torch.no_grad():
+        fewer.get_input_embeddings().weight.add_(1)
+        expected = model.get_input_embeddings().weight.clone()
+        expected[KEPT] += 1
+    assert torch.equal(restore_vocabulary(fewer, model, KEPT).get_input_embeddings().weight, expected)
+
+
 def test_restoring_takes_the_map_of_the_model():
     model = tiny_model()
     fewer = with_tokens(model, KEPT)

@@ -14,7 +14,7 @@ def test_a_model_knows_its_own_vocabulary_wherever_it_is():
     own, model = OwnVocabulary(tiny_tokenizer(), [0, 2], 9, None, True), tiny_model()
     assert own_vocabulary(model) is None and tokenizer_of(model, "given") == "given"
     host = Host(model)
-    own.belongs_to(host.encoder)
+    own.give_to(host.encoder)
     for holder in (host.encoder, host):
         assert own_vocabulary(holder) is own and tokenizer_of(holder, "given") is own.tokenizer
 

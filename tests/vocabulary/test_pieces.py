@@ -8,11 +8,11 @@ from optimum_kprune.vocabulary.pieces import Pieces
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_every_token_can_be_written_in_tokens_of_the_floor(kind):
+def test_every_token_can_be_written_in_basic_tokens(kind):
     pieces = Pieces(tokenizer(kind))
-    floor = {pieces.names[token] for token in pieces.floor()}
+    basic = {pieces.names[token] for token in pieces.basic()}
     for token in pieces.names.keys() - pieces.special:
-        assert set(pieces.characters(token)) <= floor
+        assert set(pieces.characters(token)) <= basic
         assert "".join(name.removeprefix("##") for name in pieces.characters(token)) == pieces.text(token)
 
 
@@ -20,7 +20,7 @@ def test_a_token_with_a_character_of_no_token_stays():
     own = tokenizer("WordPiece")
     vocabulary = {token: index for index, token in enumerate([*own.get_vocab(), "##q7", "q"])}
     pieces = Pieces(type(own)(vocab=vocabulary))
-    assert vocabulary["##q7"] in pieces.floor()
+    assert vocabulary["##q7"] in pieces.basic()
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

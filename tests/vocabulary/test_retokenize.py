@@ -3,7 +3,8 @@
 import pytest
 import torch
 import vocabularies
-from vocabularies import FAMILIES, texts, tokenizer, trimmed
+from transformers import BertTokenizer
+from vocabularies import texts, tokenizer, trimmed
 
 from optimum_kprune.vocabulary.pieces import Pieces
 from optimum_kprune.vocabulary.retokenize import Retokenizer
@@ -11,12 +12,6 @@ from optimum_kprune.vocabulary.retokenize import Retokenizer
 
 def retokenizer(own, fewer, kept, limit=1000):
     return Retokenizer(Pieces(own), Pieces(fewer), kept, fewer.pad_token_id, limit)
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def both(request):
-    own = tokenizer(request.param)
-    return own, *trimmed(own)
 
 
 def test_rows_are_written_as_the_smaller_tokenizer_reads_them(both):
@@ -53,6 +48,15 @@ def test_a_token_comes_from_that_of_its_first_character(both):
                 continue
             first, last = before["offset_mapping"][origin]
             assert first <= start < last
+
+
+def test_a_token_across_two_comes_from_the_first():
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "##b", "##c", "##d", "##bc", "##cd", "ab"]
+    own, fewer = (BertTokenizer(vocab={name: at for at, name in enumerate(each)}) for each in (names, names[:-1]))
+    ids = own("abcd", add_special_tokens=False)["input_ids"]
+    row = retokenizer(own, fewer, range(10)).row(ids)
+    assert own.convert_ids_to_tokens(ids) == ["ab", "##cd"]
+    assert fewer.convert_ids_to_tokens(row.ids) == ["a", "##bc", "##d"] and row.origins == [0, 0, 1]
 
 
 def test_words_that_stayed_are_not_touched(both):

@@ -3,15 +3,9 @@
 import pytest
 from tiny import tiny_tokenizer
 from transformers import AutoTokenizer
-from vocabularies import FAMILIES, texts, tokenizer, trimmed
+from vocabularies import texts, tokenizer, trimmed
 
 from optimum_kprune.vocabulary.tokenizer import require_library, require_rewritable
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def both(request):
-    own = tokenizer(request.param)
-    return own, *trimmed(own)
 
 
 def test_the_tokens_that_stay_are_numbered_in_their_order(both):
