@@ -100,8 +100,8 @@ def test_a_unit_is_minimised_and_a_budget_in_the_settings_gives_way(place, tmp_p
     KPruneConfig(budget="0.1 MB", heldout_share=0.4).save_pretrained(tmp_path / "settings")
     options = {"max_drop": 0.9, "minimise": "layers", "config": tmp_path / "settings"}
     assert search(command, place, tmp_path / "out", **options) is None
-    assert KPruneConfig.from_pretrained(tmp_path / "out").budget == "1 layers"
-    assert "1 layers (chosen)" in capsys.readouterr().out
+    assert KPruneConfig.from_pretrained(tmp_path / "out").budget == "1 layer"
+    assert "1 layer (chosen)" in capsys.readouterr().out
 
 
 def test_the_units_of_the_command_are_those_of_python(command, capsys):

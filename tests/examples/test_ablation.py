@@ -323,7 +323,7 @@ def test_a_sweep_is_one_method_per_value(tmp_path):
         ("paper = true", "paper = 1", "'paper' in a method 'paper' must be of type bool. Got 1"),
         ("paper = true", "ridge = -1", "The method 'paper', rate 0.5, seed 0: The setting 'ridge'"),
         ('name = "paper"', 'name = "default"', "The names of `methods` must be one or more values, each once"),
-        ('"lambda_rep"', '"seed"', "`setting` in the sweep of 'lambda' must be one of 'temperature'"),
+        ('"lambda_rep"', '"seed"', "`setting` in the sweep of 'lambda' must be one of 'vocabulary', 'temperature'"),
         ("values =", "value =", "Wrong keys in the sweep of 'lambda': unknown 'value', missing 'values'"),
         ("[0.0, 0.1", "[0.0, 0.0", "`values` in the sweep of 'lambda' must be one or more values, each once"),
         ("seeds =", "seeds", "Expected '='"),

@@ -20,7 +20,7 @@ def test_a_model_knows_its_own_vocabulary_wherever_it_is():
 
 
 def with_own(model, kept, size_before):
-    OwnVocabulary(tiny_tokenizer(), kept, size_before, None, True).belongs_to(model)
+    OwnVocabulary(tiny_tokenizer(), kept, size_before, None, True).give_to(model)
     return model
 
 
