@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -32,6 +32,7 @@ from .frontier import Frontier
 from .latency_table import LatencyTable
 from .names import UNKNOWN, hub_name, publishable
 from .order import Order, PruneData, configs_of, within
+from .pipelines import PipelineMixin
 from .prune.costs import require_budget, unit_of
 from .prune.preconditions import check_config, require_finite_weights, require_prunable, require_recoverable
 from .prune.sweep import Sweep
@@ -43,11 +44,8 @@ from .trainer import plain_model
 from .vocabulary.own import tokenizer_of
 from .vocabulary.trim import trim
 
-if TYPE_CHECKING:
-    from sentence_transformers import CrossEncoder, SentenceTransformer
 
-
-class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, ExportMixin, SavingMixin, OptimumPruner):
+class KPruner(PipelineMixin, SearchMixin, EvaluationMixin, LatencyMixin, ExportMixin, SavingMixin, OptimumPruner):
     """Prunes a fine-tuned encoder without retraining and without labels (Park, Choi and Kang, ICLR 2024).
 
     Where a launcher has started several processes, all must call `prune`, `sweep`, `save_pretrained` and
@@ -104,7 +102,7 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, ExportMixin, SavingMix
         require_prunable(self._encoder(model))
         self.processing_class = processing_class
         self.trainer: Trainer | None = None
-        self._pipeline: SentenceTransformer | CrossEncoder | None = None
+        self._pipeline = None
         self.config: KPruneConfig | None = None
         self.result: KPruneResult | None = None
         self.frontier: Frontier | None = None
@@ -197,52 +195,6 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, ExportMixin, SavingMix
         processing_class: Any = trainer.processing_class
         pruner = cls(plain_model(trainer.model), processing_class, prediction=prediction, encoder=encoder)
         pruner.trainer = trainer
-        return pruner
-
-    @classmethod
-    def from_sentence_transformer(cls, sentence_transformer: "SentenceTransformer") -> "KPruner":
-        """Takes model and tokenizer of a `SentenceTransformer`; the embeddings that it gives are preserved.
-
-        They include pooling, the modules after it and `truncate_dim`. They are compared at unit length if the
-        similarity function is the cosine. Calibration texts are cut at `max_seq_length`, and get no prompts.
-
-        Args:
-            sentence_transformer: the pipeline. It is never changed. A copy of it with the pruned model is the
-                attribute `sentence_transformer` after a prune.
-
-        Raises:
-            ImportError: if sentence-transformers is not installed.
-            ValueError: if the model or a module of the pipeline is not supported.
-        """
-        from .sentence_transformers import embedding_task, encoder_of
-
-        pruner = cls(encoder_of(sentence_transformer), sentence_transformer.tokenizer)
-        pruner.task = embedding_task(sentence_transformer)
-        pruner._pipeline = sentence_transformer
-        pruner._arguments = {"KPruner.from_sentence_transformer": {"sentence_transformer": UNKNOWN}}
-        return pruner
-
-    @classmethod
-    def from_cross_encoder(cls, cross_encoder: "CrossEncoder") -> "KPruner":
-        """Takes model and tokenizer of a `CrossEncoder`, a reranker; the ranking of a query's candidates is preserved.
-
-        That is the softmax over their scores and 0, before the activation function (docs/rerankers.md). Calibration
-        data are queries with one or several texts; the texts of equal queries are put together. They get no prompts.
-
-        Args:
-            cross_encoder: the reranker. It is never changed. A copy of it with the pruned model is the attribute
-                `cross_encoder` after a prune.
-
-        Raises:
-            ImportError: if sentence-transformers is not installed.
-            ValueError: if the model is not supported, or gives several labels.
-        """
-        from .sentence_transformers import ranking_task, scorer_of
-
-        pruner = cls(scorer_of(cross_encoder), cross_encoder.tokenizer)
-        pruner.task = ranking_task(cross_encoder)
-        pruner._pipeline = cross_encoder
-        pruner._arguments = {"KPruner.from_cross_encoder": {"cross_encoder": UNKNOWN}}
         return pruner
 
     def get_calibration_dataset(

@@ -265,13 +265,6 @@ def test_a_folder_with_a_pipeline_that_is_loaded_as_an_encoder_is_told_of(encode
     assert "is a pipeline of sentence-transformers, of which only the encoder was loaded" in caplog.text
 
 
-def test_without_the_library_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    monkeypatch.delitem(sys.modules, "optimum_kprune.sentence_transformers", raising=False)
-    with pytest.raises(ImportError, match="pip install sentence-transformers"):
-        KPruner.from_sentence_transformer(None)
-
-
 @pytest.mark.parametrize(("default", "is_told"), [("query", True), ("document", False), (None, False)])
 def test_a_default_prompt_is_told_of(encoder, default, is_told, caplog):
     """Of the two prompts, one is empty."""
