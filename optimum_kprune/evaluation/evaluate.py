@@ -305,11 +305,17 @@ def _encode_words(
                 f"tags. Got {reprlib.repr(text)} and {reprlib.repr(given)} instead."
             )
     tokens = spec.tokenizer(words, is_split_into_words=True, truncation=True, max_length=spec.cut_length)
-    tags = []
+    tags, cut = [], 0
     for row, tags_of_words in enumerate(labels):
         word_ids = tokens.word_ids(row)
+        cut += len(tags_of_words) - len(set(word_ids) - {None})
         pairs = zip(word_ids, [None, *word_ids[:-1]], strict=True)
         tags.append([IGNORED if word in (None, before) else tags_of_words[word] for word, before in pairs])
+    if cut:
+        logger.warning(
+            f"{cut:,} of {sum(map(len, labels)):,} words are not evaluated on: they have no token among the first "
+            f"{spec.cut_length:,} of their text. With a smaller vocabulary, texts get longer, and there are more such."
+        )
     return {**tokens, "labels": tags}
 
 

@@ -117,6 +117,8 @@ class ExportMixin:
             if report:
                 made = self._report(writer, written, figures_of)
                 made.write(draft, plots)
+        if self.processing_class is None:
+            logger.warning("The folder holds nothing that prepares the input: the pruner has no `processing_class`.")
         logger.info("Exported to %s", folder)
         return replace(made, files={path.name: Path(folder, GRAPHS, path.name) for path in written.files})
 

@@ -39,6 +39,14 @@ def test_a_negative_target_of_a_regression_is_a_label():
     assert one.evaluate(rows)["dense"] == pytest.approx(one.evaluate(shifted)["dense"])
 
 
+def test_words_beyond_the_limit_are_told_of(caplog):
+    rows = {"tokens": [[f"w{index}" for index in range(12)], ["w1"]], "tags": [[0] * 12, [1]]}
+    pruner = pruned("token classification")
+    for limit, told in ((30, ""), (7, "7 of 13 words are not evaluated on")):
+        pruner.evaluation_on(rows, max_length=limit)
+        assert told in caplog.text and bool(told) == ("words are not" in caplog.text)
+
+
 def test_names_of_classes_are_labels_too_and_rows_without_a_label_are_left_out(caplog):
     one = pruned("single label", id2label={0: "bad", 1: "so so", 2: "good"})
     names = ["bad", "so so", "good"]

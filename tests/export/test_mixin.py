@@ -86,6 +86,11 @@ def test_what_would_change_nothing_or_fail_later_is_refused_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_prepare_its_input_is_told_of(tmp_path, caplog):
+    KPruner(tiny_model(num_hidden_layers=1)).export(tmp_path / "served", report=False)
+    assert "holds nothing that prepares the input" in caplog.text
+
+
 def test_weights_beyond_one_file_lie_beside_the_graph(pruner, tmp_path, monkeypatch):
     monkeypatch.setattr(graph, "ONE_FILE", 1000)
     pruner.export(tmp_path / "served", quantize="int8", calibration_dataset=TEXTS, report=False)
