@@ -19,7 +19,7 @@ from ..evaluation.latency import latencies_on, machine_of
 from ..prune.heldout import Comparison
 from ..publish.dense_checkpoint import CARD_NAME
 from ..result import HeldoutQuality
-from ..vocabulary.own import own_vocabulary
+from ..vocabulary.own import OwnVocabulary
 from .graph import Session
 
 REPORT_NAME, PICTURE = "kprune_export.json", "deployment.png"
@@ -136,12 +136,14 @@ class Contestant(NamedTuple):
         model: the model in PyTorch, on the CPU in float32 and in evaluation mode.
         megabytes: size of its file.
         session: the graph that stands for it; None if the model itself is run.
+        own: its vocabulary, if the data is written in another.
     """
 
     name: str
     model: PreTrainedModel
     megabytes: float
     session: Session | None = None
+    own: OwnVocabulary | None = None
 
     @property
     def running(self) -> Any:
@@ -192,10 +194,10 @@ def measured_report(
 
 def _closeness(contestant: Contestant, comparison: Comparison) -> HeldoutQuality | None:
     """Compares a model with the first one; None if its tokens are others, and each has a prediction of its own."""
-    own = own_vocabulary(contestant.model)
+    own = contestant.own
     if own is None:
         return comparison.quality(contestant.running)
-    batches = [own.retokenizer.batch(batch) for batch, _ in comparison.batches]
+    batches = own.written([batch for batch, _ in comparison.batches])
     return comparison.quality(contestant.running, batches) if own.by_text else None
 
 

@@ -14,7 +14,7 @@ from ..encoder.file_size import megabytes_of
 from ..encoder.tasks import Task
 from ..evaluation.latency import timed_inputs
 from ..prune.heldout import Comparison
-from ..vocabulary.own import written_for
+from ..vocabulary.own import OwnVocabulary, vocabulary_beside
 from .check import require_same_outputs
 from .folder import GRAPH, HALF, QUANTIZED
 from .graph import Session, export_graph, float_copy
@@ -111,13 +111,17 @@ class GraphWriter:
 
     def _read_by(self, model: PreTrainedModel) -> Sequence[Batch]:
         """Returns the calibration data as a model reads it that may have a vocabulary of its own."""
-        return written_for(model, self.batches)
+        own = self._own(model)
+        return self.batches if own is None else own.written(self.batches)
+
+    def _own(self, model: PreTrainedModel) -> OwnVocabulary | None:
+        return vocabulary_beside(model, self.spec.processing_class)
 
     def _contestants(self, name: str, written: Written) -> list[Contestant]:
         names = [name, f"{name}, {QUANTIZATIONS.get(self.quantize or '')}"]
-        threads = torch.get_num_threads()
+        threads, model = torch.get_num_threads(), written.model
         graphs = [
-            Contestant(called, written.model, file_megabytes(path), Session(path, written.model.config, threads))
+            Contestant(called, model, file_megabytes(path), Session(path, model.config, threads), self._own(model))
             for called, path in zip(names, written.files, strict=False)
         ]
-        return [Contestant(name, written.model, written.megabytes), *graphs]
+        return [Contestant(name, model, written.megabytes, own=self._own(model)), *graphs]

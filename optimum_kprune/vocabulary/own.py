@@ -39,6 +39,10 @@ class OwnVocabulary(NamedTuple):
     retokenizer: Retokenizer
     by_text: bool
 
+    def written(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Returns batches in the tokens of the dense model as a model with this vocabulary reads them."""
+        return [self.retokenizer.batch(batch) for batch in batches]
+
     def give_to(self, model: nn.Module) -> None:
         """Notes on a model that it has this vocabulary."""
         setattr(model, ATTRIBUTE, self)
@@ -91,10 +95,10 @@ def tokenizer_of(model: nn.Module, otherwise: Any) -> Any:
     return otherwise if own is None else own.tokenizer
 
 
-def written_for(model: nn.Module, batches: Sequence[Batch]) -> Sequence[Batch]:
-    """Returns batches in the tokens of the dense model as a model reads them that may have a vocabulary of its own."""
+def vocabulary_beside(model: nn.Module, tokenizer: Any) -> OwnVocabulary | None:
+    """Returns the vocabulary of its own that a model has; None without one, or if a tokenizer has the same."""
     own = own_vocabulary(model)
-    return batches if own is None else [own.retokenizer.batch(batch) for batch in batches]
+    return None if own is None or tokenizer.get_vocab() == own.tokenizer.get_vocab() else own
 
 
 def read_vocabulary(folder: str | PathLike, **kwargs: Any) -> list[int]:

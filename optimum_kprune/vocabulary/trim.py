@@ -25,7 +25,7 @@ from ..encoder.tasks import Task
 from ..result import VocabularyResult
 from .choice import choose_tokens, with_parts
 from .embeddings import special_ids, tables_of, with_tokens
-from .own import OwnVocabulary
+from .own import OwnVocabulary, own_vocabulary
 from .pieces import Pieces
 from .retokenize import Retokenizer
 from .tokenizer import require_library, require_rewritable, rewritten
@@ -113,6 +113,9 @@ def trim(dense: Encoder, task: Task, spec: InputSpec, calibration: CalibrationBa
     )
     result = _result(own, dense, encoder, calibration, written)
     logger.info("%s", result)
+    # The map leads to the model that came first.
+    if first := own_vocabulary(dense.model):
+        own = own._replace(kept=[first.kept[token] for token in kept], size_before=first.size_before)
     return Trimmed(encoder, own, written, result)
 
 

@@ -255,6 +255,20 @@ def test_a_reranker_gets_the_tokenizer(tmp_path):
 
 @pytest.mark.usefixtures("timed_once")
 @pytest.mark.slow
+def test_what_was_trimmed_is_a_model_of_its_own_to_another_pruner(tmp_path):
+    """It reads its own tokens, whoever holds it: nothing is written in them twice."""
+    one = pruned()
+    other = KPruner(one.model, one.processing_class)
+    report = other.export(tmp_path / "served", calibration_dataset=TEXTS)
+    assert [row.closeness.divergence < 1e-6 for row in report.rows] == [True, True]
+    other.prune(KPruneConfig(vocabulary=70, compression_rate=0), TEXTS, save_directory=tmp_path / "again")
+    dense = one._given_processing_class
+    names = dense.convert_ids_to_tokens(read_vocabulary(tmp_path / "again"))
+    assert names == other.processing_class.convert_ids_to_tokens(range(70))
+
+
+@pytest.mark.usefixtures("timed_once")
+@pytest.mark.slow
 def test_the_folder_that_serves_has_the_tokenizer(tmp_path):
     pruner = pruned()
     drawn = pruner.get_calibration_dataset(Dataset.from_dict({"text": TEXTS}), num_tokens=300)
