@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent
 # Forms of models besides the pruned one itself: functions of a model and its tokenizer.
 FORMS = {
     league_times.PLAIN: lambda model, tokenizer: model,
-    "int8": lambda model, tokenizer: league_times.quantised(model, tokenizer)[0],
+    "int8": lambda model, tokenizer: league_times.quantized(model, tokenizer)[0],
     "static embedding": make_static,
 }
 
@@ -56,7 +56,7 @@ class LeagueBench(ablation.Bench):
         """Returns what is measured of a model in int8; `seconds` are those that the model itself took."""
         _, evaluate, _ = self.metric
         started, tokenizer = time.process_time(), self.pruner.processing_class
-        small, megabytes = league_times.quantised(model, tokenizer)
+        small, megabytes = league_times.quantized(model, tokenizer)
         seconds += time.process_time() - started
         metric = float(evaluate(small, tokenizer, self.validation))
         return {"metric": metric, "megabytes": megabytes, "seconds": seconds}

@@ -88,7 +88,7 @@ def with_units_of(pruner: KPruner, row: Row) -> PreTrainedModel:
     return encoder.model
 
 
-def quantised(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[Any, float]:
+def quantized(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[Any, float]:
     """Returns a model in int8 in ONNX Runtime, which must give what PyTorch gives before, and its MB.
 
     All matrices are in int8, with inputs that are rounded in one range for the batch: no data is looked at.

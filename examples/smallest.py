@@ -1,7 +1,7 @@
 """Searches the smallest folder that serves, in int8, within some points of the dense model.
 
 python examples/smallest.py --model path/to/sst2 --dataset path/to/data/sst2 --metric accuracy --output_dir out
-python examples/smallest.py ... --set recovery_tokens=1_000_000
+python examples/smallest.py ... --set vocabulary=0.99 --set recovery_tokens=1_000_000
 
 Of every model that the search tries, the int8 graph is evaluated, so that what is lost by pruning and by int8 counts
 together. Megabytes are those of all files that serve a model: a graph, the tokenizer and the config. The smallest
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (output / "smallest.json").write_text(json.dumps(table, indent=1) + "\n")
     print(f"{frontier}\n\n| {' | '.join(table[0])} |\n|{'---|' * len(table[0])}")
     for row in table:
-        print(f"| {' | '.join(map(str, row.values()))} |")
+        print(f"| {' | '.join(f'{cell:.4g}' if isinstance(cell, float) else cell for cell in row.values())} |")
 
 
 if __name__ == "__main__":

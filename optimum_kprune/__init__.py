@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # Type checkers do not see what `__getattr__` imports.
     from .publish.card import CardFacts as CardFacts
     from .result import KPruneResult as KPruneResult
     from .trainer_callback import KPruneCallback as KPruneCallback
+    from .vocabulary.embeddings import restore_vocabulary as restore_vocabulary
+    from .vocabulary.own import read_vocabulary as read_vocabulary
 
 __version__ = "0.1.0"
 
@@ -47,7 +49,9 @@ _PUBLIC = {
     "check_adapter": "encoder.contract",
     "load_into": "encoder.custom_modules",
     "pruned_class": "encoder.conversion",
+    "read_vocabulary": "vocabulary.own",
     "register_adapter": "encoder.registration",
+    "restore_vocabulary": "vocabulary.embeddings",
     "served_pipeline": "export.pipeline",
     "suggest_adapter": "encoder.suggestion",
     "supported_model_types": "encoder.adapters",

@@ -46,6 +46,7 @@ from .publish import hub
 from .publish.card import CardFacts
 from .publish.card_update import add_figures
 from .publish.save import require_plots
+from .vocabulary.trim import require_trimmable
 
 logger = logging.getLogger("optimum_kprune")
 
@@ -124,7 +125,10 @@ def _prune(arguments: Namespace, facts: CardFacts, export: dict[str, Any]) -> No
     if arguments.plot:
         _require_plots()
     pruner = load(arguments)
-    require_budget(config, Encoder(pruner.teacher, pruner.adapter))
+    dense = Encoder(pruner.teacher, pruner.adapter)
+    require_budget(config, dense)
+    if config.vocabulary is not None:
+        require_trimmable(dense, pruner.processing_class, config.vocabulary)
     evaluate = evaluation = evaluation_for(pruner, arguments)
     data = data_of(pruner, arguments, config)
     if export:
@@ -136,7 +140,7 @@ def _prune(arguments: Namespace, facts: CardFacts, export: dict[str, Any]) -> No
         evaluate = None
     else:
         # Evaluated first: a mistake in the labelled data shows before the prune, not after it.
-        dense = evaluate(pruner.teacher) if evaluate else {}
+        figures = evaluate(pruner.teacher) if evaluate else {}
         options = given_options(arguments, "batch_size", "checkpoint_dir") | latency_table_of(
             pruner, arguments, config
         )
@@ -147,7 +151,7 @@ def _prune(arguments: Namespace, facts: CardFacts, export: dict[str, Any]) -> No
     logger.info("Saved to %s", arguments.output_dir)
     if evaluate:
         # After the model is saved: an evaluation that fails must not lose it.
-        card["facts"] = facts.with_evaluation(_measured(dense, evaluate(pruner.model), arguments))
+        card["facts"] = facts.with_evaluation(_measured(figures, evaluate(pruner.model), arguments))
         in_main(add_figures)(arguments.output_dir, card["facts"])
         _tell(_figures(card["facts"]))
     if export:

@@ -39,6 +39,7 @@ OPTIONS = {
     "seed": "--seed",
     "compression_rate": "--compression_rate",
     "budget": "--budget",
+    "vocabulary": "--vocabulary",
     "checkpoint_dir": "--checkpoint_dir",
     "label_column": "--label_column",
     "overwrite": "--overwrite_output_dir",
@@ -282,7 +283,8 @@ def _move(pruner: KPruner, device: str) -> None:
 
 def config_of(arguments: Namespace) -> KPruneConfig:
     """Returns the settings of `--config`, or the defaults; options of the command line win over them."""
-    overrides = given_options(arguments, "compression_rate", "budget", "num_tokens", "recovery_tokens", "seed")
+    named = "compression_rate", "budget", "vocabulary", "num_tokens", "recovery_tokens", "seed"
+    overrides = given_options(arguments, *named)
     if arguments.config is None:
         return KPruneConfig(**overrides)
     # What is given here takes the place of either in the file.

@@ -27,6 +27,9 @@ class KPruneConfig(BaseConfig):
         budget (`str`, *optional*): what may be kept, in place of the `compression_rate`, which then stays at its
             default: `"100 MB"` (10^6 bytes of weights as they are saved), `"12M parameters"`, `"10 ms"`, `"4 layers"`;
             or a share of what the dense model has, such as `"40% flops"` or `"50% latency"`.
+        vocabulary (`int` or `float`, *optional*): how many tokens the pruned model has, such as 8000; or the share of
+            the tokens of the calibration data to keep, such as 0.99. Words whose tokens went are written in smaller
+            pieces. `None` keeps all. See docs/vocabulary.md.
         temperature (`float`, defaults to 2.0): temperature gamma of the softmax in the predictive knowledge.
         knowledge (`str`, defaults to `"fisher"`): how the predictive knowledge of a unit is measured. `"divergence"`
             squares the gradient of the divergence from the teacher, as published; this gradient is zero where the
@@ -99,6 +102,7 @@ class KPruneConfig(BaseConfig):
 
     compression_rate: float = 0.5
     budget: str | None = None
+    vocabulary: int | float | None = None
     temperature: float = 2.0
     knowledge: Literal["fisher", "divergence"] = "fisher"
     lambda_rep: float = 0.1
@@ -233,6 +237,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "lambda_rep": (0, LARGEST, "0 or above"),
     "mu": (SMALLEST, LARGEST, "above 0"),
     "head_weight": (SMALLEST, LARGEST, "above 0"),
+    "vocabulary": (SMALLEST, 1, "above 0 and at most 1"),
     "heldout_share": (0, 0.5, "in [0, 0.5]"),
     "memory_budget": (0, math.inf, "0 or above"),
     "ridge": (0, 1e100, "in [0, 1e100]"),
@@ -241,6 +246,8 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "seed": (0, math.inf, "0 or above"),
 }
 AT_LEAST_ONE = (1, math.inf, "1 or above")
+# Of these, a whole number is a size, 1 or above, and another number a share in the range above.
+SIZES_OR_SHARES = ("vocabulary",)
 
 
 def allowed(name: str) -> str:
@@ -251,6 +258,8 @@ def allowed(name: str) -> str:
     if str in kinds:
         return f"{ALLOWED}, or None"
     number = "a number" if float in kinds else "a whole number,"
+    if name in SIZES_OR_SHARES:
+        number = f"a whole number, {AT_LEAST_ONE[2]}, or a share with a point,"
     return f"{number} {BOUNDS.get(name, AT_LEAST_ONE)[2]}" + (", or None" if type(None) in kinds else "")
 
 
@@ -261,7 +270,8 @@ def _is_allowed(name: str, value: Any) -> bool:
         return False
     if isinstance(value, str) and not choices:
         return _is_budget(value)
-    least, most, _ = BOUNDS.get(name, AT_LEAST_ONE)
+    is_size = name in SIZES_OR_SHARES and isinstance(value, int)
+    least, most, _ = AT_LEAST_ONE if is_size else BOUNDS.get(name, AT_LEAST_ONE)
     return value is None or (value in choices if choices else least <= value <= most)
 
 

@@ -18,6 +18,7 @@ from .prune.preconditions import check_config, require_recovery
 from .prune.scores import measured_parts
 from .recovery.text import RecoveryText, recovery_text
 from .trainer import calibration_data
+from .vocabulary.trim import require_trimmable
 
 if TYPE_CHECKING:
     from .pruner import KPruner
@@ -99,12 +100,15 @@ class Order(NamedTuple):
         """Returns the order as it is carried out, with the budget of tokens that the data was drawn with.
 
         Raises:
-            ValueError: if the settings have another budget than the data.
+            ValueError: if the settings have another budget than the data, or the vocabulary cannot be trimmed.
             OSError: if the model could not be saved; see `require_free`.
         """
         # A copy, because the settings belong to the user, who may use them again for other data.
         config = copy.copy(self.config)
         config.num_tokens = budget_of(calibration_dataset, config.num_tokens)
+        if config.vocabulary is not None:
+            pruner = self.pruner
+            require_trimmable(pruner._encoder(pruner.teacher), pruner._given_processing_class, config.vocabulary)
         # A prune that was killed while saving may have left its own model there.
         overwrite = self.overwrite or has_begun_to_save(self.checkpoint_dir)
         if self.save_directory is not None:

@@ -40,6 +40,8 @@ from .result import KPruneResult
 from .search.mixin import SearchMixin
 from .session import PruneSession
 from .trainer import plain_model
+from .vocabulary.own import tokenizer_of
+from .vocabulary.trim import trim
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -70,7 +72,8 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, ExportMixin, SavingMix
         model: the pruned model of the last prune that succeeded; before the first, the teacher.
         adapter: the names of the encoder's sublayers.
         task: the task: how texts are read, and what must be preserved.
-        processing_class: what prepares the input of the model, or None.
+        processing_class: what prepares the input of `model`, or None. With `vocabulary` in the settings, the pruned
+            model has a tokenizer of its own.
         config: the settings of the last prune that succeeded, or None.
         result: the result of the last prune that succeeded, or None.
         frontier: the models of the sweep or search that `model` is from, for the card; or None.
@@ -114,6 +117,15 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, ExportMixin, SavingMix
     def __repr__(self) -> str:
         done = f"{self.result.flops_removed:.1%} of the FLOPs removed" if self.result else "not pruned yet"
         return f"KPruner({type(self.teacher).__name__}, {self.task.name}, {done})"
+
+    @property
+    def processing_class(self) -> ProcessingClass | None:
+        """What prepares the input of `model`, or None."""
+        return tokenizer_of(self.model, self._given_processing_class)
+
+    @processing_class.setter
+    def processing_class(self, given: ProcessingClass | None) -> None:
+        self._given_processing_class = given
 
     @classmethod
     def from_pretrained(
@@ -412,22 +424,27 @@ class KPruner(SearchMixin, EvaluationMixin, LatencyMixin, ExportMixin, SavingMix
         is_timed = any(unit_of(order.config) == "latency" for order in orders)
         table = self._table_given(data.latency_table, folders, is_timed)
         data = data.with_defaults_of(self)
-        dense, text = self._encoder(self.teacher), None
+        dense, text, trimmed = self._encoder(self.teacher), None, None
         spec = self._input_spec(config.seed, batch_tokens=batch_tokens(dense))
         calibration = data.calibration_batches(config, spec, len(dense.targets()))
         if config.recovery_tokens:
             # Read before the prune, like all that can be found wanting.
             require_recoverable(dense, bool(calibration.heldout))
             text = data.recovery_text(config, spec, calibration)
+        if config.vocabulary is not None:
+            trimmed = trim(dense, self.task, spec, calibration, config.vocabulary)
+            dense, calibration = trimmed.encoder, trimmed.calibration
+            text = text and text.rewritten(trimmed.own.retokenizer.batch)
         if is_timed and table is None:
             table = self._table_measured(calibration, folders)
         with self._sweep_over(dense, calibration, config) as sweep:
             sweep.latency_table = table
-            yield PruneSession(self, sweep, calibration, text, arguments)
+            yield PruneSession(self, sweep, calibration, text, arguments, trimmed)
 
     def _sweep_over(self, dense: Encoder, calibration: CalibrationBatches, config: KPruneConfig) -> Sweep:
         """Returns what prunes copies of the dense model. A subclass may give it other scores."""
-        return Sweep(dense, self.task, calibration, config.memory_budget)
+        untrimmed = None if config.vocabulary is None else self._encoder(self.teacher)
+        return Sweep(dense, self.task, calibration, config.memory_budget, untrimmed)
 
     def _encoder(self, model: nn.Module) -> Encoder:
         """Returns a model (teacher or pruned) as an `Encoder`."""

@@ -89,6 +89,41 @@ class HeldoutQuality:
 
 
 @dataclass(frozen=True)
+class VocabularyResult:
+    """What became of a vocabulary that was trimmed, and of text that is written in it.
+
+    Attributes:
+        size_before: number of tokens of the dense model's tokenizer.
+        size: number of tokens that stayed.
+        texts: number of texts (rows) on which the following is measured.
+        is_heldout: whether these are held out, so that no token was chosen by them.
+        fell_back: share of their tokens that did not stay, and are written in smaller pieces.
+        tokens_before: mean number of tokens of a text.
+        tokens_after: the same in the tokens that stayed.
+        parameters_removed: number of parameters that went with the tokens.
+        megabytes_removed: what they took in the file, in 10^6 bytes.
+    """
+
+    size_before: int
+    size: int
+    texts: int
+    is_heldout: bool
+    fell_back: float
+    tokens_before: float
+    tokens_after: float
+    parameters_removed: int
+    megabytes_removed: float
+
+    def __str__(self) -> str:
+        held_out = "held-out " if self.is_heldout else ""
+        return (
+            f"Vocabulary: {self.size:,} of {self.size_before:,} tokens, {self.parameters_removed:,} parameters and "
+            f"{self.megabytes_removed:.1f} MB less; on {self.texts:,} {held_out}texts, {self.fell_back:.2%} of the "
+            f"tokens fall back to pieces: {self.tokens_after:.1f} tokens per text, {self.tokens_before:.1f} before"
+        )
+
+
+@dataclass(frozen=True)
 class RecoveryResult:
     """What a recovery did after a prune.
 
@@ -176,6 +211,7 @@ class KPruneResult:
         dtype: the type of the weights of which that is the size.
         latency: the milliseconds that were asked for, and those that were then measured; None if the budget is in
             another unit.
+        vocabulary: what became of the vocabulary; None if it was not trimmed.
     """
 
     sublayers: list[SublayerResult]
@@ -194,6 +230,7 @@ class KPruneResult:
     megabytes_after: float = 0.0
     dtype: str = "float32"
     latency: LatencyResult | None = None
+    vocabulary: VocabularyResult | None = None
 
     @property
     def kept(self) -> list[dict[str, Any]]:
@@ -280,6 +317,7 @@ class KPruneResult:
             f"{self.sequence_length} {tokens}; parameters: {self.parameters_before:,} -> {self.parameters_after:,}; "
             f"{self.samples:,} samples, {self.tokens:,} {tokens}, {self.seconds:.1f} seconds{stages}",
             *([self.met] if self.met else []),
+            *([str(self.vocabulary)] if self.vocabulary else []),
             *self._recovered(),
             self.loss,
         ]

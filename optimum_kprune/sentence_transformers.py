@@ -13,6 +13,7 @@ from transformers import AutoModel, PreTrainedModel
 from .algorithm.divergence import Prediction, at_least_float32
 from .encoder.hooks import evaluating
 from .encoder.tasks import RANKING, Task, get_task, one_position
+from .vocabulary.own import own_vocabulary
 
 try:
     from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -165,6 +166,9 @@ def pipeline_with(pipeline: Any, model: PreTrainedModel, card: str) -> Any:
     # New card data: the old describes the old model, and refers to its trainer with all data.
     card_data = type(pipeline.model_card_data)()
     copied = copy.deepcopy(pipeline, {id(pipeline[0].auto_model): model, id(pipeline.model_card_data): card_data})
+    own = own_vocabulary(model)
+    if own is not None:
+        copied[0].processor = own.tokenizer
     card_data.register_model(copied)
     # The library writes this card when the pipeline is saved, unless it has been trained further.
     copied._model_card_text = card  # type: ignore[assignment]

@@ -1,7 +1,7 @@
 """A session: prepared data and an open sweep, in which orders are carried out until it is closed."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .calibration.prepare import CalibrationBatches
@@ -16,6 +16,7 @@ from .prune.sweep import Sweep
 from .recovery.recover import recover
 from .recovery.text import RecoveryText
 from .result import HeldoutQuality, KPruneResult
+from .vocabulary.trim import Trimmed
 
 if TYPE_CHECKING:
     from .pruner import KPruner
@@ -31,6 +32,7 @@ class PruneSession:
         calibration: the calibration data.
         text: the text to recover on, or None.
         arguments: how the pruned models are made, for their cards.
+        trimmed: the dense model with fewer tokens, which is pruned in the place of the dense one; or None.
     """
 
     pruner: "KPruner"
@@ -38,11 +40,12 @@ class PruneSession:
     calibration: CalibrationBatches
     text: RecoveryText | None
     arguments: dict[str, dict[str, Any]]
+    trimmed: Trimmed | None = None
 
     @property
     def dense(self) -> Encoder:
-        """The dense model."""
-        return self.pruner._encoder(self.pruner.teacher)
+        """The dense model, in the vocabulary of the calibration data."""
+        return self.trimmed.encoder if self.trimmed else self.pruner._encoder(self.pruner.teacher)
 
     def carry_out(
         self, orders: Sequence[Order], share_knowledge: bool = False
@@ -65,14 +68,17 @@ class PruneSession:
             sample = {name: values[:1] for name, values in self.calibration.batches[0].items()}
             if self.sweep.latency_table is not None and unit_of(order.config) == "latency":
                 result = self.pruner._with_latency(result, self.sweep.latency_table, model, sample)
+            if self.trimmed is not None:
+                result = replace(result, vocabulary=self.trimmed.result)
+                self.trimmed.own.give_to(order.pruner._encoder(model).pretrained)
             order.pruner._keep(model, result, order.config, self.arguments)
             order.pruner._sample = sample
             yield order, result
 
     def heldout_of_dense(self) -> HeldoutQuality | None:
         """Compares the dense model with itself on the held-out data; returns None if there is none."""
-        dense = private_copy(self.dense)
-        return heldout_quality(dense, dense, self.calibration, self.pruner.task)
+        dense, calibration = private_copy(self.dense), replace(self.calibration, expected=None)
+        return heldout_quality(dense, dense, calibration, self.pruner.task)
 
     def identity(self, config: KPruneConfig) -> dict[str, Any]:
         """Returns what pruned and recovered models depend on; see `Checkpoint`."""

@@ -7,6 +7,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, Trainer
 
 from .encoder.offloading import is_placed
+from .vocabulary.own import own_vocabulary
 
 
 def plain_model(model: Any) -> Any:
@@ -42,7 +43,15 @@ def evaluate_like(trainer: Trainer, model: PreTrainedModel) -> dict[str, float]:
 
     Returns:
         figures by name, as `Trainer.evaluate` returns them.
+
+    Raises:
+        ValueError: if the model reads other tokens than the data has.
     """
+    if own_vocabulary(model) is not None:
+        raise ValueError(
+            "A trainer cannot evaluate a model with a vocabulary of its own (`vocabulary`): its data is tokenized for "
+            "the dense model. Pass the texts with their labels to `evaluate`, or a function that takes a model."
+        )
     args = copy.copy(trainer.args)
     # A trainer that only evaluates must neither make a repository nor report a run of its own.
     args.push_to_hub, args.report_to = False, []

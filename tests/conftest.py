@@ -3,6 +3,7 @@
 The process of pytest-xdist that hands out the tests reads this too: what takes long to import is imported in fixtures.
 """
 
+import functools
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -63,6 +64,15 @@ def place(tmp_path_factory):
     from command_line import write_inputs
 
     return write_inputs(tmp_path_factory.mktemp("command"))
+
+
+@pytest.fixture
+def timed_once(monkeypatch):
+    """Reports of exports time every model as briefly as they can."""
+    from optimum_kprune.evaluation.latency import latencies_on
+
+    brief = functools.partial(latencies_on, seconds=0)
+    monkeypatch.setattr("optimum_kprune.export.report.latencies_on", brief)
 
 
 @pytest.fixture

@@ -73,6 +73,7 @@ ROOMS = (
     {"frontier"},
     {"plots"},
     {"encoder"},
+    {"vocabulary"},
     {"prune"},
     {"recovery"},
     {"model_list", "trainer"},

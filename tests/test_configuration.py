@@ -16,6 +16,10 @@ from optimum_kprune import KPruneConfig, configuration
 WRONG = {
     "compression_rate": ([-0.1, 1, 1.0, 1.5, float("nan"), float("inf"), "0.5", None, True, [0.5]], "in [0, 1)"),
     "budget": ([0, 100, True, "fast", "0 MB", "101% flops", "2.5 layers", ""], "an amount above 0 and a unit"),
+    "vocabulary": (
+        [0, -5, 0.0, 1.5, 8000.0, True, "8000"],
+        "a whole number, 1 or above, or a share with a point, above 0",
+    ),
     "temperature": ([0, -1, None, "2", float("inf"), 1e-300, 1e300], "in [1e-6, 1e6]"),
     "lambda_rep": ([-1e-9, None, float("nan")], "0 or above"),
     "mu": ([0, -1, "d_h"], "above 0, or None"),
@@ -44,6 +48,7 @@ WRONG = {
 ALLOWED = {
     "compression_rate": [0, 0.0, 0.999, np.float64(0.5)],
     "budget": [None, "100 MB", "40% flops", "4 layers", " 1,500 ms "],
+    "vocabulary": [None, 1, 8000, 0.99, 1.0],
     "temperature": [1, 0.1],
     "lambda_rep": [0, 10.0],
     "mu": [None, 64, 0.5],
@@ -74,6 +79,7 @@ UNUSUAL = {
     # A rate that is no default cannot be given with a budget.
     "compression_rate": 0.5,
     "budget": "1.5k  MB",
+    "vocabulary": 0.9,
     "temperature": 3.0,
     "knowledge": "divergence",
     "lambda_rep": 0.7,
@@ -135,6 +141,7 @@ def test_defaults_are_those_of_the_method():
     assert values_of(KPruneConfig()) == {
         "compression_rate": 0.5,
         "budget": None,
+        "vocabulary": None,
         "temperature": 2.0,
         "knowledge": "fisher",
         "lambda_rep": 0.1,
@@ -291,6 +298,7 @@ def numbers(least, exclude=False):
 counts = st.integers(1, 2**63)
 NUMBERS = {
     "compression_rate": st.floats(0, 1, exclude_max=True),
+    "vocabulary": st.none() | counts | st.floats(0, 1, exclude_min=True),
     "temperature": st.floats(1e-6, 1e6) | st.integers(1, 10**6),
     "lambda_rep": numbers(0),
     "mu": st.none() | numbers(0, exclude=True),

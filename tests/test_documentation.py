@@ -17,6 +17,7 @@ from unittest.mock import create_autospec
 import datasets
 import pytest
 import transformers
+import vocabularies
 from media import save_vit, write_pictures
 from tiny import ragged_samples, save_tiny, texts_of, tiny_model, tiny_tokenizer
 from transformers import Trainer, TrainingArguments
@@ -87,6 +88,9 @@ def save_models(folder, code):
             save_tiny(folder / name, tiny_model(head=HEADS.get(name, "single label")))
     for name, family in UNKNOWN.items():
         save_tiny(folder / name, tiny_model(family))
+    if '"my-multilingual-classifier"' in code:
+        vocabularies.model("Unigram").save_pretrained(folder / "my-multilingual-classifier")
+        vocabularies.tokenizer("Unigram").save_pretrained(folder / "my-multilingual-classifier")
     if '"my-vit"' in code:
         save_vit(folder / "my-vit")
         for split in ("train", "test"):

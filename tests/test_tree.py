@@ -1,5 +1,6 @@
 """Where tests lie: every module of the package has a file of its name, and no file is too long to be read."""
 
+import runpy
 from pathlib import Path
 
 import optimum_kprune
@@ -32,3 +33,8 @@ def test_a_file_says_what_it_holds_and_is_short_enough_to_be_read():
     files = {str(file.relative_to(TESTS)): file.read_text() for file in TESTS.rglob("*.py")}
     assert not [name for name, text in files.items() if not text.startswith('"""')]
     assert not {name: text.count("\n") for name, text in files.items() if text.count("\n") > 400}
+
+
+def test_every_mutant_can_be_made():
+    """What it changes is in its file once, and there are the tests that should notice it."""
+    assert runpy.run_path(str(TESTS / "mutants" / "run.py"))["read_mutants"]()

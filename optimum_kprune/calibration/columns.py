@@ -79,8 +79,8 @@ def find_text_columns(features: Features, task: str, text_columns: Sequence[str]
         return _checked(features, task, tuple(text_columns))
     found = _guessed(features, task)
     if found is None:
-        candidates = _candidates(features)
-        reason = f"{_quoted(candidates)} could be meant" if candidates else "none of them looks like text"
+        texts = _texts(features)
+        reason = f"{_quoted(texts)} could be meant" if texts else "none of them looks like text"
         raise ValueError(
             f"Cannot tell which columns hold the text. For {task} there must be {TEXT_COLUMNS[task].allowed}. Got the "
             f"columns {_quoted(features)}; {reason}. Name them in order: text_columns=[...]."
@@ -118,18 +118,18 @@ def _guessed(features: Features, task: str) -> tuple[str, ...] | None:
         return SWAG if set(SWAG) <= set(features) else None
     if task == "text-ranking" and (ranked := _ranked(features)):
         return ranked
-    counts, candidates = TEXT_COLUMNS[task].counts, _candidates(features)
+    counts, texts = TEXT_COLUMNS[task].counts, _texts(features)
     words = [name for name in WORDS if name in features and _holds_texts(features[name])]
     if task == "token-classification" and len(words) == 1:
         return tuple(words)
     # Pairs are looked for first, because each of their columns could also be a single text.
-    pairs = [pair for pair in PAIRS if set(pair) <= set(candidates)] if 2 in counts else []
+    pairs = [pair for pair in PAIRS if set(pair) <= set(texts)] if 2 in counts else []
     if pairs:
         return pairs[0] if len(pairs) == 1 else None
     if 1 not in counts:
         return None
-    preferred = [name for name in PREFERRED if name in candidates]
-    return next((tuple(names) for names in (candidates, preferred) if len(names) == 1), None)
+    preferred = [name for name in PREFERRED if name in texts]
+    return next((tuple(names) for names in (texts, preferred) if len(names) == 1), None)
 
 
 def _ranked(features: Features) -> tuple[str, ...] | None:
@@ -139,7 +139,7 @@ def _ranked(features: Features) -> tuple[str, ...] | None:
     return (queries[0], *candidates) if len(queries) == 1 and candidates else None
 
 
-def _candidates(features: Features) -> list[str]:
+def _texts(features: Features) -> list[str]:
     """Returns the columns of strings, without those that are identifiers, labels and the like by their names."""
     texts = [name for name, feature in features.items() if holds_text(feature)]
     return [name for name in texts if name.lower() not in NOT_TEXT and not name.lower().endswith(NOT_TEXT_SUFFIXES)]

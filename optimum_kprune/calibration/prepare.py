@@ -56,6 +56,8 @@ class CalibrationBatches:
         heldout: batches that take no part in the prune. The loss is measured on them.
         summary: description of the data; None for batches that were put together by hand.
         mask: maps a batch to the mask of the real positions of its hidden states, (rows, positions) boolean.
+        expected: what the dense model predicts for each of the held-out samples, where it reads them in other tokens
+            than these; None where it reads these.
     """
 
     batches: list[Batch]
@@ -63,6 +65,8 @@ class CalibrationBatches:
     heldout: list[Batch] = field(default_factory=list)
     summary: CalibrationSummary | None = None
     mask: Callable[[Batch], Tensor] = token_mask
+    # Of the kind `Prediction`, of which this room knows nothing.
+    expected: list[Any] | None = None
 
     @property
     def samples(self) -> int:

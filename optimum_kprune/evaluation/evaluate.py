@@ -10,7 +10,7 @@ import reprlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -36,6 +36,7 @@ from ..calibration.tables import table_of
 from ..defaults import BATCH_SIZE
 from ..encoder.offloading import is_placed
 from ..progress import bars_are_off
+from ..vocabulary.own import OwnVocabulary, own_vocabulary
 from .answers import encode_answers
 from .labels import as_loss_takes, classes_of, label_column_of, numbers_of
 from .media import batch_of_media, prepared_media
@@ -113,16 +114,31 @@ class Evaluation:
         spec: how they were prepared.
         metrics: function that computes the figures.
         batch_size: samples in a batch.
+        anew: prepares the same texts by another specification, for models with a vocabulary of their own; None if the
+            rows were processed before.
     """
 
     rows: Dataset
     spec: InputSpec
     metrics: ComputeMetrics
     batch_size: int
+    anew: "Callable[[InputSpec], Evaluation] | None" = None
 
     def __call__(self, model: nn.Module) -> Figures:
-        """Returns the figures of a model."""
+        """Returns the figures of a model. One with a vocabulary of its own reads the texts with its own tokenizer."""
+        own = own_vocabulary(model)
+        if own is not None and own.tokenizer is not self.spec.processing_class:
+            return self._in(own)(model)
         return evaluate_model(model, self.rows, self.spec, self.metrics, self.batch_size)
+
+    def _in(self, own: OwnVocabulary) -> "Evaluation":
+        """Returns the same evaluation in another vocabulary."""
+        if self.anew is None:
+            raise ValueError(
+                "A model with a vocabulary of its own (`vocabulary`) is evaluated on texts. Got rows that are "
+                "tokenized for the dense model. Pass the texts with their labels, or a function that takes a model."
+            )
+        return self.anew(replace(self.spec, processing_class=own.tokenizer, vocab_size=len(own.kept)))
 
     @property
     def samples(self) -> int:

@@ -1,6 +1,7 @@
 """The part of `KPruner` that evaluates: the dense and the pruned model on labelled data."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,7 @@ class EvaluationMixin:
 
     teacher: Any
     model: Any
-    processing_class: ProcessingClass | None
+    _given_processing_class: ProcessingClass | None
     task: Task
     trainer: Trainer | None
     _encoder: Callable[[nn.Module], Encoder]
@@ -116,7 +117,13 @@ class EvaluationMixin:
         """
         rows = rows_of(dataset, dataset_config_name, dataset_split)
         spec = self._input_spec(0, text_columns=text_columns, max_length=max_length)
-        return evaluation_of(rows, spec, self._dense.config, label_column, metric, compute_metrics, batch_size)
+        config = self._dense.config
+
+        def prepared(spec: InputSpec) -> Evaluation:
+            return evaluation_of(rows, spec, config, label_column, metric, compute_metrics, batch_size)
+
+        evaluation = prepared(spec)
+        return evaluation if spec.main_input in rows.column_names else replace(evaluation, anew=prepared)
 
     def _function_of(self, evaluate: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Returns a function of a model: the one that was given, or an evaluator of sentence-transformers as one."""
@@ -145,7 +152,8 @@ class EvaluationMixin:
     def _input_spec(self, seed: int, **reading: Any) -> InputSpec:
         encoder = self._encoder(self.teacher)
         reading["positions"] = Positions(encoder)
-        return input_spec(encoder.running, self._dense, self.task.name, self.processing_class, seed=seed, **reading)
+        given = self._given_processing_class
+        return input_spec(encoder.running, self._dense, self.task.name, given, seed=seed, **reading)
 
 
 def facts_of(

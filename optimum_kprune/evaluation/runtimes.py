@@ -124,19 +124,14 @@ class Bench:
             torch.set_num_threads(before)
 
     def _exported(self, model: PreTrainedModel) -> Callable[[], Any]:
-        # Imported here: they are optional.
-        import onnxruntime
+        # Imported here: it needs packages that are optional.
         from transformers.exporters import OnnxConfig, OnnxExporter
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        # It warns of what it removes from a graph.
-        options.log_severity_level = 3
         with quiet_export():
             # For these sizes alone: the export is three times as fast, and what it gives as fast as one for all sizes.
             on_cpu: Any = model.to(torch.device("cpu"))  # type: ignore[arg-type]
             exported: Any = OnnxExporter().export(on_cpu, {**self.inputs}, OnnxConfig(dynamic=False))
-            return partial(exported.to("cpu", session_options=options), **self.inputs)
+            return partial(exported.to("cpu", session_options=session_options(self._threads)), **self.inputs)
 
 
 def device_of(model: PreTrainedModel, runtime: str) -> torch.device:
@@ -158,6 +153,18 @@ def conditions_here(model: PreTrainedModel, runtime: str) -> dict[str, Any]:
     if runtime == "onnxruntime":
         return here
     return here | {"threads": torch.get_num_threads() if device.type == "cpu" else 0}
+
+
+def session_options(threads: int) -> Any:
+    """Returns the options of a session of ONNX Runtime on some threads of the CPU; 0 takes one for every core."""
+    # Imported here: it is optional.
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # It warns of what it removes from a graph.
+    options.log_severity_level = 3
+    return options
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..calibration.spec import Batch
-from ..evaluation.runtimes import quiet_export, require_packages
+from ..evaluation.runtimes import quiet_export, require_packages, session_options
 
 # Bytes of weights in one file. ONNX cannot write more than 2 GB into one; beyond that, weights lie beside the graph.
 ONE_FILE = 1_900_000_000
@@ -134,10 +134,7 @@ class Session:
     def __init__(self, path: str | PathLike, config: PreTrainedConfig, threads: int | None = None) -> None:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        # It warns of what it removes from a graph.
-        options.log_severity_level = 3
+        options = session_options(threads or 0)
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._shapes = {each.name: each.shape for each in self._session.get_inputs()}
         self.inputs = list(self._shapes)

@@ -22,7 +22,7 @@ from ..encoder.sublayers import Encoder
 from ..encoder.tasks import Task
 from ..evaluation.runtimes import require_packages
 from ..folder import require_free, written_whole
-from ..publish.hub import CARD_NAME
+from ..publish.dense_checkpoint import CARD_NAME
 from ..publish.save import require_plots
 from ..result import KPruneResult
 from .card import served_card
@@ -105,11 +105,12 @@ class ExportMixin:
         with written_whole(folder, overwrite) as draft:
             written = writer.write(model, draft / GRAPHS)
             write_surroundings(draft, model, self.processing_class, self._pipeline)
-            made = self._report(writer, written, evaluate) if report else ExportReport()
             dense, names = self._exported(self.teacher), [path.name for path in written.files]
             card = served_card(dense, self.task, names, written.inputs, self._pipeline, self.result)
             card.save(draft / CARD_NAME)
+            made = ExportReport()
             if report:
+                made = self._report(writer, written, evaluate)
                 made.write(draft, plots)
         logger.info("Exported to %s", folder)
         return replace(made, files={path.name: Path(folder, GRAPHS, path.name) for path in written.files})

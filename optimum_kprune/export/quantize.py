@@ -1,4 +1,4 @@
-"""Quantises a graph to int8: measures what that changes, and keeps exact what loses too much."""
+"""Quantizes a graph to int8: measures what that changes, and keeps exact what loses too much."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
@@ -28,10 +28,10 @@ MOST_IN_FLOAT = 0.5
 
 @dataclass(frozen=True)
 class Int8:
-    """How a graph was quantised.
+    """How a graph was quantized.
 
     Attributes:
-        drift: how close the quantised graph is to the one in float. The drift is its `divergence`.
+        drift: how close the quantized graph is to the one in float. The drift is its `divergence`.
         matrices: number of matrices in the graph, tables among them.
         by_token: names of the matrices whose input has a range for every token, not one for the batch.
         in_float: names of the matrices that stayed in float.

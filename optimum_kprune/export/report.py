@@ -19,6 +19,7 @@ from ..evaluation.latency import latencies_on, machine_of
 from ..prune.heldout import Comparison
 from ..publish.dense_checkpoint import CARD_NAME
 from ..result import HeldoutQuality
+from ..vocabulary.own import own_vocabulary
 from .graph import Session
 
 REPORT_NAME, PICTURE = "kprune_export.json", "deployment.png"
@@ -65,7 +66,7 @@ class ExportReport:
     Attributes:
         rows: the models on their runtimes; the first is the one that the others are compared with.
         conditions: what the milliseconds were measured on, in words.
-        notes: how graphs were quantised, in sentences.
+        notes: how graphs were quantized, in sentences.
         files: the graphs, by the names of their files.
     """
 
@@ -79,11 +80,9 @@ class ExportReport:
             return f"Exported, not measured: {', '.join(map(str, self.files.values()))}"
         table = self._table()
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        # Two columns of names, and then numbers.
         lines = [
-            "  ".join(
-                cell.ljust(width) if number < 2 else cell.rjust(width)
-                for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
+            "  ".join([*map(str.ljust, row[:2], widths[:2]), *map(str.rjust, row[2:], widths[2:])]).rstrip()
             for row in table
         ]
         return "\n".join([*lines, self.conditions, *self.notes])
@@ -179,7 +178,7 @@ def measured_report(
             PYTORCH if each.session is None else ONNX,
             each.megabytes,
             {size: taken[number] for size, taken in milliseconds.items()},
-            comparison.quality(each.running) if comparison else None,
+            _closeness(each, comparison) if comparison else None,
             dict(figures_of(each.evaluated)) if figures_of else {},
         )
         for number, each in enumerate(contestants)
@@ -189,6 +188,15 @@ def measured_report(
     what = f"{sizes} tokens" if first.main_input_name == "input_ids" else f"{first.main_input_name} of {sizes}"
     conditions = f"Milliseconds for {what} in a sample, median, in turns; {machine_of(first)}."
     return ExportReport(rows, conditions, list(notes))
+
+
+def _closeness(contestant: Contestant, comparison: Comparison) -> HeldoutQuality | None:
+    """Compares a model with the first one; None if its tokens are others, and each has a prediction of its own."""
+    own = own_vocabulary(contestant.model)
+    if own is None:
+        return comparison.quality(contestant.running)
+    batches = [own.retokenizer.batch(batch) for batch, _ in comparison.batches]
+    return comparison.quality(contestant.running, batches) if own.by_text else None
 
 
 def model_on(session: Session, model: PreTrainedModel) -> PreTrainedModel:

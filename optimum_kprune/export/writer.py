@@ -1,7 +1,7 @@
-"""Writes the graphs of a model into a folder: traced, checked against PyTorch, quantised; and measures them."""
+"""Writes the graphs of a model into a folder: traced, checked against PyTorch, quantized; and measures them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..encoder.file_size import megabytes_of
 from ..encoder.tasks import Task
 from ..evaluation.latency import timed_inputs
 from ..prune.heldout import Comparison
+from ..vocabulary.own import written_for
 from .check import require_same_outputs
 from .folder import GRAPH, HALF, QUANTIZED
 from .graph import Session, export_graph, float_copy
@@ -32,16 +33,16 @@ class Written:
     Attributes:
         model: the model as its graph has it, on the CPU and in float32.
         megabytes: size of the model's own file.
-        inputs: names of what they read.
-        files: the graphs: in float, and quantised if that was asked for.
-        int8: how the second was quantised; None if it was not measured.
+        inputs: names of what the graphs read.
+        files: the graphs: in float, and quantized if that was asked for.
+        int8: how the second was quantized; None if it is not in int8.
     """
 
     model: PreTrainedModel
     megabytes: float
     inputs: list[str]
-    files: list[Path] = field(default_factory=list)
-    int8: Int8 | None = None
+    files: list[Path]
+    int8: Int8 | None
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class GraphWriter:
 
     def trace(self, model: PreTrainedModel, path: Path) -> Inputs:
         """Writes the graph of a model in float; returns the inputs that it reads."""
-        inputs = inputs_of(model, self.spec, self.batches[0] if self.batches else self.sample)
+        inputs = inputs_of(model, self.spec, next(iter(self._read_by(model)), self.sample))
         export_graph(model, inputs.traced(), path)
         return inputs
 
@@ -83,7 +84,7 @@ class GraphWriter:
         elif self.quantize:
             files.append(folder / QUANTIZED)
             only_tables = self.quantize == "int8-embeddings"
-            int8 = quantize_int8(path, files[-1], self._compared_with(session), self.max_drift, only_tables)
+            int8 = quantize_int8(path, files[-1], self._compared(session, model), self.max_drift, only_tables)
         return Written(on_cpu, megabytes_of(model), session.inputs, files, int8)
 
     def report(
@@ -97,14 +98,20 @@ class GraphWriter:
         """
         contestants = [each for name, written in models.items() for each in self._contestants(name, written)]
         first = contestants[0].model
-        comparison = self._compared_with(first) if self.batches else None
+        comparison = self._compared(first, first) if self.batches else None
         sample = self.batches[0] if self.batches else self.sample
-        inputs = {size: timed_inputs(first, self.task.name, size, sample=sample) for size in BATCHES}
+        # All read the same random tokens: those of the smallest vocabulary.
+        smallest = min((each.model for each in contestants), key=lambda model: getattr(model.config, "vocab_size", 0))
+        inputs = {size: timed_inputs(smallest, self.task.name, size, sample=sample) for size in BATCHES}
         notes = [f"{name}: {written.int8}" for name, written in models.items() if written.int8]
         return measured_report(contestants, inputs, comparison, figures_of, notes)
 
-    def _compared_with(self, model: Any) -> Comparison:
-        return Comparison(model, self.batches, self.task, self.spec.mask)
+    def _compared(self, running: Any, model: PreTrainedModel) -> Comparison:
+        return Comparison(running, self._read_by(model), self.task, self.spec.mask)
+
+    def _read_by(self, model: PreTrainedModel) -> Sequence[Batch]:
+        """Returns the calibration data as a model reads it that may have a vocabulary of its own."""
+        return written_for(model, self.batches)
 
     def _contestants(self, name: str, written: Written) -> list[Contestant]:
         names = [name, f"{name}, {QUANTIZATIONS.get(self.quantize or '')}"]

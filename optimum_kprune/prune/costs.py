@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Costs are whole numbers where they can be, such as bytes: sums of them are exact.
 COST_OF_ONE = {"megabytes": 1e6}
+# The units in which embeddings count, too.
+SIZES = ("parameters", "megabytes")
 # A budget that was written with six digits may be the size of the model itself.
 ROUNDING = 1e-5
 
@@ -26,6 +28,7 @@ def costs_of(
     dense: Encoder,
     sequence_length: int,
     latency_table: "LatencyTable | None" = None,
+    untrimmed: Encoder | None = None,
 ) -> Costs:
     """Returns what units cost, with the budget of the settings.
 
@@ -34,6 +37,7 @@ def costs_of(
         dense: the model to prune, in which every block has weights of its own; see `private_copy`.
         sequence_length: tokens T at which FLOPs are counted.
         latency_table: milliseconds by width, which a budget of them needs.
+        untrimmed: the dense model with all tokens, of whose size a budget may be a share; None if `dense` has them.
 
     Raises:
         ValueError: if no prune could meet the budget, or the model meets it as it is.
@@ -47,7 +51,10 @@ def costs_of(
                 f"sublayers cannot be taken out whole, and keep one unit each. Got {config.compression_rate}."
             )
     else:
-        amount = _amount_of(parse_budget(config.budget), costs.dense)
+        unit, whole = unit_of(config), costs.dense
+        if untrimmed is not None and unit in SIZES:
+            whole = _size_of(untrimmed, unit)
+        amount = _amount_of(parse_budget(config.budget), whole)
         if not costs.least * (1 - ROUNDING) <= amount <= costs.dense * (1 + ROUNDING):
             raise ValueError(_out_of_range(config.budget, costs, dense))
     costs.budget = amount - costs.stays
@@ -81,7 +88,8 @@ def budget_at(
 
 def require_budget(config: KPruneConfig, encoder: Encoder) -> None:
     """Raises a ValueError if a model cannot be pruned to a budget, as far as that is known before data is read."""
-    if unit_of(config) in ("parameters", "megabytes", "layers"):
+    # How many tokens stay depends on the data.
+    if unit_of(config) in (("layers",) if config.vocabulary else (*SIZES, "layers")):
         costs_of(config, private_copy(encoder), sequence_length=1)
 
 
@@ -171,7 +179,7 @@ def _out_of_range(budget: str, costs: Costs, dense: Encoder) -> str:
     why = f"the smallest model has {least}, the dense one {most}"
     if unit == "megabytes":
         why += f" in {str(dense.pretrained.dtype).removeprefix('torch.')}"
-    if unit in ("parameters", "megabytes"):
+    if unit in SIZES:
         size, each = _size_of(dense, unit), _size_of_one(dense, unit)
         outside = size - each * sum(parameter.numel() for block in dense.blocks for parameter in block.parameters())
         alone, layers = (amount_in_words(unit, amount / scale) for amount in (outside, costs.least - outside))

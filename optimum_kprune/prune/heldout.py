@@ -1,7 +1,9 @@
-"""How close a pruned model is to the dense one, on calibration data that the prune did not see: no labels needed."""
+"""How close models are to one another without labels: on any batches, and after a prune on data that was held out."""
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -49,9 +51,14 @@ class Comparison:
         self.batches = [(batch, mask(batch)) for batch in batches]
         self._predicted: dict[int, Prediction] = {}
 
-    def quality(self, other: Any) -> HeldoutQuality:
-        """Measures how close another model is, which must be in evaluation mode too."""
-        return _quality_of(self._compare(other))
+    def quality(self, other: Any, batches: Sequence[Batch] | None = None) -> HeldoutQuality:
+        """Measures how close another model is, which must be in evaluation mode too.
+
+        Args:
+            other: the other model.
+            batches: the same batches as the other model reads them; None if it reads what the first reads.
+        """
+        return _quality_of(self._compare(other, batches))
 
     def thinned(self, samples: int) -> "Comparison":
         """Returns a comparison on every n-th sample of all batches, so that about so many are left."""
@@ -60,10 +67,10 @@ class Comparison:
         return Comparison(self.model, batches, self._task, self._mask)
 
     @torch.no_grad()
-    def _compare(self, other: Any) -> "list[_Compared]":
+    def _compare(self, other: Any, batches: Sequence[Batch] | None = None) -> "list[_Compared]":
         """Returns how close another model is on every batch."""
-        pairs = ((self._reference(index), self._prediction(other, *held)) for index, held in enumerate(self.batches))
-        return [_compared(*pair) for pair in pairs]
+        read = self.batches if batches is None else [(batch, self._mask(batch)) for batch in batches]
+        return [_compared(self._reference(index), self._prediction(other, *held)) for index, held in enumerate(read)]
 
     def _reference(self, index: int) -> Prediction:
         """Returns what the first model predicts for a batch."""
@@ -95,14 +102,30 @@ class Heldout(Comparison):
 
     def __init__(self, dense: Encoder, calibration: CalibrationBatches, task: Task) -> None:
         super().__init__(dense, share(calibration.heldout), task, calibration.mask)
+        self._predicted = dict(enumerate(share(_expected(calibration))))
 
-    def quality(self, other: Encoder) -> HeldoutQuality:
+    def quality(self, other: Encoder, batches: Sequence[Batch] | None = None) -> HeldoutQuality:
         """Measures how close a model is to the dense one. It must be in evaluation mode."""
         # Values of every sample are gathered, not sums: a correlation and a standard error need all of them at once.
-        return _quality_of([batch for batches in gather(self._compare(other)) for batch in batches])
+        return _quality_of([found for of_process in gather(self._compare(other, batches)) for found in of_process])
 
     def _run(self, model: Encoder, batch: Batch) -> Any:
         return run(model, model.to_device(batch))
+
+
+def _expected(calibration: CalibrationBatches) -> list[Prediction]:
+    """Returns what was predicted before for each held-out batch; nothing if it was not."""
+    if calibration.expected is None:
+        return []
+    ends = accumulate(map(samples_in, calibration.heldout), initial=0)
+    batches = [calibration.expected[start:end] for start, end in pairwise(ends)]
+    return [_joined(samples) for samples in batches]
+
+
+def _joined(samples: list[Prediction]) -> Prediction:
+    """Returns one prediction for several samples."""
+    values, weights = (torch.cat([getattr(each, name) for each in samples]) for name in ("values", "weights"))
+    return replace(samples[0], values=values, weights=weights)
 
 
 class _Compared(NamedTuple):
@@ -132,6 +155,7 @@ def _compared(teacher: Prediction, student: Prediction) -> _Compared:
 
 
 def _quality_of(found: "list[_Compared]") -> HeldoutQuality:
+    """Returns the figures of all batches together."""
     measure = found[0].measure
     closeness, lost, outputs = (torch.cat(values) for values in zip(*(batch.values for batch in found), strict=True))
     if measure == "correlation":

@@ -56,6 +56,8 @@ class Sweep:
         task: what must be preserved.
         calibration: the calibration data.
         memory_budget: bytes that hidden states may take in memory; None is no limit.
+        untrimmed: the dense model with all tokens, with whose size results and budgets compare; None if `encoder` has
+            them.
 
     Attributes:
         latency_table: milliseconds by width, to be set before a prune to a budget of them.
@@ -70,11 +72,14 @@ class Sweep:
         task: Task,
         calibration: CalibrationBatches,
         memory_budget: int | None = None,
+        untrimmed: Encoder | None = None,
     ) -> None:
         require_same("weights of the model", encoder.model.parameters())
         batches = (*calibration.batches, *calibration.heldout)
         require_same("calibration data", (values for batch in batches for values in batch.values()))
-        self._dense, self._task = encoder, task
+        self._dense, self._task, self._whole = encoder, task, untrimmed or encoder
+        # In which every block has weights of its own, like the teacher.
+        self._untrimmed = None if untrimmed is None else private_copy(untrimmed)
         # Two names: what was given is what a checkpoint belongs to, while batches may be halved for the work.
         self._given = self._calibration = calibration
         # One store for both models and the predictions, which share the budget.
@@ -151,7 +156,7 @@ class Sweep:
         """Returns what prunes a new student by each of the settings."""
         indices = range(len(configs))
         length = self._length(configs[0])
-        costs = [costs_of(config, self._teacher, length, self.latency_table) for config in configs]
+        costs = [costs_of(config, self._teacher, length, self.latency_table, self._untrimmed) for config in configs]
         measured = _measured_on(configs, costs) if share_knowledge else indices
         checkpoints = [
             None if folder is None else Checkpoint(folder, self.identity(config, configs[other]))
@@ -179,9 +184,9 @@ class Sweep:
             sequence_length=rate.sequence_length,
             samples=self._calibration.samples,
             tokens=self._calibration.tokens,
-            parameters_before=parameters_of(self._dense.model),
+            parameters_before=parameters_of(self._whole.model),
             parameters_after=parameters_of(model),
-            megabytes_before=megabytes_of(self._dense.model),
+            megabytes_before=megabytes_of(self._whole.model),
             megabytes_after=megabytes_of(model),
             dtype=str(self._dense.pretrained.dtype).removeprefix("torch."),
             budget=rate.config.budget,

@@ -111,7 +111,7 @@ def recover(
 def _part_of(text: RecoveryText, calibration: CalibrationBatches) -> CalibrationBatches:
     """Returns batches of a text, of all lengths, to measure a model on: about as many samples as are held out."""
     wanted, there = (sum(map(samples_in, batches)) for batches in (calibration.heldout, text.batches))
-    return replace(calibration, heldout=text.batches[:: math.ceil(there / wanted)])
+    return replace(calibration, heldout=text.batches[:: math.ceil(there / wanted)], expected=None)
 
 
 def _warn_if_unlike(on_text: HeldoutQuality, heldout: HeldoutQuality) -> None:

@@ -41,7 +41,7 @@ class RecoveryText(Dataset):
     """
 
     def __init__(self, batches: list[Batch], mask: Callable[[Batch], Tensor], budget: int, seed: int) -> None:
-        self.batches, self._mask, self._seed = batches, mask, seed
+        self.batches, self._mask, self._budget, self._seed = batches, mask, budget, seed
         self.tokens = sum(map(self._tokens_of, batches))
         passes = budget / self.tokens
         if passes > MOST_PASSES:
@@ -51,6 +51,10 @@ class RecoveryText(Dataset):
                 "more. For the whole budget, pass a larger `recovery_dataset`."
             )
         self._steps = max(1, round(min(passes, MOST_PASSES) * len(batches)))
+
+    def rewritten(self, write: Callable[[Batch], Batch]) -> "RecoveryText":
+        """Returns the same text with every batch written anew, such as in other tokens."""
+        return RecoveryText([write(batch) for batch in self.batches], self._mask, self._budget, self._seed)
 
     def __len__(self) -> int:
         """Number of batches in all passes."""

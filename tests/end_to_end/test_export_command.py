@@ -15,6 +15,7 @@ from optimum_kprune.prune.sweep import Sweep
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.usefixtures("timed_once")
 def test_the_pruned_model_is_exported_beside_its_folder(place, tmp_path, command):
     assert command(*arguments_of(place, tmp_path / "out"), "--export", "onnx", "--int8") is None
     assert {path.name for path in tmp_path.iterdir()} == {"out", "out-onnx"}

@@ -5,10 +5,10 @@ import math
 import pytest
 
 from optimum_kprune import KPruneConfig
-from optimum_kprune.configuration import BOUNDS, SETTINGS, allowed
+from optimum_kprune.configuration import BOUNDS, SETTINGS, SIZES_OR_SHARES, allowed
 
 DEFAULTS = KPruneConfig().to_dict()
-OPTIONAL = ("budget", "mu", "num_tokens", "measure_tokens", "memory_budget", "sequence_length")
+OPTIONAL = ("budget", "vocabulary", "mu", "num_tokens", "measure_tokens", "memory_budget", "sequence_length")
 
 
 def of_another_type(name):
@@ -21,7 +21,7 @@ def of_another_type(name):
         return [*others, True, 0, 1.0, None, default.upper(), ""]
     numbers = [*others, True, False, "1", math.nan]
     numbers += [] if name in OPTIONAL else [None]
-    return numbers if "whole" not in allowed(name) else [*numbers, 1.0, 0.5]
+    return numbers if "whole" not in allowed(name) or name in SIZES_OR_SHARES else [*numbers, 1.0, 0.5]
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -7,6 +7,7 @@ from optimum_kprune.configuration import SETTINGS
 VALUES = {
     "compression_rate": (0.5, 0.5),
     "budget": (None, None),
+    "vocabulary": (None, None),
     "temperature": (2.0, 2.0),
     "knowledge": ("fisher", "divergence"),
     "lambda_rep": (0.1, 2.5e-4),

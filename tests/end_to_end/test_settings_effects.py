@@ -8,6 +8,7 @@ import equations
 import plain_bert
 import pytest
 import torch
+import vocabularies
 from datasets import Dataset
 from tiny import same_state
 from torch.nn import functional
@@ -48,6 +49,7 @@ CASES = [(name, *case) for name, cases in EQUATIONS.items() for case in cases]
 # Of the others, how the names of their tests begin.
 APART = {
     "budget": "test_the_budget_is_what_may_be_kept",
+    "vocabulary": "test_the_vocabulary_is_what_the_pruned_model_has",
     "num_tokens": "test_the_budget_of_tokens",
     "heldout_share": "test_the_share_that_is_held_out",
     "measure_tokens": "test_knowledge_is_measured_on_as_many_tokens",
@@ -117,6 +119,16 @@ def test_the_budget_is_what_may_be_kept(rate):
     assert same_state(by_budget.model, by_rate.model) and kept(by_budget) == kept(by_rate)
     smaller = prune(budget="70% parameters").result
     assert 0.65 < smaller.parameters_after / smaller.parameters_before <= 0.7
+
+
+@pytest.mark.parametrize("wanted", [80, 0.9])
+def test_the_vocabulary_is_what_the_pruned_model_has(wanted):
+    dense, own = vocabularies.model("WordPiece"), vocabularies.tokenizer("WordPiece")
+    pruner = KPruner(dense, own)
+    pruner.prune(KPruneConfig(vocabulary=wanted, num_tokens=2000), vocabularies.texts())
+    size, fell_back = pruner.model.config.vocab_size, pruner.result.vocabulary.fell_back
+    assert size == len(pruner.processing_class) == pruner.result.vocabulary.size < dense.config.vocab_size
+    assert size == 80 if wanted == 80 else fell_back == pytest.approx(0.1, abs=0.05)
 
 
 def strengths(model, samples):

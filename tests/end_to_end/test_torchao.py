@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "quantization.md"
 pytestmark = pytest.mark.slow
 
 
-def test_a_pruned_model_is_quantised_in_place():
+def test_a_pruned_model_is_quantized_in_place():
     pytest.importorskip("torchao")
     model = pruned_model(tiny_model().eval(), [[[0, 2], [3, 4, 5, 60]]] * 3)
     small = copy.deepcopy(model)

@@ -82,7 +82,7 @@ def start(tmp_path):
 def quick_export(monkeypatch):
     """Exports take long: one test makes them."""
 
-    monkeypatch.setattr(league_times, "quantised", lambda model, tokenizer: (model, 0.001))
+    monkeypatch.setattr(league_times, "quantized", lambda model, tokenizer: (model, 0.001))
 
 
 def test_processes_share_a_league_whose_table_has_all(start, quick_export):
@@ -132,8 +132,8 @@ def test_int8_is_measured_as_it_is_deployed(tmp_path, monkeypatch):
     (tmp_path / "config.toml").write_text(TOP + TASKS + METHODS)
     task = {"task": "text-classification", "model": str(tmp_path / "model"), "dataset": str(tmp_path / "data")}
     bench = league.LeagueBench(task, read_experiment(tmp_path / "config.toml"))
-    made, quantised = [], league_times.quantised
-    monkeypatch.setattr(league_times, "quantised", lambda *args: made.append(quantised(*args)) or made[0])
+    made, quantized = [], league_times.quantized
+    monkeypatch.setattr(league_times, "quantized", lambda *args: made.append(quantized(*args)) or made[0])
     row = bench.measure_int8(bench.pruner.teacher, 1.0)
     (session, megabytes), (_, evaluate, _) = made[0], bench.metric
     assert row["metric"] == evaluate(session, bench.pruner.processing_class, bench.validation)

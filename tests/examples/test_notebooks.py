@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import vocabularies
 from huggingface_hub import ModelCard
 from nbclient import NotebookClient
 from tiny import save_tiny, tiny_model
@@ -12,9 +13,13 @@ from tiny import save_tiny, tiny_model
 pytestmark = pytest.mark.slow
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-NAMES = ("quickstart", "frontier", "reranker", "deploy")
+NAMES = ("quickstart", "frontier", "reranker", "vocabulary", "deploy")
 DOCSTRINGS = {"ROWS_PER_AREA": 12, "EPOCHS": 1}
-SMALL = {"quickstart": DOCSTRINGS, "frontier": DOCSTRINGS, "reranker": {"QUERIES": 60, "EPOCHS": 1}, "deploy": DOCSTRINGS}
+SMALL = {name: DOCSTRINGS for name in ("quickstart", "frontier", "deploy")}
+SMALL |= {
+    "reranker": {"QUERIES": 60, "EPOCHS": 1},
+    "vocabulary": {"SIZES": [60, 120], "TEXTS": 60, "MEASURE_TOKENS": 100},
+}
 MACHINE = re.compile(r"/tmp/|/home/|/root/|/Users/|/work/|site-packages|file://|localhost|index-url")
 
 
@@ -40,8 +45,8 @@ def shows_bars(outputs):
 
 def run(name, folder, **parameters):
     """Executes a notebook in a folder, with a tiny encoder; returns it."""
-    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     encoder = save_tiny(folder / "encoder", tiny_model(head="base model", max_position_embeddings=128))
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     for parameter, value in {**SMALL[name], "ENCODER": str(encoder), **parameters}.items():
         cell.source, count = re.subn(rf"^{parameter} = .*$", f"{parameter} = {value!r}", cell.source, flags=re.M)
@@ -74,6 +79,15 @@ def test_the_frontier_notebook_runs_and_keeps_what_its_rates_say(tmp_path):
         output for cell in code_cells(notebook) for output in cell.outputs if "image/png" in output.get("data", {})
     ]
     assert len(images) == 2
+
+
+def test_the_vocabulary_notebook_runs_and_its_map_leads_back(tmp_path):
+    vocabularies.model("WordPiece", "", max_position_embeddings=128).save_pretrained(tmp_path / "own")
+    vocabularies.tokenizer("WordPiece").save_pretrained(tmp_path / "own")
+    notebook = run("vocabulary", tmp_path, ENCODER=str(tmp_path / "own"))
+    text = text_of(output for cell in code_cells(notebook) for output in cell.outputs)
+    assert "Vocabulary: 60 of 249 tokens" in text and "Vocabulary: 120 of 249 tokens" in text
+    assert "bit for bit: True" in text and "120 tokens; restored: 249, the dense embeddings: True" in text
 
 
 def test_the_reranker_notebook_runs_and_its_reranker_loads(tmp_path):

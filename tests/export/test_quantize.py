@@ -1,6 +1,7 @@
 """int8 by measurement: what drifts is found and kept exact, and what is asked for is kept or refused."""
 
 import copy
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -11,7 +12,7 @@ from tiny import batches_of, outputs_of, pad, samples_for, tiny_model
 from optimum_kprune.encoder.tasks import task_of
 from optimum_kprune.export import quantize
 from optimum_kprune.export.graph import Session, export_graph
-from optimum_kprune.export.int8_graph import matrices_of
+from optimum_kprune.export.int8_graph import Matrix, matrices_of
 from optimum_kprune.export.quantize import quantize_int8, write_half
 from optimum_kprune.prune.heldout import Comparison
 
@@ -81,6 +82,20 @@ def test_without_a_bound_what_makes_most_of_a_large_drift_is_kept_exact(outlier,
     monkeypatch.setattr(quantize, "CLOSE", 0.0)
     monkeypatch.setattr(quantize, "_steps", None)
     assert not quantize_int8(outlier[0], tmp_path / "int8.onnx", outlier[1]).in_float
+
+
+def test_a_range_for_every_token_comes_before_float_where_it_helps():
+    a, b, c, table = (Matrix(name, name, 10, is_table=name == "table") for name in ("a", "b", "c", "table"))
+    drifts = {("a", "batch"): 1.0, ("a", "token"): 0.125, ("b", "batch"): 0.5, ("b", "token"): 0.375}
+    drifts |= {("c", "batch"): 0.03125, ("c", "token"): 0.03125, ("table", "batch"): 0.25}
+
+    def measured(ways):
+        return SimpleNamespace(divergence=drifts[next(iter(ways.items()))])
+
+    mattering = [(0.875, a, "token"), (0.5, b, "float"), (0.25, table, "float"), (0.125, a, "float")]
+    assert quantize._steps([a, b, c, table], measured, None) == mattering
+    # A bound may need all of them.
+    assert quantize._steps([a, b, c, table], measured, 0.1) == [*mattering, (0.03125, c, "float")]
 
 
 def test_a_bound_that_cannot_be_kept_is_an_error_that_says_what_was_tried(plain, tmp_path):

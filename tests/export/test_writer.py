@@ -10,6 +10,7 @@ from optimum_kprune.export.writer import GraphWriter
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.usefixtures("timed_once")
 @pytest.mark.parametrize(
     ("quantize", "file"), [("int8-embeddings", "model_quantized.onnx"), ("float16", "model_fp16.onnx")]
 )

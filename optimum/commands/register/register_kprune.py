@@ -26,6 +26,11 @@ EXAMPLES = """examples:
 """
 
 
+def _size_or_share(text: str) -> int | float:
+    """Returns a whole number, or one with a point."""
+    return float(text) if "." in text else int(text)
+
+
 class ListModels(Action):
     """Writes the table of supported models and ends, whatever else is given, as `--help` does."""
 
@@ -126,6 +131,8 @@ def _add_prune(group: Any) -> None:
     units = ["flops", "parameters", "megabytes", "latency", "layers"]
     unit = "What that model has least of (default: flops)."
     group.add_argument("--minimise", choices=units, help=unit)
+    tokens = "Tokens that the pruned model has, such as 8000, or the share of the data's tokens to keep, such as 0.99."
+    group.add_argument("--vocabulary", type=_size_or_share, help=tokens)
     group.add_argument("--seed", type=int, help="Seed of all random choices (default: 0).")
     config = "All settings: a kprune_config.json, or a folder or Hub repository that has one. Arguments win over it."
     group.add_argument("--config", help=config)
