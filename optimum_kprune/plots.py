@@ -223,8 +223,9 @@ def _draw_kind(axes: Axes, entries: Sequence[SublayerResult]) -> None:
 
 def draw_deployment(report: Mapping[str, Any]) -> Figure:
     """Returns the picture of a report, as `ExportReport.to_dict` gives it: a panel for every size of a batch."""
-    rows = report["rows"]
-    if not rows or not (rows[0]["figures"] or rows[0]["closeness"]):
+    # What reads other tokens than the first has no closeness where something is predicted for every token.
+    rows = [row for row in report["rows"] if row["figures"] or row["closeness"]]
+    if not rows:
         raise ValueError(
             "A report is drawn with the quality of the models, or how close they are to the first. It has neither: "
             "export with `evaluate` or with a `calibration_dataset`."

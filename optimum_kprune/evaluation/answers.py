@@ -31,15 +31,20 @@ def encode_answers(spec: InputSpec, columns: Sequence[list[str]], labels: list[A
 
     Returns:
         columns with one entry per window. A context that is too long for one window has several.
+
+    Raises:
+        ValueError: if a question leaves no room for more of its context than neighbouring windows share.
     """
-    questions, contexts = columns
+    given, contexts = columns
     # Some questions of SQuAD begin with many blanks, which would take tokens away from the context.
+    questions, shared = [question.strip() for question in given], int(SHARED * spec.cut_length)
+    _require_room(spec, questions, shared)
     windows = spec.tokenizer(
-        [question.strip() for question in questions],
+        questions,
         contexts,
         truncation="only_second",
         max_length=spec.cut_length,
-        stride=int(SHARED * spec.cut_length),
+        stride=shared,
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
@@ -61,6 +66,17 @@ def encode_answers(spec: InputSpec, columns: Sequence[list[str]], labels: list[A
         "start_positions": [0] * len(rows),
         "end_positions": [0] * len(rows),
     }
+
+
+def _require_room(spec: InputSpec, questions: Sequence[str], shared: int) -> None:
+    """Raises a ValueError if a question leaves no room for more than `shared` tokens: windows could not move on."""
+    most = spec.cut_length - spec.tokenizer.num_special_tokens_to_add(pair=True) - shared - 1
+    for question, ids in zip(questions, spec.tokenizer(questions, add_special_tokens=False)["input_ids"], strict=True):
+        if len(ids) > most:
+            raise ValueError(
+                f"A question must have at most {most} tokens, so that windows of {spec.cut_length} move on in its "
+                f"context. {question[:60]!r} has {len(ids)}. Leave it out, or raise `max_length`."
+            )
 
 
 def answer_scores(windows: Dataset, prediction: EvalPrediction) -> dict[str, float]:

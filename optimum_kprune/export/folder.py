@@ -23,11 +23,13 @@ MODULES, MOVED = (
 def dense_config(model: PreTrainedModel) -> PreTrainedConfig:
     """Returns the config of a model as that of its dense architecture, which programs know.
 
-    It tells them what kind of model this is, and the names of its classes. The sizes that are left are in the graph.
+    It tells them what kind of model this is, and the names of its classes. The sizes that are left are in the graph,
+    which is in float32 whatever the model is in.
     """
     own = dense_class_of(type(model.config))
     fields = {name: value for name, value in model.config.to_dict().items() if name not in ("kprune", "auto_map")}
-    return own(**fields | {"model_type": own.model_type, "architectures": [dense_class_of(type(model)).__name__]})
+    names = {"model_type": own.model_type, "architectures": [dense_class_of(type(model)).__name__]}
+    return own(**fields | names | {"dtype": "float32"})
 
 
 def write_surroundings(folder: Path, model: PreTrainedModel, processing_class: Any, pipeline: Any) -> None:

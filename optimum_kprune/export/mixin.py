@@ -27,6 +27,7 @@ from ..publish.save import require_plots
 from ..result import KPruneResult
 from .card import served_card
 from .folder import GRAPH, GRAPHS, write_surroundings
+from .quantize import require_drift
 from .report import ExportReport
 from .writer import QUANTIZATIONS, GraphWriter, Written
 
@@ -78,7 +79,8 @@ class ExportMixin:
                 the embeddings in int8; `"float16"` writes `onnx/model_fp16.onnx`.
             calibration_dataset: data without labels, as in `prune`. int8 needs it.
             max_drift: largest divergence of the graph in int8 from the other on this data; None allows any.
-            overwrite: whether to replace a folder that an earlier export wrote.
+            overwrite: whether to replace a folder that an earlier export wrote. A folder with a model for PyTorch is
+                not replaced.
             evaluate: how the models are evaluated for the report, as in `search`. None compares their predictions with
                 those of the dense model, if there is calibration data.
             report: whether to measure all models, dense and pruned, in PyTorch and as graphs. It takes as long as
@@ -97,7 +99,10 @@ class ExportMixin:
         """
         if plots:
             require_plots()
+        _require_report(report, plots, evaluate, calibration_dataset)
         self._check_export(folder, format, quantize, calibration_dataset, overwrite)
+        _require_drift(quantize, max_drift)
+        figures_of = self._figures_of(evaluate)
         spec = self._input_spec(0)
         batches = _measured_batches(calibration_dataset, spec)
         writer = GraphWriter(self.task, spec, batches, self._sample, quantize, max_drift)
@@ -110,19 +115,22 @@ class ExportMixin:
             card.save(draft / CARD_NAME)
             made = ExportReport()
             if report:
-                made = self._report(writer, written, evaluate)
+                made = self._report(writer, written, figures_of)
                 made.write(draft, plots)
         logger.info("Exported to %s", folder)
         return replace(made, files={path.name: Path(folder, GRAPHS, path.name) for path in written.files})
 
-    def _report(self, writer: GraphWriter, written: Written, evaluate: Any) -> ExportReport:
-        """Measures what was exported beside the dense model, whose graphs are written into a temporary folder."""
-        figures_of = None
-        if evaluate is not None:
-            # Not at the top: searches come later in the order of rooms.
-            from ..search.quality import quality_of
+    def _figures_of(self, evaluate: Any) -> Callable[[nn.Module], Any] | None:
+        """Returns the function of a model that a report evaluates by; None without an evaluation."""
+        if evaluate is None:
+            return None
+        # Not at the top: searches come later in the order of rooms.
+        from ..search.quality import quality_of
 
-            figures_of = partial(quality_of(self, evaluate, None, None, None).figures, heldout=None)  # type: ignore[arg-type]
+        return partial(quality_of(self, evaluate, None, None, None).figures, heldout=None)  # type: ignore[arg-type]
+
+    def _report(self, writer: GraphWriter, written: Written, figures_of: Any) -> ExportReport:
+        """Measures what was exported beside the dense model, whose graphs are written into a temporary folder."""
         with tempfile.TemporaryDirectory() as temporary:
             models = {"pruned" if "kprune" in written.model.config.to_dict() else "dense": written}
             if self.model is not self.teacher:
@@ -165,6 +173,7 @@ class ExportMixin:
                 raise ValueError("int8 needs a `calibration_dataset`, on which its drift is measured. Got None.")
         require_packages("onnxruntime")
         self._exported(self.teacher)
+        _require_no_model(folder)
         require_free(folder, overwrite)
 
     def _exported(self, model: nn.Module) -> PreTrainedModel:
@@ -181,6 +190,37 @@ class ExportMixin:
 def _require_one_of(name: str, given: Any, allowed: tuple[str, ...]) -> None:
     if given not in allowed:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}. Got {given!r} instead.")
+
+
+def _require_report(report: bool, plots: bool, evaluate: Any, calibration_dataset: Any) -> None:
+    """Raises a ValueError if there is nothing to evaluate or to draw."""
+    if not report and (plots or evaluate is not None):
+        raise ValueError("`evaluate` and `plots` are for the report. Got `report=False`: leave them or it out.")
+    if plots and evaluate is None and calibration_dataset is None:
+        raise ValueError(
+            "`plots` draws the quality of the models, or how close they are. Got neither `evaluate` nor a "
+            "`calibration_dataset`, of which it needs one."
+        )
+
+
+def _require_drift(quantize: str | None, max_drift: Any) -> None:
+    """Raises a ValueError if a drift is no positive number, or nothing drifts."""
+    if max_drift is None:
+        return
+    if quantize not in ("int8", "int8-embeddings"):
+        raise ValueError(f"`max_drift` bounds the drift of int8. Got it with `quantize={quantize!r}`. Leave it out.")
+    require_drift(max_drift)
+
+
+def _require_no_model(folder: str | PathLike) -> None:
+    """Raises a FileExistsError if a folder holds a model for PyTorch, which an export does not replace."""
+    weights = sorted(path.name for kind in ("*.safetensors", "*.bin") for path in Path(folder).glob(kind))
+    if weights:
+        raise FileExistsError(
+            "The folder of an export must be new or empty, or with `overwrite=True` hold an earlier export. "
+            f"{str(folder)!r} holds a model, {weights[0]}, which would be lost. Choose another folder, or remove it "
+            "first."
+        )
 
 
 def _measured_batches(calibration_dataset: Any, spec: InputSpec) -> list[Batch]:

@@ -133,8 +133,14 @@ def write_half(path: str | PathLike, out: str | PathLike) -> None:
 def _require(comparison: Comparison, max_drift: Any) -> None:
     if not comparison.batches:
         raise ValueError("int8 is measured on calibration data. Got none: pass a `calibration_dataset`.")
+    if max_drift is not None:
+        require_drift(max_drift)
+
+
+def require_drift(max_drift: Any) -> None:
+    """Raises a ValueError if a largest drift is no positive number."""
     is_number = isinstance(max_drift, int | float) and not isinstance(max_drift, bool)
-    if max_drift is not None and not (is_number and max_drift > 0):
+    if not (is_number and max_drift > 0):
         raise ValueError(f"`max_drift` must be a number above 0, or None. Got {max_drift!r} instead.")
 
 

@@ -16,7 +16,7 @@ from ..encoder.tasks import Task
 from ..folder import written_whole
 from ..frontier import Frontier
 from ..result import KPruneResult, write_report
-from ..vocabulary.own import own_vocabulary
+from ..vocabulary.own import save_map
 from . import hub
 from .card import NO_PLACE, PICTURES, CardFacts, Publication, model_card
 
@@ -204,9 +204,7 @@ def _save(
             save_head(prune.model, prune.encoder, folder)
         frontier = prune.frontier.to_dict() if prune.frontier else None
         write_report(folder, prune.result, prune.arguments, frontier)
-        own = own_vocabulary(prune.model)
-        if own is not None:
-            own.save(folder)
+        save_map(folder, prune.model, prune.dense.config)
         if prune.plots:
             _draw(prune, folder)
         if prune.processing_class is not None:

@@ -1,6 +1,7 @@
 """The vocabulary of its own that a pruned model can have: where it is noted, written and read."""
 
 import json
+import logging
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -12,6 +13,8 @@ from transformers.utils import cached_file
 
 from ..calibration.spec import Batch
 from .retokenize import Retokenizer
+
+logger = logging.getLogger(__name__)
 
 MAP_NAME = "kprune_vocabulary.json"
 # The attribute of a model that has one.
@@ -40,10 +43,40 @@ class OwnVocabulary(NamedTuple):
         """Notes on a model that it has this vocabulary."""
         setattr(model, ATTRIBUTE, self)
 
-    def save(self, folder: Path) -> None:
-        """Writes the map of ids into a folder."""
-        written = json.dumps({"size_before": self.size_before, "kept": list(self.kept)})
-        (folder / MAP_NAME).write_text(f"{written}\n", encoding="utf-8")
+
+def save_map(folder: Path, model: nn.Module, dense: Any) -> None:
+    """Writes the map of ids into the folder of a pruned model, if it has fewer tokens.
+
+    Args:
+        folder: a folder that is there.
+        model: the pruned model.
+        dense: the config of the model that it came of. If that was loaded from a folder with a map, as it was pruned
+            before, the ids that are written are those in the model that came first.
+    """
+    own, written = own_vocabulary(model), _map_of(dense)
+    if own is not None and not written:
+        written = {"size_before": own.size_before, "kept": list(own.kept)}
+    elif own is not None:
+        if own.size_before != len(written["kept"]):
+            logger.warning(
+                f"The folder {dense._name_or_path!r} holds another model by now than when it was loaded, so that "
+                f"nothing tells the dense model's ids. {MAP_NAME} is not written."
+            )
+            return
+        written = {**written, "kept": [written["kept"][token] for token in own.kept]}
+    if written:
+        (folder / MAP_NAME).write_text(f"{json.dumps(written)}\n", encoding="utf-8")
+
+
+def _map_of(config: Any) -> dict[str, Any]:
+    """Returns the map in the folder that a pruned model was loaded from; {} if it has none, or was not pruned."""
+    if not (hasattr(config, "kprune") and config._name_or_path):
+        return {}
+    try:
+        file: Any = cached_file(config._name_or_path, MAP_NAME)
+    except OSError:
+        return {}
+    return json.loads(Path(file).read_text(encoding="utf-8"))
 
 
 def own_vocabulary(model: nn.Module) -> OwnVocabulary | None:

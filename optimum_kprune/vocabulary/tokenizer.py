@@ -79,7 +79,9 @@ def rewritten(tokenizer: PreTrainedTokenizerBase, kept: Sequence[int]) -> PreTra
         # Added tokens by their old numbers. The other file has them, too.
         config.pop("added_tokens_decoder", None)
         file.write_text(json.dumps(config), encoding="utf-8")
-        made = type(tokenizer).from_pretrained(folder)
+        # Sides that were set on the tokenizer in memory are in no file.
+        sides: Any = {"padding_side": tokenizer.padding_side, "truncation_side": tokenizer.truncation_side}
+        made = type(tokenizer).from_pretrained(folder, **sides)
     if made.get_vocab() != wanted:
         raise ValueError(
             f"With `vocabulary`, the tokenizer must load from its file {TOKENIZER_NAME} as it was written there. A "

@@ -57,3 +57,15 @@ def test_long_contexts_are_read_in_windows():
     assert whole.keys() == parts.keys() and whole != parts
     with pytest.raises(ValueError, match="Answers are texts"):
         one.evaluate(Dataset.from_list([{"input_ids": ids, "start_positions": 0} for ids in SAMPLES]))
+
+
+def test_a_question_that_leaves_no_room_for_its_context_is_refused():
+    one = pruned("question answering")
+    # Of 16 tokens, windows share 6 and 3 are special: with 6 for the question, every window has one that is new.
+    rows = [
+        {"question": "w1 " * words, "context": " ".join(TEXTS), "answers": {"text": ["w1"], "answer_start": [0]}}
+        for words in (6, 7)
+    ]
+    one.evaluate(Dataset.from_list(rows[:1]), max_length=16)
+    with pytest.raises(ValueError, match=r"at most 6 tokens, so that windows of 16 .* has 7"):
+        one.evaluate(Dataset.from_list(rows), max_length=16)

@@ -29,6 +29,8 @@ def test_the_config_is_that_of_the_dense_model(family, tmp_path):
         name: expected[name] for name in expected if name not in new
     }
     assert config.architectures == [type(dense).__name__]
+    # Graphs are in float32 also of a model in half precision.
+    assert fields["dtype"] == dense_config(dense.half()).to_dict()["dtype"] == "float32"
 
 
 def test_the_tokenizer_has_names_that_earlier_versions_know(tmp_path):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from tiny import outputs_of, pad, ragged_samples, save_tiny, texts_of, tiny_model, tiny_tokenizer
+from tiny import outputs_of, pad, ragged_samples, texts_of, tiny_model, tiny_tokenizer
 from transformers import AutoConfig, AutoTokenizer
 
 from optimum_kprune import KPruneConfig, KPruner
@@ -47,15 +47,43 @@ def test_a_served_folder_holds_graphs_and_no_weights(pruner, tmp_path):
     torch.testing.assert_close(session(**batch).logits, outputs_of(pruner.model, batch)[0], rtol=1e-4, atol=1e-5)
 
 
-def test_what_was_pruned_before_is_exported_from_its_folder_and_replaces_a_model_if_asked_to(pruner, tmp_path):
+def test_what_was_pruned_before_is_exported_from_its_folder_and_replaces_an_export_if_asked_to(pruner, tmp_path):
     pruner.save_pretrained(tmp_path / "pruned")
-    save_tiny(tmp_path / "served")
     loaded = KPruner.from_pretrained(tmp_path / "pruned")
+    loaded.export(tmp_path / "served", quantize="float16", report=False)
     with pytest.raises(FileExistsError, match="new or empty"):
         loaded.export(tmp_path / "served")
     loaded.export(tmp_path / "served", overwrite=True, report=False)
-    assert "onnx/model.onnx" in files_in(tmp_path / "served")
-    assert "model.safetensors" not in files_in(tmp_path / "served")
+    assert [name for name in files_in(tmp_path / "served") if "onnx/" in name] == ["onnx/model.onnx"]
+
+
+def test_no_model_is_lost_to_an_export(pruner, tmp_path):
+    pruner.save_pretrained(tmp_path / "pruned")
+    found = files_in(tmp_path / "pruned")
+    for refuse in (pruner.export, pruner.require_exportable):
+        with pytest.raises(FileExistsError, match=r"holds a model, model\.safetensors, which would be lost"):
+            refuse(tmp_path / "pruned", overwrite=True)
+    assert files_in(tmp_path / "pruned") == found
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"max_drift": 0.1}, "`max_drift` bounds the drift of int8. Got it with `quantize=None`"),
+        ({"quantize": "int8", "calibration_dataset": TEXTS, "max_drift": -1}, "`max_drift` must be a number above 0"),
+        ({"report": False, "plots": True}, "Got `report=False`"),
+        ({"report": False, "evaluate": {"text": TEXTS}}, "Got `report=False`"),
+        ({"plots": True}, "Got neither `evaluate` nor"),
+        ({"evaluate": [1]}, "evaluation data must be"),
+    ],
+)
+def test_what_would_change_nothing_or_fail_later_is_refused_before_any_work(
+    pruner, tmp_path, options, told, monkeypatch
+):
+    monkeypatch.setattr(writer, "export_graph", None)
+    with pytest.raises(ValueError, match=told):
+        pruner.export(tmp_path / "served", **options)
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_beyond_one_file_lie_beside_the_graph(pruner, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from optimum_kprune.export.report import (
     measured_report,
     model_on,
 )
+from optimum_kprune.plots import draw_deployment
 from optimum_kprune.prune.heldout import Comparison
 from optimum_kprune.result import HeldoutQuality
 
@@ -126,3 +127,11 @@ def test_an_export_returns_its_report(tmp_path):
     ]
     assert report.files["model_quantized.onnx"].exists() and report.rows[-1].closeness.closeness > 0.8
     assert json.loads((tmp_path / "served" / "kprune_export.json").read_text())["rows"][2]["megabytes"] > 0
+
+
+def test_what_has_no_quality_is_left_out_of_the_picture():
+    closeness = {"measure": "agreement", "closeness": 0.9}
+    row = {"model": "dense", "runtime": "PyTorch", "megabytes": 1.0, "milliseconds": {1: 2.0}, "figures": {}}
+    rows = [row | {"closeness": closeness}, row | {"model": "pruned", "closeness": None}]
+    (panel,) = draw_deployment({"rows": rows}).axes
+    assert [line.get_label() for line in panel.lines] == ["dense (PyTorch): 1.0 MB"]

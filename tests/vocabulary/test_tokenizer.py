@@ -66,6 +66,15 @@ def test_added_tokens_and_chat_templates_stay():
         assert [kept[token] for token in fewer(text)["input_ids"]] == own(text)["input_ids"]
 
 
+def test_sides_that_were_set_in_memory_stay(tmp_path):
+    own = tokenizer("WordPiece")
+    own.padding_side = own.truncation_side = "left"
+    fewer, _ = trimmed(own)
+    fewer.save_pretrained(tmp_path)
+    for each in (fewer, AutoTokenizer.from_pretrained(tmp_path)):
+        assert (each.padding_side, each.truncation_side) == ("left", "left")
+
+
 def test_a_tokenizer_that_cannot_be_rewritten_is_refused():
     for own, reason in ((None, "No tokenizer"), (tiny_tokenizer(), "of the kind WordLevel")):
         with pytest.raises(ValueError, match=f"must be a fast tokenizer.*{reason}"):
