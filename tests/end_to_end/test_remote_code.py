@@ -65,10 +65,6 @@ def pruner(tmp_path_factory):
     folder = save_with_code(dense, root / "dense")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("optimum_kprune.encoder.adapters._ADAPTERS", {})
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(root / "modules"))
-        # Another test may have loaded code of a folder of the same name, from another cache.
-        for name in [name for name in sys.modules if name.startswith("transformers_modules.")]:
-            patch.delitem(sys.modules, name)
         register_adapter("fake-encoder", ROW)
         made = prune(KPruner.from_pretrained(folder, trust_remote_code=True))
         made.save_pretrained(root / "pruned")
